@@ -16,6 +16,11 @@ shift = {"alexnet": (0.125, "constant"), "vgg": (0.1, "edge")}
 # Data sets whose pictures mean something else, or nothing, in a mirror.
 no_flip = ("svhn", "digits")
 
+# Tuning (design section 6): Adam's learning rate of dare and its variants, and the first layers that dare-sl and
+# adversarial training freeze, counted after the normalisation.
+lr_rate = {"alexnet": 1e-3, "vgg": 1e-6}
+frozen = {"alexnet": 5, "vgg": 20}
+
 
 def family(model):
     return "vgg" if model.startswith("vgg") else "alexnet"

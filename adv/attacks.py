@@ -1,0 +1,247 @@
+"""The attacks of the study: fgsm, bim, pgd, cw and jsma on pixels in [0, 1] (design section 7).
+
+`minimal` mode looks for the smallest perturbation that changes the decision, as Foolbox 2.3.0 did, which the paper used:
+the same attacks, for all images of a batch at once, each with its own epsilon; finished images leave the batch. `fixed`
+mode attacks at given epsilons, with Foolbox 3's own attacks.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import eagerpy as ep
+import foolbox
+import numpy as np
+
+from adv.adapter import Calls, cross_entropy, each, foolbox_model, line_search, margin, margin_loss, pool
+from adv.saliency_map import saliency_map, target_classes
+from train.files import ATTACKS, UserError
+from train.utils import set_seed
+
+TOLERANCE = 0.02  # bim and pgd stop when the smallest epsilon that fails is this close to the best that succeeds
+
+
+def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None, bar=None, calls=None):
+    """Adversarial images of a Keras softmax classifier.
+
+    Args:
+        name: fgsm, bim, pgd, cw or jsma. model: a Keras classifier on pixels in [0, 1].
+        x: float32 (n, h, w, c) in [0, 1]. y: labels (n,). Images that the model gets wrong come back as they are.
+        mode: "minimal" or "fixed". epsilons: fixed mode, the size of the perturbation: a number (fgsm, bim and pgd: Linf,
+            cw: L2, jsma: number of features), or several of which the first that succeeds counts.
+        seed: of random starts and random target classes. steps: iterations, instead of the attack's own.
+        bar: called with the number of images that have been finished. calls: a Calls to use again instead of `model`.
+
+    Returns:
+        adversarial images float32 (n, h, w, c), the image itself where the attack failed, and success bool (n,).
+
+    Raises:
+        UserError: unknown name or mode, fixed mode without epsilon, images outside [0, 1] or NaN.
+    """
+    if name not in ATTACKS:
+        raise UserError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}.")
+    if mode not in ("minimal", "fixed") or (mode == "fixed") == (epsilons is None):
+        raise UserError(f"mode {mode!r} with epsilon {epsilons}: mode fixed needs an --epsilon, mode minimal takes none.")
+    x, y = np.asarray(x, "float32"), np.asarray(y, "int64")
+    if not (np.isfinite(x).all() and x.min(initial=0) >= 0 and x.max(initial=1) <= 1):
+        raise UserError("the images are not pixels in [0, 1], or some are NaN: divide 8-bit images by 255.")
+    calls = calls or Calls(foolbox_model(model))
+    set_seed(seed)
+    right = calls.logits(x).argmax(axis=1) == y if len(x) else np.zeros(0, bool)
+    result, success = x.copy(), ~right
+    if bar is not None:
+        bar(int(success.sum()))
+    if right.any():
+        find = _minimal if mode == "minimal" else _fixed
+        result[right], success[right] = find(name, calls, x[right], y[right], epsilons, seed, steps, bar)
+    return result, success
+
+
+def _minimal(name, calls, x, y, _, seed, steps, bar):
+    if name == "fgsm":
+        return fgsm(calls, x, y, bar)
+    if name == "cw":
+        return carlini_wagner(calls, x, y, steps or 1000, bar=bar)
+    if name == "jsma":
+        return saliency_map(calls, x, y, target_classes(calls, x, y, seed), steps=steps or 2000, untargeted=True, bar=bar)
+    return iterative(calls, x, y, *{"bim": (1, steps or 10, 1 / 6), "pgd": (np.inf, steps or 40, 1 / 30)}[name], bar=bar)
+
+
+def _fixed(name, calls, x, y, epsilons, seed, steps, bar):
+    epsilons = np.atleast_1d(epsilons).astype(float)
+    if name in ("cw", "jsma"):  # they have no epsilon of their own: what they find counts if it is small enough
+        found, success = _minimal(name, calls, x, y, None, seed, steps, bar)
+        size = norms(found - x)["l2" if name == "cw" else "l0"]
+        success &= size <= epsilons.max()
+        return np.where(success[:, None, None, None], found, x), success
+    kinds = {
+        "fgsm": lambda: foolbox.attacks.LinfFastGradientAttack(),
+        "bim": lambda: foolbox.attacks.LinfBasicIterativeAttack(steps=steps or 10),
+        "pgd": lambda: foolbox.attacks.LinfPGD(steps=steps or 40),
+    }
+    result, success = x.copy(), np.zeros(len(x), bool)
+    for start in range(0, len(x), calls.batch):
+        part = slice(start, start + calls.batch)
+        inputs, labels = (ep.from_numpy(calls.like, a[part]).raw for a in (x, y))
+        found, _, hit = kinds[name]()(calls.fmodel, inputs, labels, epsilons=list(epsilons))
+        for images, hits in zip(found[::-1], ep.astensor(hit).numpy()[::-1], strict=True):  # the first epsilon ends on top
+            result[part][hits] = np.clip(ep.astensor(images).numpy(), 0, 1)[hits]
+            success[part] |= hits
+        if bar is not None:
+            bar(len(x[part]))
+    return result, success
+
+
+def norms(perturbation):
+    """{"linf", "l2", "l0"} of perturbations (n, ...): float32 (n,), l0 as the number of changed features."""
+    flat = perturbation.reshape(len(perturbation), -1)
+    sizes = {"linf": np.abs(flat).max(axis=1, initial=0), "l2": np.linalg.norm(flat, axis=1), "l0": (flat != 0).sum(axis=1)}
+    return {name: size.astype("float32") for name, size in sizes.items()}
+
+
+def fgsm(calls, x, y, bar=None):
+    """Fast gradient sign method (Goodfellow et al. 2015): one gradient, then a line search along its sign."""
+    sign = np.empty_like(x)
+
+    def direction(rows):
+        sign[rows] = np.sign(calls.gradient(x[rows], y[rows], cross_entropy)[1])
+        return np.ones(len(rows), bool)
+
+    pool(len(x), calls.batch, direction)
+    return line_search(calls, x, y, sign, bar=bar)[:2]
+
+
+def iterative(calls, x, y, norm, steps, rel_stepsize, start=0.3, growth=1.5, growths=20, bisections=20, bar=None):
+    """Basic iterative method (norm 1) and projected gradient descent (norm inf), each image with its own epsilon.
+
+    The search of Foolbox 2.3.0 (design section 7): grow epsilon until the attack succeeds, then bisect; the step is the same
+    fraction of epsilon; an attempt ends at its first success; the smallest success counts. Four things save calls and
+    lose nothing (tests/test_attacks.py compares with the literal search): a success bounds epsilon by the size of what
+    was found, which is mostly smaller than the epsilon tried; the search ends when its interval is TOLERANCE of epsilon;
+    an attempt is given up when even twice its progress so far would not get it across the boundary in time; and when a
+    step moves nothing, for then no later one will.
+
+    norm 1 measures the mean absolute change of a feature, as Foolbox 2 did, so that its epsilons compare to Linf.
+    """
+    n = len(x)
+    epsilon, low, high = np.full(n, start, "float32"), np.zeros(n, "float32"), np.full(n, np.inf, "float32")
+    taken, attempts = np.zeros(n, "int64"), np.zeros(n, "int64")
+    current, best, first = x.copy(), x.copy(), np.empty_like(x)  # first: the step from x, the same in every attempt
+    margin_before, stuck = np.zeros(n, "float32"), np.zeros(n, bool)
+
+    def size(change):
+        return np.abs(change).max(axis=(1, 2, 3)) if norm == np.inf else np.abs(change).mean(axis=(1, 2, 3))
+
+    def unit_step(gradient):
+        return np.sign(gradient) if norm == np.inf else gradient / each(np.maximum(np.abs(gradient).mean(axis=(1, 2, 3)), 1e-12))
+
+    def move(rows, steps_from, direction):
+        eps = each(epsilon[rows])
+        change = steps_from + rel_stepsize * eps * direction - x[rows]
+        if norm == np.inf:
+            change = np.clip(change, -eps, eps)
+        else:
+            change *= np.minimum(1, eps / np.maximum(each(size(change)), 1e-12))
+        moved = np.clip(x[rows] + change, 0, 1)
+        stuck[rows] = (moved == current[rows]).all(axis=(1, 2, 3))
+        current[rows] = moved
+        taken[rows] += 1
+
+    def begin(rows):
+        z, gradient = calls.gradient(x[rows], y[rows], cross_entropy)
+        first[rows], margin_before[rows] = unit_step(gradient), margin(z, y[rows])
+        move(rows, x[rows], first[rows])
+        return np.ones(len(rows), bool)
+
+    def step(rows):
+        z, gradient = calls.gradient(current[rows], y[rows], cross_entropy)
+        left = margin(z, y[rows])
+        hit = z.argmax(axis=1) != y[rows]
+        progress = (margin_before[rows] - left) / taken[rows]
+        hopeless = np.isfinite(high[rows]) & (taken[rows] >= steps // 4) & (left > 2 * progress * (steps - taken[rows]))
+        missed = ~hit & ((taken[rows] >= steps) | hopeless | stuck[rows])
+        going = ~hit & ~missed
+        move(rows[going], current[rows[going]], unit_step(gradient[going]))
+
+        hits, misses = rows[hit], rows[missed]
+        found = size(current[hits] - x[hits])
+        smaller = found < high[hits]
+        best[hits[smaller]], high[hits[smaller]] = current[hits[smaller]], found[smaller]
+        low[misses] = np.maximum(low[misses], epsilon[misses])
+        ended = rows[~going]
+        attempts[ended] += 1
+        finer = np.isin(ended, hits) & (taken[ended] < steps // 2)  # found in a few large steps: the same size, in small ones
+        growing = np.isinf(high[ended])
+        middle = np.where(low[ended] > 0, (low[ended] + high[ended]) / 2, high[ended] * (1 - TOLERANCE))
+        epsilon[ended] = np.where(growing, epsilon[ended] * growth, np.where(finer, high[ended], middle))
+        attempts[ended[growing & (attempts[ended] == growths)]] = growths + bisections
+        over = (attempts[ended] >= growths + bisections) | (high[ended] - low[ended] <= TOLERANCE * 1.001 * high[ended])
+        again = ended[~over]
+        taken[again] = 0
+        current[again] = x[again]
+        move(again, x[again], first[again])
+        finished = np.zeros(len(rows), bool)
+        finished[~going] = over
+        return finished
+
+    pool(n, calls.batch, begin)
+    pool(n, calls.batch, step, bar)
+    return best, np.isfinite(high)
+
+
+def carlini_wagner(calls, x, y, steps=1000, searches=5, rate=5e-3, constant=1e-2, check=None, bar=None):
+    """Carlini and Wagner's L2 attack (2017), untargeted, confidence 0, as Foolbox has it, each image at its own pace.
+
+    For every image a search over the constant between its misclassification and its squared L2 norm: ten times as large
+    until the attack succeeds, then bisected, `searches` values in all. For each, Adam in tanh space for up to `steps`
+    iterations; an image that has made no progress for `check` iterations (default: a twentieth of `steps`) goes on to its
+    next constant. Foolbox stops only when the whole batch has made none.
+    """
+    n, shape = len(x), x.shape
+    check = check or max(steps // 20, 10)
+    origin = np.arctanh((2 * x - 1) * np.float32(0.999999))
+    start = np.float32(0.5) * np.tanh(origin) + np.float32(0.5)  # x, up to rounding
+    delta, m, v = (np.zeros(shape, "float32") for _ in range(3))
+    const, low, high = np.full(n, constant, "float32"), np.zeros(n, "float32"), np.full(n, np.inf, "float32")
+    taken, search = np.zeros(n, "int64"), np.zeros(n, "int64")
+    crossed, before, lowest = np.zeros(n, bool), np.full(n, np.inf), np.full(n, np.inf)
+    best, best_norm = x.copy(), np.full(n, np.inf, "float32")
+
+    def step(rows):
+        t = np.tanh(origin[rows] + delta[rows])
+        image = 0.5 * t + np.float32(0.5)
+        z, gradient = calls.gradient(image, y[rows], margin_loss)
+        left, change = margin(z, y[rows]), image - start[rows]
+        squared = np.square(change).sum(axis=(1, 2, 3))
+        active = const[rows] * (left > 0)
+        gradient = (each(active) * gradient + 2 * change) * (0.5 * (1 - t * t))
+
+        taken[rows] += 1
+        count = each(taken[rows].astype("float32"))
+        m[rows] = 0.9 * m[rows] + np.float32(0.1) * gradient
+        v[rows] = 0.999 * v[rows] + np.float32(0.001) * gradient * gradient
+        delta[rows] -= rate * (m[rows] / (1 - 0.9**count)) / (np.sqrt(v[rows] / (1 - 0.999**count)) + 1e-8)
+
+        hit = z.argmax(axis=1) != y[rows]
+        crossed[rows] |= hit
+        norm = np.linalg.norm((image - x[rows]).reshape(len(rows), -1), axis=1)
+        closer = hit & (norm < best_norm[rows])
+        best[rows[closer]], best_norm[rows[closer]] = image[closer], norm[closer]
+
+        lowest[rows] = np.minimum(lowest[rows], squared + active * left)
+        checked = taken[rows] % check == 0
+        stuck = checked & ~(lowest[rows] <= 0.99 * before[rows])
+        before[rows[checked]] = lowest[rows[checked]]
+        over = rows[(taken[rows] >= steps) | stuck]
+
+        high[over] = np.where(crossed[over], np.minimum(high[over], const[over]), high[over])
+        low[over] = np.where(crossed[over], low[over], np.maximum(low[over], const[over]))
+        const[over] = np.where(np.isinf(high[over]), const[over] * 10, (low[over] + high[over]) / 2)
+        search[over] += 1
+        delta[over] = m[over] = v[over] = 0
+        taken[over], crossed[over], before[over], lowest[over] = 0, False, np.inf, np.inf
+        return search[rows] >= searches
+
+    pool(n, calls.batch, step, bar)
+    return best, np.isfinite(best_norm)

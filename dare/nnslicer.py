@@ -1,0 +1,253 @@
+"""Step 3: slice the network: the synapses of every neuron, and the neurons, that matter (NNSlicer, FSE 2020).
+
+    python dare/nnslicer.py --dataset digits --model alexnet --per 0.95
+
+Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>/. Writes slice_<per>.h5 there: for every dense
+and convolutional layer `mask`, `class_mask`, `contribution` and `relative_activation`. Works on any feed-forward chain of
+Keras layers of the kinds listed below; no layer name or shape is written into it.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from train.files import UserError, data_sha256, model_folder, options, run, set_attributes, stage, whole
+from train.utils import load_fitting_data, load_study, predict
+
+import keras  # isort: skip
+
+dataset = "digits"
+model = "alexnet"
+seed = 0
+per = 0.95  # share of every neuron's synapses in the slice; larger `per`, larger slice
+
+SLICED = ("Dense", "Conv1D", "Conv2D", "Conv3D")
+# Contributions pass these on unchanged: what they change is a channel's scale, sign or resolution, not which it is.
+PASSED = ("InputLayer", "Normalization", "Rescaling", "BatchNormalization", "LayerNormalization", "GroupNormalization")
+PASSED += ("Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax", "Dropout", "SpatialDropout2D", "GaussianNoise")
+PASSED += tuple(f"{kind}Pooling{d}D" for d in (1, 2, 3) for kind in ("Max", "Average", "GlobalMax", "GlobalAverage"))
+PASSED += ("ZeroPadding2D", "Flatten")  # Flatten and global pooling also add up a channel's positions
+
+IMAGES_AT_ONCE = 2048  # bounds memory: the model runs on this many images, then their activations are added up
+
+
+@dataclass
+class SlicedLayer:
+    """What the slicer knows of one dense or convolutional layer with n_in inputs and n_out neurons (design section 9).
+
+    mask: bool (n_in, n_out), the synapses of the model's slice; all taps of a kernel share their synapse's.
+    class_mask: bool (classes, n_in, n_out), those of the slice of each class.
+    contribution: float32 (classes, n_out), CONTRIB of each neuron to each class.
+    relative_activation: float32 (classes, n_out), D.
+    """
+
+    mask: np.ndarray
+    class_mask: np.ndarray
+    contribution: np.ndarray
+    relative_activation: np.ndarray
+
+
+def slice_model(model, x, y, per):
+    """Slices of a classifier (design section 4; NNSlicer, section 4).
+
+    Args:
+        model: a chain of Keras layers of the kinds above, ending in one output per class.
+        x: images (n, h, w, c), uint8 or float32 pixels as the model takes them. y: labels (n,), every class present.
+        per: share of every neuron's synapses, in (0, 1].
+
+    Returns:
+        {layer name: SlicedLayer}, from the first layer to the last.
+
+    Raises:
+        UserError: a layer the slicer cannot handle, named; a class without images; `per` outside (0, 1].
+    """
+    if not 0 < per <= 1:
+        raise UserError(f"per is {per}, not a share in (0, 1].")
+    layers = chain(model)
+    outputs, inputs = relative_activations(model, layers, x, y)
+    return backward(model, layers, outputs, inputs, per)
+
+
+def chain(model):
+    """The model's layers, first to last. Raises UserError if they are no chain or one is of a kind not handled."""
+    layers = list(model.layers)
+    for layer in layers:
+        kind = type(layer).__name__
+        if kind not in SLICED + PASSED:
+            raise UserError(f"the slicer cannot handle layer {layer.name}, a {kind}: it knows {', '.join(SLICED + PASSED)}.")
+        if kind.startswith("Conv") and (layer.groups != 1 or layer.data_format != "channels_last"):
+            raise UserError(f"the slicer cannot handle layer {layer.name}: convolutions must have one group, channels last.")
+        if len(layer._inbound_nodes) > 1 or (layer._inbound_nodes and len(layer._inbound_nodes[0].input_tensors) > 1):
+            raise UserError(f"the slicer cannot handle layer {layer.name}: it has several inputs or is used twice, so this is no chain.")
+    for before, after in zip(layers, layers[1:], strict=False):
+        if after.input is not before.output:
+            raise UserError(f"the slicer cannot handle layer {after.name}: its input is not the output of {before.name}, so this is no chain.")
+    if not any(type(layer).__name__ in SLICED for layer in layers):
+        raise UserError("the slicer found no dense or convolutional layer in this model.")
+    return layers
+
+
+def relative_activations(model, layers, x, y):
+    """D of every neuron at the outputs and inputs of the sliced layers, in one pass over the images.
+
+    D_n(c) = mean activation of neuron n over class c, minus that over all images; a channel's activation is its mean over
+    positions. Returns two dicts, layer name -> float64 (classes, neurons); `outputs` also has the model's own output, "".
+    """
+    sliced = [layer for layer in layers if type(layer).__name__ in SLICED]
+    classes = model.output_shape[-1]
+    y = np.asarray(y, "int64")
+    counts = np.bincount(y, minlength=classes)
+    if len(counts) != classes or not counts.all():
+        raise UserError(f"the slicer needs images of each of the {classes} classes: there are {np.unique(y).tolist()}.")
+
+    def neurons(tensor):
+        positions = tuple(range(1, len(tensor.shape) - 1))
+        return keras.ops.mean(tensor, axis=positions) if positions else tensor
+
+    tensors = [t for layer in sliced for t in (layer.output, layer.input)] + [model.output]
+    probe = keras.Model(model.input, [neurons(t) for t in tensors])
+    sums = [np.zeros((classes, t.shape[-1])) for t in tensors]
+    for start in tqdm(range(0, len(x), IMAGES_AT_ONCE), desc="activations", unit="batch", disable=None):
+        rows = slice(start, start + IMAGES_AT_ONCE)
+        onehot = np.eye(classes)[y[rows]].T
+        for total, activation in zip(sums, predict(probe, x[rows]), strict=True):
+            total += onehot @ activation
+    relative = [total / counts[:, None] - total.sum(axis=0) / len(y) for total in sums]
+    names = [layer.name for layer in sliced]
+    return dict(zip([*names, ""], [*relative[:-1:2], relative[-1]], strict=True)), dict(zip(names, relative[1::2], strict=True))
+
+
+def backward(model, layers, outputs, inputs, per):
+    """Contributions from the output backwards, and the slices of every layer they meet; as slice_model."""
+    contribution = np.diag(np.diag(outputs[""]))  # CONTRIB_out(c) = D_out(c), 0 for other outputs
+    result = {}
+    for layer in reversed(layers):
+        if layer.name in inputs:
+            kernel = keras.ops.convert_to_numpy(layer.kernel)
+            weights = kernel.sum(axis=tuple(range(kernel.ndim - 2)), dtype="float64")  # (n_in, n_out): taps summed
+            result[layer.name], contribution = slice_layer(weights, contribution, outputs[layer.name], inputs[layer.name], per)
+        elif type(layer).__name__ == "Flatten":
+            contribution = contribution.reshape(len(contribution), -1, layer.input.shape[-1]).sum(axis=1)
+    return dict(reversed(result.items()))
+
+
+def slice_layer(weights, contribution, d_out, d_in, per):
+    """The slices of one layer, and the contributions of its inputs.
+
+    Args:
+        weights: float64 (n_in, n_out). contribution, d_out: float64 (classes, n_out), CONTRIB_i and D_i.
+        d_in: float64 (classes, n_in), D_j.
+
+    local(c, i, j) = CONTRIB_i(c) * D_i(c) * w_ij * D_j(c) = g * w_ij * D_j(c), where g belongs to the neuron. So every
+    sum of its signs is a product of matrices, and the ranking of a neuron's synapses needs only the sign of g.
+
+    Returns:
+        SlicedLayer, and CONTRIB_j(c), float64 (classes, n_in).
+    """
+    classes, (n_in, n_out) = len(contribution), weights.shape
+    keep = count(per, n_in)
+    g = np.sign(contribution * d_out)  # (classes, n_out)
+    w = np.ascontiguousarray(weights.T)  # (n_out, n_in): a neuron's synapses lie together
+    sign_w, size_w = np.sign(w), np.abs(w)
+    class_mask = np.empty((classes, n_out, n_in), bool)
+    share = np.empty((classes, n_out))
+
+    def one_class(c):
+        # The largest g * w * D: w * D where g is positive, -w * D where it is negative, all tied at 0 where it is 0.
+        local = w * d_in[c]
+        np.multiply(local, g[c][:, None], out=local)
+        class_mask[c] = largest(local, keep)
+        largest_local = np.abs(local, out=local).max(axis=1)
+        share[c] = np.divide(g[c], largest_local, out=np.zeros(n_out), where=largest_local > 0)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(one_class, range(classes)))
+    del size_w
+    votes = sign_w * (g.T @ np.sign(d_in))  # sum over c of sign(local), (n_out, n_in)
+    ties = w * (share.T @ d_in)  # sum over c of local / max |local(c, i, :)|
+    mask = largest(votes, keep, ties)
+    contribution_in = np.sign(d_in) * (g @ sign_w)  # sum over i of sign(local), (classes, n_in)
+    return (
+        SlicedLayer(
+            np.ascontiguousarray(mask.T),
+            np.ascontiguousarray(class_mask.transpose(0, 2, 1)),
+            contribution.astype("float32"),
+            d_out.astype("float32"),
+        ),
+        contribution_in,
+    )
+
+
+def count(per, n):
+    """ceil(per * n), where per * n is meant as written: 0.05 * 20 is 1, not 2 for the sake of a rounding error."""
+    return int(np.ceil(round(per * n, 9)))
+
+
+def largest(values, k, ties=None):
+    """Mask of the k largest of every row of values (rows, n); equal ones by `ties` (rows, n), then by index."""
+    rows, n = values.shape
+    if k >= n:
+        return np.ones((rows, n), bool)
+    threshold = np.partition(values, n - k, axis=1)[:, n - k, None]
+    mask = values > threshold
+    level = values == threshold
+    free = k - mask.sum(axis=1, keepdims=True)  # places left for those at the threshold
+    if ties is not None:
+        at_level = np.where(level, ties, -np.inf)
+        threshold = np.take_along_axis(np.sort(at_level, axis=1), n - free, axis=1)
+        mask |= at_level > threshold
+        level &= at_level == threshold
+        free = k - mask.sum(axis=1, keepdims=True)
+    many = level.sum(axis=1) > free[:, 0]  # only rows where the ties are more than the places need counting
+    level[many] &= np.cumsum(level[many], axis=1) <= free[many]
+    return mask | level
+
+
+def key_neurons(contribution, per):
+    """bool (classes, n): the ceil(per * n) neurons with the largest contribution (classes, n) to each class."""
+    return largest(np.asarray(contribution, "float64"), count(per, contribution.shape[1]))
+
+
+def save_slice(path, slices, **made_from):
+    """Write slices to an HDF5 file, with what they were made from as root attributes."""
+    with whole(path) as temporary, h5py.File(temporary, "w") as file:
+        set_attributes(file, **made_from)
+        for order, (name, sliced) in enumerate(slices.items()):
+            group = file.create_group(name)
+            group.attrs["order"] = order
+            for field in fields(sliced):
+                array = getattr(sliced, field.name)
+                group.create_dataset(field.name, data=array, compression="lzf" if array.dtype == bool else None)
+
+
+def load_slice(file):
+    """{layer name: SlicedLayer without class_mask} of an open slice file, in the order of the layers."""
+    names = sorted(file, key=lambda name: file[name].attrs["order"])
+    return {
+        n: SlicedLayer(file[n]["mask"][()], None, file[n]["contribution"][()], file[n]["relative_activation"][()]) for n in names
+    }
+
+
+def main(argv=None):
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, per=per)
+    folder = model_folder(args.dataset, args.model, args.seed)
+    folder, classifier, _, digest = load_study(args)
+    x, y = load_fitting_data(args, "train", classifier)
+    with stage(folder / "nnslicer.log", "slice", **vars(args), images=len(x)):
+        slices = slice_model(classifier, x, y, args.per)
+        path = folder / f"slice_{args.per:g}.h5"
+        save_slice(path, slices, **vars(args), checkpoint_sha256=digest, data_sha256=data_sha256(args.dataset))
+        sizes = [(s.mask.sum(), s.mask.size) for s in slices.values()]
+        kept, total = (sum(column) for column in zip(*sizes, strict=True))
+        print(f"{path}: {len(slices)} layers, {kept:,} of {total:,} synapses in the slice ({100 * kept / total:.1f}%)")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,169 @@
+"""Step 8: score. Clean accuracy and empirical robustness of the original and of every tuned model, every epoch of it.
+
+    python dare/test.py --dataset digits --model alexnet
+    python dare/test.py --dataset digits --model alexnet --adaptive
+
+Reads data/<dataset>/ and, of models/<dataset>_<model>/, the checkpoint, adv/*.h5 and every folder of tuned models. Writes
+robustness.csv there, one row per model, attack and split; `selected` marks the epoch that the selection rule chose. With
+--adaptive it also attacks every selected model itself (dare/adaptive.py). Empirical robustness is the accuracy, in %, on the
+samples that succeeded against the original. What has been scored is kept in scores.json, and not computed again.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from train.files import ATTACKS, UserError, artifact, attributes, data_folder, data_sha256, epochs_in, options, run, sha256, stage, whole, write_text
+from train.utils import load_fitting_data, load_study, load_weights, predict
+
+dataset = "digits"
+model = "alexnet"
+seed = 0
+adaptive = False  # attack every selected model itself, too
+
+SPLITS = ("train", "validation", "test")
+LOSS_ALLOWED = 1.0  # points of clean accuracy that a selected model may lose
+
+
+def read_samples(folder, **same):
+    """{attack: (images, labels, splits, SHA-256)} of the samples that succeeded; refused if made from another model."""
+    samples = {}
+    for name in ATTACKS:
+        path = folder / "adv" / f"{name}.h5"
+        if path.exists():
+            with artifact(path, f"python adv/generate_adv.py --attack {name}", **same) as file:
+                hit = file["success"][()]
+                samples[name] = (file["image"][()][hit], file["label"][()][hit], file["split"][()][hit], sha256(path))
+    if not samples:
+        raise UserError(f"{folder}/adv holds no adversarial samples: make them with `python adv/generate_adv.py`.")
+    return samples
+
+
+def tuned_models(folder, digest):
+    """[(weights file, attributes)] of every epoch of every tuned model in a model folder, finished runs only.
+
+    Raises UserError if one was tuned from another checkpoint than `digest`.
+    """
+    found = []
+    for sub in sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in ("checkpoints", "adv")):
+        epochs = epochs_in(sub)
+        paths = [sub / f"model.{epoch:03d}.weights.h5" for epoch in epochs]
+        about = [attributes(path) for path in paths]
+        if not paths:
+            continue
+        if about[-1].get("checkpoint_sha256") != digest:
+            raise UserError(f"{sub} was tuned from checkpoint {str(about[-1].get('checkpoint_sha256'))[:12]}, not {digest[:12]}: tune it again or remove it.")
+        if about[-1]["epochs"] == epochs[-1]:
+            found += zip(paths, about, strict=True)
+    return found
+
+
+def score(classifier, x_test, y_test, samples, wanted):
+    """{part: [images, right]} of one model in one pass: "clean" and "<attack> <split>", those that are `wanted`."""
+    parts = {"clean": (x_test, y_test)} if "clean" in wanted else {}
+    for name, (images, labels, split, _) in samples.items():
+        for code, title in enumerate(SPLITS):
+            if f"{name} {title}" in wanted:
+                parts[f"{name} {title}"] = images[split == code], labels[split == code]
+    return {part: [len(y), int((predict(classifier, x).argmax(axis=1) == y).sum()) if len(y) else 0] for part, (x, y) in parts.items()}
+
+
+def select(table):
+    """The selection rule of design section 7, on robustness.csv as a DataFrame; returns its column `selected`.
+
+    Of all epochs and learning rates of a method and run: the highest mean empirical robustness on the validation part among
+    those that lose at most LOSS_ALLOWED points of clean accuracy; if none, the one that loses least. The test part of the
+    samples is not looked at.
+    """
+    original = table.loc[table["method"] == "original", "test_accuracy"].iloc[0]
+    validation = table[table["split"] == "validation"]
+    keys = ["method", "run", "per", "choose_layer", "lr_rate", "epoch"]
+    means = validation.groupby(keys, dropna=False, sort=False)
+    means = means.agg(robustness=("empirical_robustness", "mean"), clean=("test_accuracy", "first")).reset_index()
+    allowed = means["clean"] >= original - LOSS_ALLOWED - 1e-9
+    means["rank"] = np.where(allowed, means["robustness"], -1000 + means["clean"])
+    best = means.loc[means.groupby(["method", "run", "per", "choose_layer"], dropna=False)["rank"].idxmax()]
+    chosen = {tuple("" if pd.isna(v) else v for v in row) for row in best[keys].itertuples(index=False)}
+    return [tuple("" if pd.isna(v) else v for v in row) in chosen for row in table[keys].itertuples(index=False)]
+
+
+def score_all(folder, args, classifier, digest):
+    """robustness.csv of a model folder as a DataFrame."""
+    samples = read_samples(folder, checkpoint_sha256=digest, data_sha256=data_sha256(args.dataset))
+    x_test, y_test = load_fitting_data(args, "test", classifier)
+    clean = "clean " + sha256(data_folder(args.dataset) / "x_test.npy", data_folder(args.dataset) / "y_test.npy")
+    final = epochs_in(folder / "checkpoints")[-1]
+    original = {"method": "original", "epoch": final, "run": 0}
+    models = [(folder / "checkpoints" / f"model.{final:03d}.weights.h5", original), *tuned_models(folder, digest)]
+    path = folder / "scores.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kinds = {"clean": clean} | {f"{a} {s}": f"{a} {s} {samples[a][3]}" for a in samples for s in SPLITS[1:]}
+    rows, known = [], {}
+    for weights, about in tqdm(models, desc="score", unit="model", disable=None):
+        key = sha256(weights)
+        scores = kept.get(key, {})
+        wanted = {part for part, name in kinds.items() if name not in scores}
+        if wanted:
+            new = score(load_weights(classifier, weights), x_test, y_test, samples, wanted)
+            scores |= {kinds[part]: value for part, value in new.items()}
+        kept[key] = known[key] = {name: scores[name] for name in kinds.values()}
+        if wanted:
+            write_text(path, json.dumps(kept))
+        count, right = scores[clean]
+        for attack in samples:
+            for split in SPLITS[1:]:
+                n, survived = scores[kinds[f"{attack} {split}"]]
+                rows.append(
+                    {
+                        "dataset": args.dataset,
+                        "model": args.model,
+                        "source": f"M{args.seed}",
+                        "run": about["run"],
+                        "seed": args.seed,
+                        "method": about["method"],
+                        "lr_rate": about.get("lr_rate"),
+                        "epoch": about["epoch"],
+                        "attack": attack,
+                        "split": split,
+                        "n": n,
+                        "empirical_robustness": round(100 * survived / n, 4) if n else float("nan"),
+                        "test_accuracy": round(100 * right / count, 4),
+                        "per": about.get("per"),
+                        "choose_layer": about.get("choose_layer"),
+                    }
+                )
+    write_text(path, json.dumps(known))
+    table = pd.DataFrame(rows)
+    table.insert(13, "selected", select(table))
+    return table
+
+
+def summary(table):
+    """The table for the terminal: the selected models on the test part, a column per attack."""
+    chosen = table[table["selected"] & (table["split"] == "test")]
+    keys = ["method", "per", "choose_layer", "lr_rate", "run", "epoch", "test_accuracy"]
+    wide = chosen.pivot_table(index=keys, columns="attack", values="empirical_robustness", sort=False, dropna=False)
+    wide = wide.dropna(how="all")[[a for a in ATTACKS if a in wide.dropna(how="all").columns]]
+    return wide.assign(mean=wide.mean(axis=1)).round(1).reset_index().rename(columns={"test_accuracy": "clean"})
+
+
+def main(argv=None):
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, adaptive=adaptive)
+    folder, classifier, _, digest = load_study(args)
+    with stage(folder / "test.log", "score", **vars(args)):
+        table = score_all(folder, args, classifier, digest)
+        with whole(folder / "robustness.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        print(f"\nEmpirical robustness in % on the test part of the samples, and clean accuracy; {args.dataset} {args.model} M{args.seed}\n")
+        print(summary(table).to_string(index=False, na_rep="", float_format=lambda v: f"{v:g}"))
+        print(f"\n{folder / 'robustness.csv'}: {len(table)} rows", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
