@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dare.dare import study_arguments, tune_classifier
+from dare.dare import dataset, model, seed, study_arguments, tune_classifier
 from train import params
-from train.files import ATTACKS, UserError, artifact, run, sha256, stage, tuned_folder
+from train.files import ATTACKS, UserError, artifact, options, run, sha256, stage, tuned_folder
 
 attack = "all"
 lr_rate = 1e-4
@@ -25,9 +25,9 @@ run_number = 0
 
 def main(argv=None):
     constants = {"attack": attack, "lr_rate": lr_rate, "epoch": epoch, "run": run_number}
-    args, *_ = study = study_arguments(__doc__, argv, usual_rate=lr_rate, **constants)
-    for name in ATTACKS if args.attack == "all" else args.attack.split(","):
-        one_attack(name, *(study if name == args.attack else study_arguments(__doc__, argv, usual_rate=lr_rate, **constants)))
+    names = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants).attack
+    for name in ATTACKS if names == "all" else names.split(","):
+        one_attack(name, *study_arguments(__doc__, argv, **constants))
 
 
 def one_attack(name, args, folder, classifier, made_from, changed):

@@ -27,7 +27,7 @@ from train.files import ATTACKS, UserError, attributes, data_sha256, options, pi
 from train.utils import load_fitting_data, load_study, predict
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 dataset = "digits"
 model = "alexnet"
@@ -79,9 +79,7 @@ def generate(name, calls, classifier, x, y, index, path, seed, mode, epsilon, st
             part = parts / f"{start:06d}.h5"
             if {k: attributes(part).get(k) for k in made_from} != made_from:
                 begun, calls.seconds = time.perf_counter(), 0.0
-                image, success = run_attack(
-                    name, classifier, pixels(x[rows]), y[rows], mode, epsilon, seed + start, steps, bar.update, calls
-                )
+                image, success = run_attack(name, classifier, pixels(x[rows]), y[rows], mode, epsilon, seed + start, steps, bar.update, calls)
                 with whole(part) as temporary, h5py.File(temporary, "w") as file:
                     set_attributes(file, **made_from, seconds=time.perf_counter() - begun, inside=calls.seconds)
                     file["image"], file["success"] = image, success

@@ -67,9 +67,7 @@ def saliency_map(calls, x, y, target, theta=0.1, most=7, steps=2000, untargeted=
 
 def target_classes(calls, x, y, seed):
     """The class that a gradient attack (L2, growing steps) lands in; where it fails, a random other one, from the seed."""
-    gradient = np.concatenate(
-        [calls.gradient(x[i : i + calls.batch], y[i : i + calls.batch], cross_entropy)[1] for i in range(0, len(x), calls.batch)]
-    )
+    gradient = np.concatenate([calls.gradient(x[i : i + calls.batch], y[i : i + calls.batch], cross_entropy)[1] for i in range(0, len(x), calls.batch)])
     rms = np.sqrt(np.square(gradient).mean(axis=tuple(range(1, x.ndim)), keepdims=True))
     _, success, label = line_search(calls, x, y, gradient / np.maximum(rms, 1e-12))
     classes = calls.logits(x[:1]).shape[1]

@@ -3,8 +3,8 @@
     python dare/dare.py --dataset digits --model alexnet --lr_rate 1e-3
 
 Reads data/<dataset>/, and of models/<dataset>_<model>/ the final checkpoint, slice_<per>.h5 and ats_<layer>.h5. Writes the
-classifier after every epoch, dare/model.001.weights.h5 ..., and log.csv; settings that are not the default (another
-lr_rate, per, choose_layer or run) are part of the folder's name. The variants dare-s.py, dare-sl.py and dare-last.py,
+classifier after every epoch, dare/model.001.weights.h5 ..., and log.csv; flags that differ from the constants below are
+part of the folder's name, dare_lr0.0001. The variants dare-s.py, dare-sl.py and dare-last.py,
 adv/fintune_adv.py and controls.py call what is here.
 """
 
@@ -145,18 +145,17 @@ def read_mined(file):
     return Mined(**arrays, activation=file["activation"])
 
 
-def study_arguments(doc, argv, usual_rate=None, **constants):
+def study_arguments(doc, argv, **constants):
     """options() and load_study() of a tuning script, with the learning rate and layer of the network filled in.
 
-    Returns args, folder, classifier, the attributes that every tuned model gets, and the changes from the defaults.
+    Returns args, folder, classifier, the attributes that every tuned model gets, and the changes from the constants, which
+    are part of the folder's name.
     """
     args = options(doc, argv, dataset=dataset, model=model, seed=seed, **constants)
     folder, classifier, _, digest = load_study(args)
-    changed = {"lr_rate": args.lr_rate, "choose_layer": getattr(args, "choose_layer", None)}
-    usual = {"lr_rate": usual_rate or params.lr_rate[params.family(args.model)], "choose_layer": default_layer(classifier), "per": per}
-    args.lr_rate = args.lr_rate or usual["lr_rate"]
-    changed |= {"per": getattr(args, "per", None)}
-    changed = {k: v for k, v in changed.items() if v is not None and v != usual[k]}
+    given = {k: getattr(args, k) for k in ("lr_rate", "choose_layer", "per") if k in constants}
+    changed = {k: v for k, v in given.items() if v != constants[k]}
+    args.lr_rate = args.lr_rate or params.lr_rate[params.family(args.model)]
     made_from = {"dataset": args.dataset, "model": args.model, "seed": args.seed, "run": args.run, "lr_rate": args.lr_rate}
     made_from |= {"checkpoint_sha256": digest, "data_sha256": data_sha256(args.dataset)}
     return args, folder, classifier, made_from, changed

@@ -178,7 +178,9 @@ def history_of(folder, first=None, last=None):
     first = first or final // 2 + final % 2
     last = last or final - 1
     if not 1 <= first <= last < final:
-        raise UserError(f"--first {first} to --last {last} is no stretch of history before the final epoch {final} of {folder}: train for more epochs or choose another.")
+        raise UserError(
+            f"--first {first} to --last {last} is no stretch of history before the final epoch {final} of {folder}: train for more epochs or choose another."
+        )
     if missing := [e for e in range(first, last + 1) if e not in epochs]:
         raise UserError(f"{checkpoint_path(folder, missing[0])} is missing: train again, without --keep_from or with an earlier one.")
     return {e: checkpoint_path(folder, e) for e in [*range(first, last + 1), final]}
@@ -190,7 +192,8 @@ def main(argv=None):
     checkpoints = history_of(folder, args.first, args.last)
     layer = args.choose_layer or default_layer(classifier)
     x, y = load_fitting_data(args, "validation", classifier)
-    begin, end = list(checkpoints)[0], list(checkpoints)[-2]
+    history = list(checkpoints)[:-1]
+    begin, end = history[0], history[-1]
     with stage(folder / "get_ats.log", "mine", **vars(args), images=len(x)):
         sweep(folder)
         data = data_sha256(args.dataset)

@@ -10,6 +10,7 @@ Keras layers of the kinds listed below; no layer name or shape is written into i
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -86,7 +87,7 @@ def chain(model):
             raise UserError(f"the slicer cannot handle layer {layer.name}: convolutions must have one group, channels last.")
         if len(layer._inbound_nodes) > 1 or (layer._inbound_nodes and len(layer._inbound_nodes[0].input_tensors) > 1):
             raise UserError(f"the slicer cannot handle layer {layer.name}: it has several inputs or is used twice, so this is no chain.")
-    for before, after in zip(layers, layers[1:], strict=False):
+    for before, after in pairwise(layers):
         if after.input is not before.output:
             raise UserError(f"the slicer cannot handle layer {after.name}: its input is not the output of {before.name}, so this is no chain.")
     if not any(type(layer).__name__ in SLICED for layer in layers):
@@ -155,7 +156,7 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     keep = count(per, n_in)
     g = np.sign(contribution * d_out)  # (classes, n_out)
     w = np.ascontiguousarray(weights.T)  # (n_out, n_in): a neuron's synapses lie together
-    sign_w, size_w = np.sign(w), np.abs(w)
+    sign_w = np.sign(w)
     class_mask = np.empty((classes, n_out, n_in), bool)
     share = np.empty((classes, n_out))
 
@@ -169,7 +170,6 @@ def slice_layer(weights, contribution, d_out, d_in, per):
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(one_class, range(classes)))
-    del size_w
     votes = sign_w * (g.T @ np.sign(d_in))  # sum over c of sign(local), (n_out, n_in)
     ties = w * (share.T @ d_in)  # sum over c of local / max |local(c, i, :)|
     mask = largest(votes, keep, ties)
@@ -230,9 +230,7 @@ def save_slice(path, slices, **made_from):
 def load_slice(file):
     """{layer name: SlicedLayer without class_mask} of an open slice file, in the order of the layers."""
     names = sorted(file, key=lambda name: file[name].attrs["order"])
-    return {
-        n: SlicedLayer(file[n]["mask"][()], None, file[n]["contribution"][()], file[n]["relative_activation"][()]) for n in names
-    }
+    return {n: SlicedLayer(file[n]["mask"][()], None, file[n]["contribution"][()], file[n]["relative_activation"][()]) for n in names}
 
 
 def main(argv=None):

@@ -56,8 +56,13 @@ LARGEST_DATA = 8 * 2**30  # bytes that a compressed file may unpack to
 class _Arrays(pickle.Unpickler):
     """CIFAR-10's batches are pickles, and a pickle is a program: allow the parts of NumPy arrays and nothing else."""
 
-    allowed = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")}
-    allowed |= {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")}
+    allowed = (
+        ("_codecs", "encode"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+    )
 
     def find_class(self, module, name):
         if (module, name) not in self.allowed:
@@ -67,7 +72,7 @@ class _Arrays(pickle.Unpickler):
 
 def read_cifar10(folder):
     """(x, y) of train and test, from cifar-10-python.tar.gz or from cifar-10-batches-py/ (or the batches themselves)."""
-    names = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    names = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
     archive = folder / "cifar-10-python.tar.gz"
     batches = next((d for d in (folder / "cifar-10-batches-py", folder) if (d / "test_batch").exists()), None)
     if batches is None and not archive.exists():
@@ -80,7 +85,7 @@ def read_cifar10(folder):
         return x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), y
 
     def parts(open_batch, exists):
-        for part, all_names in names.items():
+        for all_names in names:
             # Sizes are what the files hold: a data set with fewer batches is a smaller data set.
             read_ones = [_parse(f"{folder}: {n}", read, open_batch, n) for n in all_names if exists(n)]
             if not read_ones:

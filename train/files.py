@@ -34,6 +34,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
+@contextlib.contextmanager
+def quiet():
+    """Keep what a backend's libraries print to stderr while they are imported off the terminal."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 class UserError(Exception):
     """Something the user can mend. Its text is one plain sentence: what was wrong, and what to do."""
 
@@ -120,9 +133,7 @@ def options(doc, argv=None, **constants):
         if kind is bool:
             parser.add_argument(f"--{name}", action="store_true", default=value, help=shown)
         else:
-            parser.add_argument(
-                f"--{name}", type=kind, default=None if value is None else str(value), help=shown.replace("%", "%%")
-            )
+            parser.add_argument(f"--{name}", type=kind, default=None if value is None else str(value), help=shown.replace("%", "%%"))
     return parser.parse_args(argv)
 
 
@@ -165,9 +176,9 @@ def checkpoint_path(folder, epoch):
 
 
 def tuned_folder(folder, method, run=0, **changed):
-    """The folder of one tuned model: <method>, and whatever of the run was not the default (lr_rate, per, ...)."""
+    """The folder of one tuned model: <method>, and the flags that were not those of the script (lr_rate, per, ...)."""
     short = {"lr_rate": "lr", "choose_layer": ""}
-    name = method + "".join(f"_{short.get(k, k)}{v}" for k, v in changed.items() if v is not None)
+    name = method + "".join(f"_{short.get(k, k)}{v}" for k, v in changed.items())
     return folder / (name + (f"_run{run}" if run else ""))
 
 

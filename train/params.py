@@ -1,6 +1,7 @@
 """How the study trains its networks (design section 3). Edit here what alexnet.py and train.py do not have as a flag."""
 
 batch = 128
+small_batch = 32  # for fewer than 2,000 images (digits), so that an epoch has some steps
 momentum = 0.9  # SGD with Nesterov momentum
 epochs = 200  # what the milestones below refer to; a shorter run scales them
 
@@ -20,6 +21,10 @@ no_flip = ("svhn", "digits")
 # adversarial training freeze, counted after the normalisation.
 lr_rate = {"alexnet": 1e-3, "vgg": 1e-6}
 frozen = {"alexnet": 5, "vgg": 20}
+
+
+def batch_of(images):
+    return batch if images >= 2000 else small_batch
 
 
 def family(model):

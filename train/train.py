@@ -13,13 +13,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import keras
 import numpy as np
 
 from train import params
 from train.files import MODELS, UserError, data_sha256, disk_space, load_data, model_folder, options, pixels, run, stage, whole
-from train.models import build_model, statistics
 from train.utils import Batches, fit, set_seed
+
+import keras  # isort: skip  (after train.utils, which imports it quietly)
+from train.models import build_model, statistics  # isort: skip
 
 dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own
 model = "vgg16"  # vgg16, vgg19
@@ -48,7 +49,7 @@ def train_batches(x, y, model, dataset, seed):
     """The shuffled, augmented batches that `model` trains on."""
     shift, fill = params.shift[params.family(model)]
     flip = dataset not in params.no_flip
-    return Batches(len(x), lambda rows, rng: (augment(pixels(x[rows]), rng, shift, fill, flip), y[rows]), params.batch, (seed,))
+    return Batches(len(x), lambda rows, rng: (augment(pixels(x[rows]), rng, shift, fill, flip), y[rows]), params.batch_of(len(x)), (seed,))
 
 
 def train(dataset, model, seed, epochs, keep_from=1):

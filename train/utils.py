@@ -2,14 +2,12 @@
 
 import csv
 import math
-import os
 import sys
 
 import numpy as np
 
 from train.files import (
     UserError,
-    artifact,
     attributes,
     checkpoint_path,
     epochs_in,
@@ -17,6 +15,7 @@ from train.files import (
     model_folder,
     need,
     pixels,
+    quiet,
     set_attributes,
     sha256,
     sweep,
@@ -24,7 +23,8 @@ from train.files import (
     write_text,
 )
 
-import keras  # isort: skip  (after train.files, which sets what the backends read at import)
+with quiet():
+    import keras
 
 
 def set_seed(*seed):
