@@ -31,9 +31,9 @@ def logits_model(model):
     """The Keras model of the logits of a softmax classifier: its own layers and weights, nothing copied or trained."""
     last = model.layers[-1]
     if type(last).__name__ == "Softmax" or (type(last).__name__ == "Activation" and last.activation is keras.activations.softmax):
-        return keras.Model(model.inputs, last.input)
+        return keras.Model(model.inputs[0], last.input)
     if type(last).__name__ == "Dense" and last.activation is keras.activations.softmax:
-        return keras.Model(model.inputs, _WithoutSoftmax(last)(last.input))
+        return keras.Model(model.inputs[0], _WithoutSoftmax(last)(last.input))
     raise UserError(f"attacks need a classifier that ends in a softmax; this one ends in {last.name}, a {type(last).__name__}.")
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dare.dare import read_mined, study_arguments, tune_classifier
 from dare.get_ats import default_layer
-from train.files import HOME, artifact, attributes, checkpoint_path, epochs_in, pixels, run, set_attributes, sha256, stage, sweep, tuned_folder, whole
+from train.files import artifact, attributes, checkpoint_path, epochs_in, pixels, run, set_attributes, sha256, stage, sweep, tuned_folder, whole
 from train.utils import final_checkpoint, load_fitting_data, load_weights, save_weights
 
 lr_rate = None  # of control-finetune; None: as dare
@@ -113,7 +113,7 @@ def main(argv=None):
         save_weights(classifier, where, **about)
 
         name = f"{args.dataset}_{args.model}"
-        others = [p for p in (HOME / "models").glob(f"{name}*") if p.name == name or p.name.removeprefix(name).startswith("_seed")]
+        others = [p for p in folder.parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(name).startswith("_seed")]
         others = sorted(p for p in others if p != folder and epochs_in(p / "checkpoints"))
         for number, other in enumerate(others, 1):
             where, about = target("control-seed", number, epochs=len(others), other=other.name)

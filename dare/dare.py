@@ -83,7 +83,7 @@ def tune(classifier, layer, mined, x, y, folder, lr_rate, epochs, masks=None, ke
         raise UserError(f"the targets have shape {mined.activation.shape[1:]} and layer {layer} {shape}: mine again with dare/get_ats.py.")
     key = np.ones((int(np.max(y)) + 1, shape[-1]), bool) if key is None else np.asarray(key)
     here = keras.Input((*[1] * (len(shape) - 1), shape[-1]), name="key_neurons")
-    masked = keras.Model([*regression.inputs, here], regression.output * here)
+    masked = keras.Model([regression.inputs[0], here], regression.output * here)
     labels = np.asarray(y)[mined.index]
 
     def make(rows, _):
@@ -111,7 +111,7 @@ def tune_classifier(classifier, x, y, rows, folder, loss, lr_rate, epochs, froze
         layer.trainable = frozen <= i < end
     onehot = np.eye(classifier.output_shape[-1], dtype="float32")
     # A model of its own, so that the classifier stays uncompiled and is saved without this training.
-    trained = keras.Model(classifier.inputs, classifier.outputs)
+    trained = keras.Model(classifier.inputs[0], classifier.outputs[0])
     trained.compile(keras.optimizers.Adam(lr_rate), loss, metrics=["accuracy"])
     batches = Batches(len(rows), lambda at, _: (pixels(x[rows[at]]), onehot[y[rows[at]]]), BATCH, (*seed, 1))
     fit(trained, batches, folder, epochs, made_from or {}, classifier=classifier)

@@ -75,7 +75,7 @@ def part_up_to(model, layer):
     if layer not in [known.name for known in model.layers[1:]]:
         names = ", ".join(known.name for known in model.layers[1:])
         raise UserError(f"--choose_layer {layer} is not a layer of this network: choose from {names}.")
-    return keras.Model(model.inputs, model.get_layer(layer).output)
+    return keras.Model(model.inputs[0], model.get_layer(layer).output)
 
 
 def probabilities(checkpoints, x, y, model, path=None):

@@ -10,7 +10,6 @@ Keras layers of the kinds listed below; no layer name or shape is written into i
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -71,38 +70,42 @@ def slice_model(model, x, y, per):
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
-    layers = chain(model)
-    outputs, inputs = relative_activations(model, layers, x, y)
-    return backward(model, layers, outputs, inputs, per)
+    links = chain(model)
+    return backward(links, *relative_activations(model, links, x, y), per)
 
 
 def chain(model):
-    """The model's layers, first to last. Raises UserError if they are no chain or one is of a kind not handled."""
-    layers = list(model.layers)
-    for layer in layers:
-        kind = type(layer).__name__
+    """[(layer, its input, its output)] from the model's input to its output.
+
+    Raises UserError if the layers are no chain or one is of a kind not handled.
+    """
+    links, tensor = [], model.outputs[0]
+    while True:
+        layer, node, _ = tensor._keras_history
+        kind, inputs = type(layer).__name__, layer._inbound_nodes[node].input_tensors
         if kind not in SLICED + PASSED:
             raise UserError(f"the slicer cannot handle layer {layer.name}, a {kind}: it knows {', '.join(SLICED + PASSED)}.")
         if kind.startswith("Conv") and (layer.groups != 1 or layer.data_format != "channels_last"):
             raise UserError(f"the slicer cannot handle layer {layer.name}: convolutions must have one group, channels last.")
-        if len(layer._inbound_nodes) > 1 or (layer._inbound_nodes and len(layer._inbound_nodes[0].input_tensors) > 1):
+        if kind == "InputLayer":
+            break
+        if len(inputs) > 1 or layer in [link[0] for link in links]:
             raise UserError(f"the slicer cannot handle layer {layer.name}: it has several inputs or is used twice, so this is no chain.")
-    for before, after in pairwise(layers):
-        if after.input is not before.output:
-            raise UserError(f"the slicer cannot handle layer {after.name}: its input is not the output of {before.name}, so this is no chain.")
-    if not any(type(layer).__name__ in SLICED for layer in layers):
+        links.insert(0, (layer, inputs[0], tensor))
+        tensor = inputs[0]
+    if not any(type(layer).__name__ in SLICED for layer, _, _ in links):
         raise UserError("the slicer found no dense or convolutional layer in this model.")
-    return layers
+    return links
 
 
-def relative_activations(model, layers, x, y):
+def relative_activations(model, links, x, y):
     """D of every neuron at the outputs and inputs of the sliced layers, in one pass over the images.
 
     D_n(c) = mean activation of neuron n over class c, minus that over all images; a channel's activation is its mean over
     positions. Returns two dicts, layer name -> float64 (classes, neurons); `outputs` also has the model's own output, "".
     """
-    sliced = [layer for layer in layers if type(layer).__name__ in SLICED]
-    classes = model.output_shape[-1]
+    sliced = [link for link in links if type(link[0]).__name__ in SLICED]
+    classes = model.outputs[0].shape[-1]
     y = np.asarray(y, "int64")
     counts = np.bincount(y, minlength=classes)
     if len(counts) != classes or not counts.all():
@@ -112,8 +115,8 @@ def relative_activations(model, layers, x, y):
         positions = tuple(range(1, len(tensor.shape) - 1))
         return keras.ops.mean(tensor, axis=positions) if positions else tensor
 
-    tensors = [t for layer in sliced for t in (layer.output, layer.input)] + [model.output]
-    probe = keras.Model(model.input, [neurons(t) for t in tensors])
+    tensors = [t for _, before, after in sliced for t in (after, before)] + [model.outputs[0]]
+    probe = keras.Model(model.inputs[0], [neurons(t) for t in tensors])
     sums = [np.zeros((classes, t.shape[-1])) for t in tensors]
     for start in tqdm(range(0, len(x), IMAGES_AT_ONCE), desc="activations", unit="batch", disable=None):
         rows = slice(start, start + IMAGES_AT_ONCE)
@@ -121,21 +124,21 @@ def relative_activations(model, layers, x, y):
         for total, activation in zip(sums, predict(probe, x[rows]), strict=True):
             total += onehot @ activation
     relative = [total / counts[:, None] - total.sum(axis=0) / len(y) for total in sums]
-    names = [layer.name for layer in sliced]
+    names = [layer.name for layer, _, _ in sliced]
     return dict(zip([*names, ""], [*relative[:-1:2], relative[-1]], strict=True)), dict(zip(names, relative[1::2], strict=True))
 
 
-def backward(model, layers, outputs, inputs, per):
+def backward(links, outputs, inputs, per):
     """Contributions from the output backwards, and the slices of every layer they meet; as slice_model."""
     contribution = np.diag(np.diag(outputs[""]))  # CONTRIB_out(c) = D_out(c), 0 for other outputs
     result = {}
-    for layer in reversed(layers):
+    for layer, before, _ in reversed(links):
         if layer.name in inputs:
             kernel = keras.ops.convert_to_numpy(layer.kernel)
             weights = kernel.sum(axis=tuple(range(kernel.ndim - 2)), dtype="float64")  # (n_in, n_out): taps summed
             result[layer.name], contribution = slice_layer(weights, contribution, outputs[layer.name], inputs[layer.name], per)
         elif type(layer).__name__ == "Flatten":
-            contribution = contribution.reshape(len(contribution), -1, layer.input.shape[-1]).sum(axis=1)
+            contribution = contribution.reshape(len(contribution), -1, before.shape[-1]).sum(axis=1)
     return dict(reversed(result.items()))
 
 

@@ -25,7 +25,6 @@ VERSION = "1.0.0"
 HOME = Path(os.environ.get("DARE_HOME", Path(__file__).resolve().parents[1]))  # data/ and models/ lie below it
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "svhn")
-MODELS = ("alexnet", "vgg16", "vgg19")
 ATTACKS = ("fgsm", "bim", "pgd", "cw", "jsma")
 
 # Backends read these when they are first imported, which is after this module: repeatable sums, and a quiet terminal.

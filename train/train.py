@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from train import params
-from train.files import MODELS, UserError, data_sha256, disk_space, load_data, model_folder, options, pixels, run, stage, whole
+from train.files import UserError, data_sha256, disk_space, load_data, model_folder, options, pixels, run, stage, whole
 from train.utils import Batches, fit, set_seed
 
 import keras  # isort: skip  (after train.utils, which imports it quietly)
-from train.models import build_model, statistics  # isort: skip
+from train.models import NETWORKS, build_model, statistics  # isort: skip
 
 dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own
 model = "vgg16"  # vgg16, vgg19
@@ -54,8 +54,8 @@ def train_batches(x, y, model, dataset, seed):
 
 def train(dataset, model, seed, epochs, keep_from=1):
     """Train `model` on `dataset` into its folder; continues an interrupted run."""
-    if model not in MODELS:
-        raise UserError(f"--model {model} is unknown: choose from {', '.join(MODELS)}, or add it to train/models.")
+    if model not in NETWORKS:
+        raise UserError(f"--model {model} is unknown: choose from {', '.join(NETWORKS)}, or add it to train/models.")
     x, y = load_data(dataset, "train")
     x_test, y_test = load_data(dataset, "test")
     classes = int(max(y.max(), y_test.max())) + 1

@@ -1,6 +1,7 @@
 """What the steps share around a network: seeds, batches, predictions, checkpoints, and training that can be interrupted."""
 
 import csv
+import logging
 import math
 import sys
 
@@ -25,6 +26,7 @@ from train.files import (
 
 with quiet():
     import keras
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # no advice on retracing to people who run a script
 
 
 def set_seed(*seed):
@@ -135,7 +137,7 @@ def save_weights(classifier, path, **made_from):
 
     with whole(path, ".weights.h5") as temporary:
         # A model of its own, of the same layers: a compiled one would save its optimiser, too.
-        keras.Model(classifier.inputs, classifier.outputs).save_weights(temporary)
+        keras.Model(classifier.inputs[0], classifier.outputs[0]).save_weights(temporary)
         with h5py.File(temporary, "a") as file:
             set_attributes(file, **made_from)
 

@@ -1,0 +1,102 @@
+"""Shared by all tests: a home of its own for data/ and models/, and networks small enough to train in a second."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import pytest
+
+import train.files
+from train.utils import set_seed
+
+import keras  # isort: skip
+from keras import layers  # isort: skip
+import train.models  # isort: skip
+
+
+def tiny(x, classes):
+    """A network with a layer of every kind that matters: conv, BN, ReLU, pool, flatten, dense, dropout."""
+    x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv1")(x)
+    x = layers.BatchNormalization(name="conv1_bn")(x)
+    x = layers.ReLU(name="conv1_relu")(x)
+    x = layers.MaxPooling2D(2, name="pool1")(x)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv2")(x)
+    x = layers.MaxPooling2D(2, name="pool2")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(24, activation="relu", name="dense1")(x)
+    x = layers.Dropout(0.25, name="dropout1")(x)
+    return layers.Dense(classes, activation="softmax", name="predictions")(x)
+
+
+train.models.NETWORKS["tiny"] = tiny
+
+
+def patterns(n, classes=4, size=12, seed=0):
+    """n small images of `classes` classes that a tiny network learns quickly: uint8 (n, size, size, 1), labels (n,)."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % classes)
+    prototypes = np.random.default_rng(9).random((classes, size // 4, size // 4, 1)).repeat(4, axis=1).repeat(4, axis=2)
+    x = 0.6 * prototypes[y] + 0.4 * rng.random((n, size, size, 1))
+    return (255 * x).astype("uint8"), y
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty folder in the place of the repository's data/ and models/."""
+    monkeypatch.setattr(train.files, "HOME", tmp_path)
+    return tmp_path
+
+
+def write_data(home, name="toy", n=240, **kwargs):
+    folder = home / "data" / name
+    folder.mkdir(parents=True)
+    for i, (part, size) in enumerate({"train": n, "validation": n, "test": n // 2}.items()):
+        x, y = patterns(size, seed=i, **kwargs)
+        np.save(folder / f"x_{part}.npy", x)
+        np.save(folder / f"y_{part}.npy", y.astype("uint8"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A home with a data set "toy" and a trained, sliced, mined and attacked "toy_tiny"; copy it to change it."""
+    from adv import generate_adv
+    from dare import get_ats, nnslicer
+    from train.train import train as train_network
+
+    home = tmp_path_factory.mktemp("trained")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(train.files, "HOME", home)
+    write_data(home)
+    study = ["--dataset", "toy", "--model", "tiny"]
+    train_network("toy", "tiny", 0, 8)
+    nnslicer.main(study)
+    get_ats.main(study)
+    generate_adv.main([*study, "--attack", "fgsm,pgd", "--samples", "60"])
+    patch.undo()
+    return home
+
+
+@pytest.fixture
+def study(trained, tmp_path, monkeypatch):
+    """A copy of `trained` to work in; returns (home, model folder, flags)."""
+    import shutil
+
+    home = tmp_path / "home"
+    shutil.copytree(trained, home)
+    monkeypatch.setattr(train.files, "HOME", home)
+    return home, home / "models" / "toy_tiny", ["--dataset", "toy", "--model", "tiny"]
+
+
+@pytest.fixture
+def classifier():
+    """An untrained tiny classifier."""
+    set_seed(0)
+    return train.models.build_model("tiny", (12, 12, 1), 4, 0.5, 0.1)
+
+
+def weights_of(model):
+    return {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
