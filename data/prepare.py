@@ -223,6 +223,7 @@ def download(name):
     import keras
 
     folder = data_folder(name) / "official"
+    folder.mkdir(parents=True, exist_ok=True)  # get_file takes another place when this one is missing
     for file, (address, digest) in OFFICIAL[name].items():
         try:
             keras.utils.get_file(file, address + file, file_hash=digest, hash_algorithm="sha256", cache_dir=folder, cache_subdir="")
