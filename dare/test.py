@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from train.files import ATTACKS, UserError, artifact, attributes, data_folder, data_sha256, epochs_in, options, run, sha256, stage, whole, write_text
-from train.utils import load_fitting_data, load_study, load_weights, predict
+from dare.adaptive import evaluate
+from train.files import ATTACKS, UserError, artifact, attributes, data_folder, data_sha256, epochs_in, options, pixels, run, sha256, stage, whole, write_text
+from train.utils import Batches, load_fitting_data, load_study, load_weights
 
 dataset = "digits"
 model = "alexnet"
@@ -64,14 +65,20 @@ def tuned_models(folder, digest):
     return found
 
 
-def score(classifier, x_test, y_test, samples, wanted):
-    """{part: [images, right]} of one model in one pass: "clean" and "<attack> <split>", those that are `wanted`."""
-    parts = {"clean": (x_test, y_test)} if "clean" in wanted else {}
-    for name, (images, labels, split, _) in samples.items():
-        for code, title in enumerate(SPLITS):
-            if f"{name} {title}" in wanted:
-                parts[f"{name} {title}"] = images[split == code], labels[split == code]
-    return {part: [len(y), int((predict(classifier, x).argmax(axis=1) == y).sum()) if len(y) else 0] for part, (x, y) in parts.items()}
+def score(classifier, parts):
+    """{part: [images, right]} of one model in one pass, for {part: (images, labels)}."""
+    starts = np.cumsum([0, *(len(y) for _, y in parts.values())])
+
+    def make(rows, _):
+        pieces = []
+        for (x, _), start, end in zip(parts.values(), starts, starts[1:], strict=False):
+            inside = rows[(rows >= start) & (rows < end)] - start
+            if len(inside):
+                pieces.append(pixels(x[inside[0] : inside[-1] + 1]))
+        return (np.concatenate(pieces),)
+
+    predicted = classifier.predict(Batches(starts[-1], make, 256), verbose=0).argmax(axis=1)
+    return {name: [len(y), int((predicted[start : start + len(y)] == y).sum())] for (name, (_, y)), start in zip(parts.items(), starts, strict=False)}
 
 
 def select(table):
@@ -97,28 +104,32 @@ def score_all(folder, args, classifier, digest):
     """robustness.csv of a model folder as a DataFrame."""
     samples = read_samples(folder, checkpoint_sha256=digest, data_sha256=data_sha256(args.dataset))
     x_test, y_test = load_fitting_data(args, "test", classifier)
-    clean = "clean " + sha256(data_folder(args.dataset) / "x_test.npy", data_folder(args.dataset) / "y_test.npy")
+    digest_of_test = sha256(data_folder(args.dataset) / "x_test.npy", data_folder(args.dataset) / "y_test.npy")
+    clean, parts = f"clean {digest_of_test}", {}
+    parts[clean] = x_test, y_test
+    for attack, (images, labels, split, sample_digest) in samples.items():
+        for code, title in enumerate(SPLITS):
+            if code:  # the training part is what adversarial training was tuned on
+                parts[f"{attack} {title} {sample_digest}"] = images[split == code], labels[split == code]
     final = epochs_in(folder / "checkpoints")[-1]
     original = {"method": "original", "epoch": final, "run": 0}
     models = [(folder / "checkpoints" / f"model.{final:03d}.weights.h5", original), *tuned_models(folder, digest)]
     path = folder / "scores.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    kinds = {"clean": clean} | {f"{a} {s}": f"{a} {s} {samples[a][3]}" for a in samples for s in SPLITS[1:]}
     rows, known = [], {}
     for weights, about in tqdm(models, desc="score", unit="model", disable=None):
         key = sha256(weights)
         scores = kept.get(key, {})
-        wanted = {part for part, name in kinds.items() if name not in scores}
+        wanted = parts.keys() - scores.keys()
         if wanted:
-            new = score(load_weights(classifier, weights), x_test, y_test, samples, wanted)
-            scores |= {kinds[part]: value for part, value in new.items()}
-        kept[key] = known[key] = {name: scores[name] for name in kinds.values()}
+            scores |= score(load_weights(classifier, weights), {name: part for name, part in parts.items() if name in wanted})
+        kept[key] = known[key] = {name: scores[name] for name in parts}
         if wanted:
             write_text(path, json.dumps(kept))
         count, right = scores[clean]
         for attack in samples:
             for split in SPLITS[1:]:
-                n, survived = scores[kinds[f"{attack} {split}"]]
+                n, survived = scores[f"{attack} {split} {samples[attack][3]}"]
                 rows.append(
                     {
                         "dataset": args.dataset,
@@ -136,6 +147,7 @@ def score_all(folder, args, classifier, digest):
                         "test_accuracy": round(100 * right / count, 4),
                         "per": about.get("per"),
                         "choose_layer": about.get("choose_layer"),
+                        "sha256": key,
                     }
                 )
     write_text(path, json.dumps(known))
@@ -163,6 +175,10 @@ def main(argv=None):
         print(f"\nEmpirical robustness in % on the test part of the samples, and clean accuracy; {args.dataset} {args.model} M{args.seed}\n")
         print(summary(table).to_string(index=False, na_rep="", float_format=lambda v: f"{v:g}"))
         print(f"\n{folder / 'robustness.csv'}: {len(table)} rows", flush=True)
+        if args.adaptive:
+            found = evaluate(folder, table, classifier, *load_fitting_data(args, "test", classifier), args.seed)
+            wide = found.pivot_table(index="method", columns=["attack", "epsilon"], values="value", sort=False)
+            print(f"\nRobust accuracy in % of the selected models, each attacked itself, over epsilon\n\n{wide.round(1).to_string()}\n")
 
 
 if __name__ == "__main__":

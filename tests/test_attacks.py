@@ -147,7 +147,7 @@ def test_fixed_mode(subject, name):
 
 def test_jsma_changes_the_most_salient_feature(subject):
     """Step by step against the definition: largest gradient of the target's logit among features that may still move."""
-    model, x, y, calls = subject
+    _, x, y, calls = subject
     target = (y[:4] + 1) % 4
     criterion = foolbox.criteria.TargetedMisclassification(ep.from_numpy(calls.like, target))
     for i in range(4):
@@ -215,7 +215,10 @@ def test_pool_keeps_calls_full():
     assert (left == 0).all() and sum(widths) == 13 and widths[:3] == [3, 3, 3]
 
 
-@pytest.mark.parametrize("bad", [{"name": "deepfool"}, {"mode": "fast"}, {"mode": "fixed"}, {"epsilons": 0.1}, {"x": np.full((1, 12, 12, 1), np.nan)}, {"x": np.full((1, 12, 12, 1), 2)}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"name": "deepfool"}, {"mode": "fast"}, {"mode": "fixed"}, {"epsilons": 0.1}, {"x": np.full((1, 12, 12, 1), np.nan)}, {"x": np.full((1, 12, 12, 1), 2)}],
+)
 def test_refusals(subject, bad):
     model, x, y, calls = subject
     with pytest.raises(UserError):

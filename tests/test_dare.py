@@ -100,7 +100,7 @@ def test_only_the_slice_moves(study):
 
 def test_the_saved_classifier_is_the_tuned_regression_model(study, tmp_path):
     """tune() on targets that are the activations of another model: their part up to the layer comes closer."""
-    home, folder, _ = study
+    _, folder, _ = study
     x, y = patterns(64, seed=5)
     final, other = load_classifier(folder), part_up_to(load_classifier(folder, 1), "conv2")
     mined = Mined(np.arange(64), None, None, None, predict(other, x))
@@ -152,7 +152,7 @@ def test_a_mask_that_keeps_everything_keeps_everything(classifier, tmp_path):
 def test_variants(study):
     import importlib
 
-    home, folder, flags = study
+    _, folder, flags = study
     get_ats.main([*flags, "--choose_layer", "predictions"])
     before = weights_of(load_classifier(folder))
     for name in ("dare-s", "dare-sl", "dare-last"):
@@ -192,7 +192,7 @@ def test_controls(study):
 
 
 def test_layers_without_neurons_of_their_own_are_refused(study):
-    _, folder, flags = study
+    *_, flags = study
     get_ats.main([*flags, "--choose_layer", "flatten"])
     with pytest.raises(UserError, match="no neurons of its own"):
         dare.main([*flags, "--choose_layer", "flatten"])

@@ -68,7 +68,7 @@ def naive(model, x, y, per):
                 for j in range(n_in):
                     weight = sum(tap[j][i] for tap in kernel.reshape(-1, n_in, n_out))
                     local.append(contribution[c][i] * d_out[c][i] * weight * d_in[c][j])
-                for j in sorted(range(n_in), key=lambda j: (-local[j], j))[:keep]:  # noqa: B023
+                for j in sorted(range(n_in), key=lambda j: (-local[j], j))[:keep]:
                     class_mask[c][j][i] = True
                 most = max(abs(v) for v in local)
                 for j in range(n_in):
@@ -76,7 +76,7 @@ def naive(model, x, y, per):
                     below[c][j] += sign
                     votes[j] += sign
                     ties[j] += local[j] / most if most else 0
-            for j in sorted(range(n_in), key=lambda j: (-votes[j], -ties[j], j))[:keep]:  # noqa: B023
+            for j in sorted(range(n_in), key=lambda j: (-votes[j], -ties[j], j))[:keep]:
                 mask[j][i] = True
         result[layer.name] = mask, class_mask, np.array(contribution), np.array(d_out)
         contribution = below
@@ -122,7 +122,7 @@ def test_refuses_what_it_cannot_slice(classifier):
         slice_model(model, x, y, 0.5)
     inputs = keras.Input((12, 12, 1))
     a = layers.Flatten()(inputs)
-    with pytest.raises(UserError, match="no chain|several inputs|cannot handle"):
+    with pytest.raises(UserError, match=r"no chain|several inputs|cannot handle"):
         slice_model(keras.Model(inputs, layers.Dense(4)(layers.Add()([layers.Dense(5)(a), layers.Dense(5)(a)]))), x, y, 0.5)
     with pytest.raises(UserError, match="each of the 4 classes"):
         slice_model(classifier, x[y > 0], y[y > 0], 0.5)

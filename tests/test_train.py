@@ -115,8 +115,6 @@ def test_interrupted_training_ends_the_same(home, monkeypatch):
     assert without_seconds((folder / "log.csv").read_text()) == without_seconds(log)
 
 
-
-
 def test_other_settings_start_over_and_keep_from(home, capsys):
     write_data(home)
     train_network("toy", "tiny", 0, 2)
@@ -129,7 +127,7 @@ def test_other_settings_start_over_and_keep_from(home, capsys):
 def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
     write_data(home)
     monkeypatch.setattr(params, "learning_rate", lambda *_: lambda epoch, _=None: 0.01 if epoch < 2 else 1e38)
-    with pytest.raises(UserError, match="epoch 3.*epochs 1 to 2 are kept"):
+    with pytest.raises(UserError, match=r"epoch 3.*epochs 1 to 2 are kept"):
         train_network("toy", "tiny", 0, 4)
     assert epochs_in(home / "models/toy_tiny/checkpoints") == [1, 2]
 
