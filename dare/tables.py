@@ -259,7 +259,7 @@ def main(argv=None):
         target, folders = home / "paper", []
         runs, rows = paper_runs(), None
     else:
-        pattern = f"{args.dataset or '*'}_{args.model or '*'}*"
+        pattern = f"{args.dataset or '*'}_{args.model or ''}*"
         folders = sorted(p.parent for p in home.glob(f"{pattern}/robustness.csv"))
         if not folders:
             raise UserError(f"{home}/{pattern}/robustness.csv is missing: score a model with `python dare/test.py` first.")

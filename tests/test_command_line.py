@@ -1,0 +1,225 @@
+"""Wrong input, missing and stale artifacts: one sentence on stderr, exit code 2, no traceback, nothing overwritten."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, write_data
+
+import train.files
+from train.files import UserError
+
+SCRIPTS = {
+    "prepare": "data.prepare",
+    "train": "train.train",
+    "alexnet": "train.alexnet",
+    "nnslicer": "dare.nnslicer",
+    "get_ats": "dare.get_ats",
+    "generate_adv": "adv.generate_adv",
+    "fintune_adv": "adv.fintune_adv",
+    "dare": "dare.dare",
+    "dare-s": "dare.dare-s",
+    "dare-sl": "dare.dare-sl",
+    "dare-last": "dare.dare-last",
+    "controls": "dare.controls",
+    "test": "dare.test",
+    "tables": "dare.tables",
+}
+TOY = "--dataset toy --model tiny"
+
+
+def call(script, flags):
+    return importlib.import_module(SCRIPTS[script]).main(flags.split())
+
+
+def snapshot(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix not in (".log", ".json")}
+
+
+WRONG = [
+    ("nnslicer", f"{TOY} --per 0", "per.*share"),
+    ("nnslicer", f"{TOY} --per 1.01", "per.*share"),
+    ("nnslicer", f"{TOY} --per nan", "per.*share"),
+    ("nnslicer", f"{TOY} --pear 1", "unrecognized arguments: --pear"),
+    ("nnslicer", "--dataset nowhere", "nowhere_alexnet is missing"),
+    ("nnslicer", "--dataset ../../etc", "plain folder name"),
+    ("nnslicer", "--dataset toy --model vgg11", "toy_vgg11 is missing"),
+    ("nnslicer", f"{TOY} --seed -1", "seed"),
+    ("train", "--dataset toy --model lenet", "lenet is unknown"),
+    ("train", "--dataset nothing --model vgg16", "x_train.npy is missing.*prepare.py"),
+    ("train", "--dataset toy --model vgg16 --epochs 0", "epochs"),
+    ("train", "--dataset toy --model vgg16 --epochs -3", "epochs"),
+    ("train", "--dataset toy --model vgg16 --epochs 1.5", "epochs"),
+    ("alexnet", "--dataset toy", "alexnet cannot take images of shape"),
+    ("get_ats", f"{TOY} --choose_layer conv9", "conv9 is not a layer.*conv1"),
+    ("get_ats", f"{TOY} --first 8", "no stretch of history"),
+    ("get_ats", f"{TOY} --first 5 --last 3", "no stretch of history"),
+    ("generate_adv", f"{TOY} --attack deepfool", "deepfool.*fgsm, bim"),
+    ("generate_adv", f"{TOY} --samples 0", "samples"),
+    ("generate_adv", f"{TOY} --samples 10000", "10000 is more than the 240 images"),
+    ("generate_adv", f"{TOY} --mode fast", "fast.*minimal"),
+    ("generate_adv", f"{TOY} --mode fixed", "needs an epsilon"),
+    ("generate_adv", f"{TOY} --epsilon 0.1", "minimal takes none"),
+    ("generate_adv", f"{TOY} --mode fixed --epsilon -1", "epsilon"),
+    ("generate_adv", f"{TOY} --mode fixed --epsilon 1e-9 --attack fgsm --samples 20", "fgsm changed the decision on none"),
+    ("dare", f"{TOY} --lr_rate 0", "learning rate above 0"),
+    ("dare", f"{TOY} --lr_rate -1", "learning rate above 0"),
+    ("dare", f"{TOY} --lr_rate nan", "learning rate above 0"),
+    ("dare", f"{TOY} --epoch 0", "epoch"),
+    ("dare", f"{TOY} --per 0.3", "slice_0.3.h5 is missing.*nnslicer.py.*--per 0.3"),
+    ("dare", f"{TOY} --choose_layer dense1", "ats_dense1.h5 is missing.*get_ats.py"),
+    ("dare-last", TOY, "ats_predictions.h5 is missing.*get_ats.py"),
+    ("fintune_adv", f"{TOY} --attack cw", "cw.h5 is missing.*generate_adv.py"),
+    ("fintune_adv", f"{TOY} --attack sticker", "sticker"),
+    ("test", "--dataset toy --model tiny --seed 3", "toy_tiny_seed3 is missing"),
+    ("tables", "--dataset toy --model tiny", "robustness.csv is missing"),
+    ("prepare", "--dataset unheard", "unknown data set"),
+    ("prepare", "--dataset digits --limit 3", "limit"),
+    ("prepare", "--dataset digits --limit 5000", "limit"),
+    ("prepare", "--dataset digits --source /nowhere", "not a folder"),
+    ("prepare", "--dataset svhn --source /tmp", "train_32x32.mat"),
+]
+
+
+@pytest.mark.parametrize(("script", "flags", "message"), WRONG, ids=[f"{s} {f}" for s, f, _ in WRONG])
+def test_wrong_flags(study, script, flags, message):
+    home, *_ = study
+    before = snapshot(home)
+    with pytest.raises(UserError, match=message) as error:
+        call(script, flags)
+    assert "\n" not in str(error.value)
+    after = snapshot(home)
+    assert {p: after.get(p) for p in before} == before
+
+
+def corrupt(path, keep=100):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+def attribute(path, name, value):
+    with h5py.File(path, "a") as file:
+        file.attrs[name] = value
+
+
+def data_part(home, letter, change):
+    path = home / f"data/toy/{letter}_validation.npy"
+    np.save(path, change(np.load(path)))
+
+
+BROKEN = {
+    "slice corrupt": (lambda home, f: corrupt(f / "slice_0.95.h5"), "dare", TOY, "slice_0.95.h5 is corrupt"),
+    "targets corrupt": (lambda home, f: corrupt(f / "ats_conv2.h5", 0), "dare", TOY, "ats_conv2.h5 is corrupt"),
+    "samples corrupt": (lambda home, f: corrupt(f / "adv/fgsm.h5"), "fintune_adv", f"{TOY} --attack fgsm", "fgsm.h5 is corrupt"),
+    "checkpoint corrupt": (lambda home, f: corrupt(f / "checkpoints/model.008.weights.h5", 3000), "nnslicer", TOY, "model.008.weights.h5"),
+    "model corrupt": (lambda home, f: corrupt(f / "model.keras"), "nnslicer", TOY, "model.keras is not a Keras model"),
+    "slice of another per": (lambda home, f: attribute(f / "slice_0.95.h5", "per", 0.5), "dare", TOY, "per 0.5, not 0.95"),
+    "slice of another model": (lambda home, f: attribute(f / "slice_0.95.h5", "checkpoint_sha256", "f" * 64), "dare", TOY, "ffffffffffff, not"),
+    "targets of another model": (lambda home, f: attribute(f / "ats_conv2.h5", "checkpoint_sha256", "f" * 64), "dare-s", TOY, "ffffffffffff, not"),
+    "targets of another layer": (lambda home, f: attribute(f / "ats_conv2.h5", "choose_layer", "conv1"), "dare", TOY, "conv1, not conv2"),
+    "targets of other data": (lambda home, f: data_part(home, "x", lambda x: x[::-1]), "dare", TOY, "data_sha256 [0-9a-f]{12}, not [0-9a-f]{12}"),
+    "samples of another model": (lambda home, f: attribute(f / "adv/pgd.h5", "checkpoint_sha256", "f" * 64), "test", TOY, "pgd.h5 was made from"),
+    "float images": (lambda home, f: data_part(home, "x", lambda x: x / 255), "get_ats", TOY, "float64 images"),
+    "NaN images": (lambda home, f: data_part(home, "x", lambda x: x * np.nan), "get_ats", TOY, "float64 images"),
+    "other image size": (lambda home, f: data_part(home, "x", lambda x: x[:, :8]), "get_ats", TOY, "takes"),
+    "label too large": (lambda home, f: data_part(home, "y", lambda y: y + 7), "get_ats", TOY, "has 4 classes"),
+    "fewer labels": (lambda home, f: data_part(home, "y", lambda y: y[:5]), "get_ats", TOY, "labels of shape"),
+    "pickled labels": (lambda home, f: np.save(home / "data/toy/y_validation.npy", np.array([{}, 1], object)), "get_ats", TOY, "cannot be read"),
+    "empty data": (lambda home, f: corrupt(home / "data/toy/x_train.npy", 0), "nnslicer", TOY, "cannot be read"),
+    "no checkpoints": (lambda home, f: [p.unlink() for p in f.glob("checkpoints/*")], "nnslicer", TOY, "no checkpoint"),
+    "missing history": (lambda home, f: (f / "checkpoints/model.005.weights.h5").unlink(), "get_ats", TOY, "model.005.weights.h5 is missing"),
+    "training unfinished": (lambda home, f: (f / "checkpoints/model.008.weights.h5").unlink(), "nnslicer", TOY, "7 of 8 epochs"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_and_stale_artifacts(study, case):
+    home, folder, _ = study
+    spoil, script, flags, message = BROKEN[case]
+    spoil(home, folder)
+    before = snapshot(home)
+    with pytest.raises(UserError, match=message) as error:
+        call(script, flags)
+    assert "\n" not in str(error.value)
+    after = snapshot(home)
+    assert {p: after.get(p) for p in before} == before
+
+
+def test_full_disk_is_seen_before_training(home, monkeypatch):
+    write_data(home)
+    full = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(train.files.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(UserError, match="4 epochs of tiny take .* GB free"):
+        from train.train import train as train_network
+
+        train_network("toy", "tiny", 0, 4)
+    assert not list(home.glob("models/*/checkpoints/*"))
+
+
+def test_nan_loss_in_tuning_keeps_what_was_good(study):
+    _, folder, _ = study
+    with pytest.raises(UserError, match=r"NaN or infinite in epoch 1 of .*nothing was saved"):
+        with h5py.File(folder / "ats_conv2.h5", "a") as file:
+            file["activation"][0] = np.nan
+        call("dare", TOY)
+    assert not list(folder.glob("dare/model*"))
+
+
+def test_no_modified_image(study, monkeypatch):
+    from dare import get_ats
+
+    monkeypatch.setattr(get_ats, "best_checkpoint", lambda probability, right: np.full(probability.shape[1], -1))
+    with pytest.raises(UserError, match="no checkpoint from 4 to 7 is surer"):
+        call("get_ats", TOY)
+
+
+def test_as_a_process(tmp_path):
+    """What a user sees: one line on stderr, exit code 2; and --help of every script works from any folder."""
+    environment = os.environ | {"DARE_HOME": str(tmp_path)}
+
+    def run(*command):
+        return subprocess.run([sys.executable, *command], env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    result = run(str(ROOT / "dare/nnslicer.py"), "--dataset", "digits")
+    assert result.returncode == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert "nnslicer.py: " in result.stderr and "train/alexnet.py" in result.stderr
+    result = run(str(ROOT / "data/prepare.py"), "--limit", "x")
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    result = run(str(ROOT / "dare/dare-last.py"), "--help")
+    assert result.returncode == 0 and "--lr_rate" in result.stdout and "ats_<last layer>.h5" in result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(script, "--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "python " in text and len(text.splitlines()) > 10
+
+
+def test_logs_record_the_stage(study):
+    import json
+
+    *_, folder, _ = study
+    entry = json.loads((folder / "nnslicer.log").read_text().splitlines()[-1])
+    assert entry["ended"] == "done" and entry["settings"]["per"] == 0.95 and entry["peak_memory_gb"] > 0
+    assert {"start", "version", "packages", "device", "backend", "command", "seconds"} <= set(entry)
+
+
+def test_graph_of_stages(tmp_path):
+    """A dry run of the Snakefile: the default, and a grid with a sweep."""
+
+    def plan(*config):
+        command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "dare/Snakefile"), "--cores", "2", "-n", "--quiet", "host"]
+        command += ["--config", *config] if config else []
+        result = subprocess.run(command, env=os.environ | {"DARE_HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return dict(line.split()[:2] for line in (result.stdout + result.stderr).splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
+
+    jobs = plan()
+    assert {"attack": "5", "tune": "9", "train": "1", "score": "1", "controls": "1"}.items() <= jobs.items()
+    jobs = plan("dataset=cifar10,svhn", "model=vgg16,alexnet", "seeds=0,1,2", "runs=0,1", "per=0.5,0.95")
+    assert jobs["train"] == "12" and jobs["slice"] == "24" and jobs["tune"] == str(12 * 2 * (2 + 3 + 5))
