@@ -152,7 +152,7 @@ def test_full_disk_is_seen_before_training(home, monkeypatch):
     write_data(home)
     full = type("usage", (), {"free": 1000})
     monkeypatch.setattr(train.files.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(UserError, match="4 epochs of tiny take .* GB free"):
+    with pytest.raises(UserError, match=r"4 epochs of tiny take .* GB free"):
         from train.train import train as train_network
 
         train_network("toy", "tiny", 0, 4)
@@ -172,7 +172,7 @@ def test_no_modified_image(study, monkeypatch):
     from dare import get_ats
 
     monkeypatch.setattr(get_ats, "best_checkpoint", lambda probability, right: np.full(probability.shape[1], -1))
-    with pytest.raises(UserError, match="no checkpoint from 4 to 7 is surer"):
+    with pytest.raises(UserError, match=r"no checkpoint from 4 to 7 is surer"):
         call("get_ats", TOY)
 
 
