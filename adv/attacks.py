@@ -19,7 +19,7 @@ from adv.saliency_map import saliency_map, target_classes
 from train.files import ATTACKS, UserError
 from train.utils import set_seed
 
-TOLERANCE = 0.02  # bim and pgd stop when the smallest epsilon that fails is this close to the best that succeeds
+TOLERANCE = 0.04  # bim and pgd stop when the smallest epsilon that fails is this close to the best that succeeds
 
 
 def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None, bar=None, calls=None):
@@ -176,7 +176,8 @@ def iterative(calls, x, y, norm, steps, rel_stepsize, start=0.3, growth=1.5, gro
         middle = np.where(low[ended] > 0, (low[ended] + high[ended]) / 2, high[ended] * (1 - TOLERANCE))
         epsilon[ended] = np.where(growing, epsilon[ended] * growth, np.where(finer, high[ended], middle))
         attempts[ended[growing & (attempts[ended] == growths)]] = growths + bisections
-        over = (attempts[ended] >= growths + bisections) | (high[ended] - low[ended] <= TOLERANCE * 1.001 * high[ended])
+        closed = ~growing & (high[ended] - low[ended] <= TOLERANCE * 1.001 * np.where(growing, 1, high[ended]))
+        over = closed | (attempts[ended] >= growths + bisections)
         again = ended[~over]
         taken[again] = 0
         current[again] = x[again]

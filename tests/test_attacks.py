@@ -189,6 +189,12 @@ def test_logits_and_gradients(subject):
     model, x, y, calls = subject
     z = calls.logits(x)
     np.testing.assert_allclose(np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), predict(model, x), rtol=1e-4, atol=1e-6)
+    direction = calls.gradient(x[:4], y[:4], cross_entropy)[1]
+    _, theirs = ep.value_and_grad(
+        lambda inputs: ep.crossentropy(calls.fmodel(inputs), ep.from_numpy(calls.like, y[:4])).sum(), ep.from_numpy(calls.like, x[:4])
+    )
+    for mine, other in zip(direction, theirs.numpy(), strict=True):
+        np.testing.assert_allclose(mine / np.abs(mine).max(), other / np.abs(other).max(), atol=1e-3)
     for loss, value in ((chosen_logit, lambda z: z[0, y[0]]), (margin_loss, lambda z: margin(z, y[:1])[0])):
         _, gradient = calls.gradient(x[:1], y[:1], loss)
         feature = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
