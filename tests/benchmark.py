@@ -1,0 +1,145 @@
+"""How fast each part is, as ratios measured side by side in one run. Not part of the tests.
+
+    python tests/benchmark.py --dataset fashion_mnist --model alexnet --samples 64
+
+Needs a trained model (data/prepare.py, train/). Prints milliseconds per forward and gradient call, and for every attack how far it is from
+the cost of its model calls; each attack against the plain Foolbox 3 way at equal quality (a list of epsilons as fine as ours); the slicer
+against the naive loop of tests/test_nnslicer.py; mining against two predictions a checkpoint; training with and without augmentation.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import eagerpy as ep
+import numpy as np
+from test_attacks import size
+from test_nnslicer import naive
+
+from adv.adapter import Calls, cross_entropy, foolbox_model
+from adv.attacks import attack
+from dare.get_ats import default_layer, history_of, mine, part_up_to
+from dare.nnslicer import backward, chain, relative_activations
+from train import params
+from train.files import ATTACKS, options, pixels, run
+from train.train import train_batches
+from train.utils import Batches, load_fitting_data, load_study, load_weights, predict
+
+import keras  # isort: skip
+import foolbox  # isort: skip
+
+dataset = "digits"
+model = "alexnet"
+seed = 0
+samples = 64
+steps = 100  # of cw and jsma, both ways
+
+
+def seconds(call, *args):
+    begun = time.perf_counter()
+    result = call(*args)
+    return time.perf_counter() - begun, result
+
+
+def attacks(classifier, x, y, steps):
+    calls = Calls(foolbox_model(classifier))
+    for name in ATTACKS:  # compile everything
+        attack(name, classifier, x[:8], y[:8], steps=3, calls=calls)
+    for n in (8, 16, 32, 64, 128):
+        calls.logits(x[:n]), calls.gradient(x[:n], y[:n], cross_entropy)
+    forward = min(seconds(calls.logits, x)[0] for _ in range(3)) / len(x) * 1e3
+    gradient = min(seconds(calls.gradient, x, y, cross_entropy)[0] for _ in range(3)) / len(x) * 1e3
+    print(f"forward {forward:.2f} ms an image, gradient {gradient:.2f} ms an image\n")
+    fine = list(np.geomspace(1e-3, 1, 170))  # 4% from one to the next, as our searches stop
+    plain = {
+        "fgsm": (foolbox.attacks.LinfFastGradientAttack(), fine),
+        "bim": (foolbox.attacks.L1BasicIterativeAttack(rel_stepsize=1 / 6, steps=10, random_start=False), [e * x[0].size for e in fine]),
+        "pgd": (foolbox.attacks.LinfProjectedGradientDescentAttack(rel_stepsize=1 / 30, steps=40, random_start=False), fine),
+        "cw": (foolbox.attacks.L2CarliniWagnerAttack(5, steps, stepsize=5e-3, initial_const=1e-2), [None]),
+    }
+    print(f"{'attack':8}{'images/s':>10}{'success':>9}{'outside calls':>15}{'Foolbox 3 images/s':>20}{'success':>9}{'faster':>8}{'size ratio':>12}")
+    for name in ATTACKS:
+        calls.seconds = 0
+        most = steps if name in ("cw", "jsma") else None
+        ours, (found, success) = seconds(lambda name=name, most=most: attack(name, classifier, x, y, steps=most, calls=calls))
+        line = f"{name:8}{len(x) / ours:10.1f}{100 * success.mean():8.1f}%{100 * (1 - calls.seconds / ours):14.1f}%"
+        if name in plain:
+            few = slice(16)
+            inputs, labels = (ep.from_numpy(calls.like, a[few]).raw for a in (x, y))
+            theirs, (_, clipped, hit) = seconds(lambda name=name, a=inputs, b=labels: plain[name][0](calls.fmodel, a, b, epsilons=plain[name][1]))
+            hit = ep.astensor(hit).numpy()
+            best = np.stack([ep.astensor(clipped[k]).numpy()[i] for i, k in enumerate(hit.argmax(axis=0))])
+            both = hit.any(axis=0) & success[few]
+            ratio = size(name, found[few] - x[few])[both].mean() / size(name, best - x[few])[both].mean()
+            rate = len(hit[0]) / theirs
+            line += f"{rate:20.2f}{100 * hit.any(axis=0).mean():8.1f}%{len(x) / ours / rate:8.1f}{ratio:12.3f}"
+        print(line, flush=True)
+
+
+def slicer(classifier, x, y):
+    links = chain(classifier)
+    outputs, inputs = relative_activations(classifier, links, x[:256], y[:256])
+    fast = min(seconds(backward, links, outputs, inputs, 0.95)[0] for _ in range(2))
+    # The naive loop would take hours on the whole network: time it on a small one, and count synapses.
+    layers = keras.layers
+    small = keras.Sequential(
+        [keras.Input(x.shape[1:]), layers.Conv2D(8, 3, strides=4), layers.Flatten(), layers.Dense(24), layers.Dense(int(y.max()) + 1, "softmax")]
+    )
+    slow, _ = seconds(naive, small, pixels(x[:64]), y[:64], 0.95)
+    count = [sum(int(np.prod(w.kernel.shape[-2:])) for w in m.layers if hasattr(w, "kernel")) for m in (classifier, small)]
+    print(
+        f"\nslicer: {fast:.2f} s for {count[0]:,} synapses; naive loop {slow:.2f} s for {count[1]:,}: {slow / count[1] * count[0] / fast:,.0f} times as fast a synapse"
+    )
+
+
+def mining(folder, classifier, x, y):
+    checkpoints = dict(list(history_of(folder).items())[-4:])
+    layer = default_layer(classifier)
+    part = part_up_to(classifier, layer)
+    predict(classifier, x), predict(part, x)
+
+    def forward_only():
+        for path in checkpoints.values():
+            predict(load_weights(classifier, path), x)
+
+    def twice():
+        for path in checkpoints.values():
+            load_weights(classifier, path)
+            predict(classifier, x), predict(part, x)
+
+    mine(checkpoints, x, y, classifier, layer)
+    passes = min(seconds(forward_only)[0] for _ in range(2)) * (len(checkpoints) + 1) / len(checkpoints)
+    ours = min(seconds(mine, checkpoints, x, y, classifier, layer)[0] for _ in range(2))
+    print(
+        f"mining: {ours / passes:.2f} times its forward passes (checkpoints + 1); two predictions a checkpoint take {seconds(twice)[0] / ours:.2f} times as long"
+    )
+
+
+def augmentation(classifier, x, y, args):
+    network = keras.Model(classifier.inputs[0], classifier.outputs[0])
+    network.compile(keras.optimizers.SGD(1e-6), "sparse_categorical_crossentropy")
+    plain = Batches(len(x), lambda rows, _: (pixels(x[rows]), y[rows]), params.batch_of(len(x)), (0,))
+    batches = {"plain": plain, "augmented": train_batches(x, y, args.model, args.dataset, 0)}
+    network.fit(plain, verbose=0)
+    times = {name: min(seconds(lambda b=b: network.fit(b, verbose=0))[0] for _ in range(3)) for name, b in batches.items()}
+    more = 100 * (times["augmented"] / times["plain"] - 1)
+    print(f"training: {len(x) / times['plain']:.0f} images/s; augmentation takes {more:+.1f}% time")
+
+
+def main(argv=None):
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, samples=samples, steps=steps)
+    folder, classifier, path, _ = load_study(args)
+    x, y = load_fitting_data(args, "train", classifier)
+    few = slice(0, 2 * args.samples + 64)
+    right = predict(classifier, x[few]).argmax(axis=1) == y[few]
+    attacks(classifier, pixels(x[few][right][: args.samples]), y[few][right][: args.samples], args.steps)
+    slicer(classifier, x, y)
+    mining(folder, classifier, x[:1000], y[:1000])
+    augmentation(load_weights(classifier, path), x[:1280], y[:1280], args)
+
+
+if __name__ == "__main__":
+    run(main)
