@@ -91,7 +91,8 @@ def slicer(classifier, x, y):
     slow, _ = seconds(naive, small, pixels(x[:64]), y[:64], 0.95)
     count = [sum(int(np.prod(w.kernel.shape[-2:])) for w in m.layers if hasattr(w, "kernel")) for m in (classifier, small)]
     print(
-        f"\nslicer: {fast:.2f} s for {count[0]:,} synapses; naive loop {slow:.2f} s for {count[1]:,}: {slow / count[1] * count[0] / fast:,.0f} times as fast a synapse"
+        f"\nslicer: {fast:.2f} s for {count[0]:,} synapses; naive loop {slow:.2f} s for {count[1]:,}: "
+        f"{slow / count[1] * count[0] / fast:,.0f} times as fast a synapse"
     )
 
 
@@ -114,7 +115,8 @@ def mining(folder, classifier, x, y):
     passes = min(seconds(forward_only)[0] for _ in range(2)) * (len(checkpoints) + 1) / len(checkpoints)
     ours = min(seconds(mine, checkpoints, x, y, classifier, layer)[0] for _ in range(2))
     print(
-        f"mining: {ours / passes:.2f} times its forward passes (checkpoints + 1); two predictions a checkpoint take {seconds(twice)[0] / ours:.2f} times as long"
+        f"mining: {ours / passes:.2f} times its forward passes (checkpoints + 1); "
+        f"two predictions a checkpoint take {seconds(twice)[0] / ours:.2f} times as long"
     )
 
 
