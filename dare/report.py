@@ -28,20 +28,26 @@ figure { margin: 1em 0 } img { max-width: 100% } .from, figcaption { color: #555
 """
 
 
+def methods_in_order(names):
+    """original, dare and its variants, adversarial training, and the controls in a block of their own."""
+    order = ("original", "dare", "dare ", "dare-s", "dare-sl", "dare-last", "at-", "control-")
+    return sorted(set(names), key=lambda name: (max(i for i, prefix in enumerate(order) if name.startswith(prefix)), name))
+
+
 def look(i):
-    return COLOURS[i % len(COLOURS)], HATCHES[i % len(HATCHES)], MARKERS[i % len(MARKERS)]
+    return COLOURS[i % len(COLOURS)], HATCHES[(i + i // len(COLOURS)) % len(HATCHES)], MARKERS[i % len(MARKERS)]
 
 
 def bars(runs):
     """Empirical robustness of every method under every attack, mean over runs."""
     wide = runs[runs["method"] != "original"].groupby(["attack", "method"], sort=False)["empirical_robustness"].mean().unstack()
-    wide = wide.loc[[a for a in ATTACKS if a in wide.index]]
+    wide = wide.loc[[a for a in ATTACKS if a in wide.index], methods_in_order(wide.columns)]
     figure, axis = plt.subplots(figsize=(10, 4), layout="constrained")
     width = 0.85 / wide.shape[1]
     for i, name in enumerate(wide.columns):
         colour, hatch, _ = look(i)
         at = np.arange(len(wide)) + (i - wide.shape[1] / 2 + 0.5) * width
-        axis.bar(at, wide[name], width, label=name, color=colour, hatch=hatch * (i >= len(COLOURS) or 1), edgecolor="white", linewidth=0.4)
+        axis.bar(at, wide[name], width, label=name, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4)
     axis.set(xticks=range(len(wide)), xticklabels=wide.index, ylabel="empirical robustness (%)", ylim=(0, 100))
     axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

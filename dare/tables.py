@@ -19,6 +19,7 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from dare import report
+from dare.report import methods_in_order
 from train import files
 from train.files import ATTACKS, UserError, options, run, stage, whole, write_text
 
@@ -50,12 +51,6 @@ def recorded_runs(folders):
         layer = usual["layer"].get(row["folder"])
         rows.loc[index, "method"] += changed + (f" at {row['choose_layer']}" if layer is not None and row["choose_layer"] != layer else "")
     return rows[rows["selected"] & (rows["split"] == "test")].reset_index(drop=True), rows
-
-
-def methods_in_order(names):
-    """original, dare and its variants, adversarial training, and the controls in a block of their own."""
-    order = ("original", "dare", "dare ", "dare-s", "dare-sl", "dare-last", "at-", "control-")
-    return sorted(set(names), key=lambda name: (max(i for i, prefix in enumerate(order) if name.startswith(prefix)), name))
 
 
 def robustness_table(runs):
@@ -107,6 +102,8 @@ def accuracy_table(runs):
     ours = runs.drop_duplicates([*KEYS, "source", "run", "method"]).groupby([*KEYS, "method"], sort=False)["test_accuracy"]
     theirs = pd.read_csv(PAPER / "accuracy.csv").set_index([*KEYS, "method"])["test_accuracy"] * 100
     table = ours.mean().to_frame("clean").reset_index()
+    order = {name: i for i, name in enumerate(methods_in_order(table["method"]))}
+    table = table.sort_values([*KEYS, "method"], key=lambda column: column.map(order) if column.name == "method" else column, ignore_index=True)
     table["paper"] = [theirs.get(tuple(row), np.nan) for row in table[[*KEYS, "method"]].itertuples(index=False)]
     return table
 
