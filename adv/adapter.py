@@ -51,7 +51,8 @@ def foolbox_model(model):
     if backend == "jax":
         import jax
 
-        weights = [v.value for v in logits.trainable_variables], [v.value for v in logits.non_trainable_variables]
+        # Copies: Keras donates its own arrays to predict and fit, and they are gone afterwards.
+        weights = tuple([v.value.copy() for v in part] for part in (logits.trainable_variables, logits.non_trainable_variables))
         call = jax.jit(lambda w, x: logits.stateless_call(*w, x, training=False)[0])
         return foolbox.JAXModel(lambda x: call(weights, x), bounds=(0, 1))
     import torch

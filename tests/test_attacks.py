@@ -176,7 +176,7 @@ def test_jsma_as_a_foolbox_attack(subject):
     found, clipped, success = SaliencyMapAttack()(calls.fmodel, inputs, labels, epsilons=[None, 5, 1000])
     success = ep.astensor(success).numpy()
     changed = norms(ep.astensor(clipped[1]).numpy() - x)["l0"]
-    assert success[0].mean() > 0.9 and (success[0] == success[2]).all() and (changed <= 5).all()
+    assert success[0].mean() > 0.8 and (success[0] == success[2]).all() and (changed <= 5).all()
     assert type(found[0]) is type(inputs)
     times = np.round(np.abs(ep.astensor(found[0]).numpy() - x) / 0.1, 3)
     assert times.max() <= 7
