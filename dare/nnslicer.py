@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from train.files import UserError, data_sha256, model_folder, options, run, set_attributes, stage, whole
+from train.files import UserError, data_sha256, options, run, set_attributes, stage, whole
 from train.utils import load_fitting_data, load_study, predict
 
 import keras  # isort: skip
@@ -238,7 +238,6 @@ def load_slice(file):
 
 def main(argv=None):
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, per=per)
-    folder = model_folder(args.dataset, args.model, args.seed)
     folder, classifier, _, digest = load_study(args)
     x, y = load_fitting_data(args, "train", classifier)
     with stage(folder / "nnslicer.log", "slice", **vars(args), images=len(x)):

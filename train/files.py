@@ -327,7 +327,7 @@ def stage(path, title, **settings):
     begun, entry = time.time(), {"stage": title, "start": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"}
     entry |= {"settings": settings, "version": VERSION, "python": platform.python_version(), "command": sys.argv}
     entry |= {"packages": {p: metadata.version(p) for p in ("keras", "numpy", "foolbox", backend_package())}}
-    entry |= {"backend": os.environ.get("KERAS_BACKEND", "tensorflow"), "device": device(), "ended": None}
+    entry |= {"backend": backend_package(), "device": device(), "ended": None}
 
     def write(**more):
         with open(path, "a") as file:
