@@ -125,7 +125,7 @@ class Calls:
     `seconds` adds up the time spent inside the model: what an attack takes beyond that is its own.
     """
 
-    SMALLEST = 8
+    SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
     def __init__(self, fmodel, like=None, batch=128):
         self.fmodel, self.batch, self.seconds = fmodel, batch, 0.0
@@ -133,9 +133,7 @@ class Calls:
         self.gradients = {}
 
     def _padded(self, array):
-        size = self.SMALLEST
-        while size < len(array):
-            size *= 2
+        size = min((s for s in self.SIZES if s >= len(array)), default=self.batch)
         extra = np.repeat(array[-1:], size - len(array), axis=0)
         return ep.from_numpy(self.like, np.concatenate([array, extra]))
 
@@ -182,26 +180,37 @@ def each(sizes):
     return sizes.reshape(-1, 1, 1, 1)
 
 
-def line_search(calls, x, y, direction, coarse=1000, fine=20, start=16, bar=None):
+def line_search(calls, x, y, z, gradient, direction, coarse=1000, fine=20, bar=None):
     """The smallest step along `direction` that changes the decision; costs forward passes only.
 
     The grid is Foolbox 2.3.0's: `coarse` sizes up to 1 and, for a hit among the first `fine`, so many finer ones below it.
-    Foolbox tries them in turn; here sizes double from `start` until one hits, then the last gap is bisected, which finds
-    the same size wherever larger steps along the same line stay adversarial.
+    Foolbox tries them in turn. Here the margin tells where it will cross 0: the first guess follows its slope, the next ones
+    its values at both ends of the interval, and one halves the interval where the last did not. That finds the same size
+    wherever larger steps along the same line stay adversarial.
 
+    z, gradient: what calls.gradient(x, y, cross_entropy) returns. direction: (n, h, w, c).
     Returns adversarial images, success, and the class that they are taken for (-1 without success).
     """
     n = len(x)
     unit, low, high = np.full(n, 1 / coarse, "float32"), np.zeros(n, "int64"), np.zeros(n, "int64")  # high 0: no hit yet
-    refined, label, result = np.zeros(n, bool), np.full(n, -1), x.copy()
+    at_low, at_high = margin(z, y), np.full(n, -np.inf, "float32")
+    first = at_low / np.maximum((gradient * direction).sum(axis=(1, 2, 3)), 1e-12) * coarse
+    refined, label, result, halve = np.zeros(n, bool), np.full(n, -1), x.copy(), np.zeros(n, bool)
 
     def step(rows):
         lower, upper = low[rows], high[rows]
-        trial = np.where(upper == 0, np.clip(2 * lower, start, coarse), (lower + upper) // 2)
+        width = upper - lower
+        guess = np.where(lower == 0, np.clip(first[rows], 1, coarse / 2), np.minimum(2 * lower, coarse))
+        crossing = lower + width * (at_low[rows] / (at_low[rows] - at_high[rows]))
+        between = np.where(halve[rows], (lower + upper) // 2, np.clip(np.ceil(crossing), lower + 1, np.maximum(upper - 1, lower + 1)))
+        trial = np.where(upper == 0, np.ceil(guess), between).astype("int64")
         candidate = np.clip(x[rows] + each(unit[rows] * trial.astype("float32")) * direction[rows], 0, 1)
-        predicted = calls.logits(candidate).argmax(axis=1)
+        z = calls.logits(candidate)
+        predicted, left = z.argmax(axis=1), margin(z, y[rows])
         hit = predicted != y[rows]
         high[rows[hit]], low[rows[~hit]] = trial[hit], trial[~hit]
+        at_high[rows[hit]], at_low[rows[~hit]] = left[hit], left[~hit]
+        halve[rows] = (upper > 0) & ~halve[rows] & (2 * (high[rows] - low[rows]) > width)
         label[rows[hit]], result[rows[hit]] = predicted[hit], candidate[hit]
         closed = (high[rows] > 0) & (high[rows] - low[rows] <= 1)
         again = rows[closed & ~refined[rows] & (high[rows] <= fine)]

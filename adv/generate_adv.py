@@ -38,7 +38,7 @@ mode = "minimal"  # minimal: the smallest perturbation of each image; fixed: one
 epsilon = None  # mode fixed: Linf for fgsm, bim, pgd; L2 for cw; features for jsma
 steps = None  # iterations, instead of the attack's own
 
-CHUNK = 250  # images; what an interruption can cost
+CHUNK = 500  # images; what an interruption can cost
 SPLIT = (0.6, 0.8)  # shares of the samples where validation and test begin
 
 
