@@ -7,6 +7,7 @@ and convolutional layer `mask`, `class_mask`, `contribution` and `relative_activ
 Keras layers of the kinds listed below; no layer name or shape is written into it.
 """
 
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -36,6 +37,7 @@ PASSED += tuple(f"{kind}Pooling{d}D" for d in (1, 2, 3) for kind in ("Max", "Ave
 PASSED += ("ZeroPadding2D", "Flatten")  # Flatten and global pooling also add up a channel's positions
 
 IMAGES_AT_ONCE = 2048  # bounds memory: the model runs on this many images, then their activations are added up
+SYNAPSES_AT_ONCE = 2**21  # bounds memory: so many synapses are ranked at a time by every core
 
 
 @dataclass
@@ -158,34 +160,32 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     classes, (n_in, n_out) = len(contribution), weights.shape
     keep = count(per, n_in)
     g = np.sign(contribution * d_out)  # (classes, n_out)
-    w = np.ascontiguousarray(weights.T)  # (n_out, n_in): a neuron's synapses lie together
-    sign_w = np.sign(w)
-    class_mask = np.empty((classes, n_out, n_in), bool)
+    sign_in = np.sign(d_in)
+    mask, class_mask = np.empty((n_in, n_out), bool), np.empty((classes, n_in, n_out), bool)
+    counted = np.zeros((classes, n_in))
     share = np.empty((classes, n_out))
 
-    def one_class(c):
+    def one_class(c, w, block):
         # The largest g * w * D: w * D where g is positive, -w * D where it is negative, all tied at 0 where it is 0.
         local = w * d_in[c]
-        np.multiply(local, g[c][:, None], out=local)
-        class_mask[c] = largest(local, keep)
+        np.multiply(local, g[c, block, None], out=local)
+        class_mask[c, :, block] = largest(local, keep).T
         largest_local = np.abs(local, out=local).max(axis=1)
-        share[c] = np.divide(g[c], largest_local, out=np.zeros(n_out), where=largest_local > 0)
+        share[c, block] = np.divide(g[c, block], largest_local, out=np.zeros(len(w)), where=largest_local > 0)
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(one_class, range(classes)))
-    votes = sign_w * (g.T @ np.sign(d_in))  # sum over c of sign(local), (n_out, n_in)
-    ties = w * (share.T @ d_in)  # sum over c of local / max |local(c, i, :)|
-    mask = largest(votes, keep, ties)
-    contribution_in = np.sign(d_in) * (g @ sign_w)  # sum over i of sign(local), (classes, n_in)
-    return (
-        SlicedLayer(
-            np.ascontiguousarray(mask.T),
-            np.ascontiguousarray(class_mask.transpose(0, 2, 1)),
-            contribution.astype("float32"),
-            d_out.astype("float32"),
-        ),
-        contribution_in,
-    )
+    at_once = max(1, SYNAPSES_AT_ONCE // n_in)
+    with ThreadPoolExecutor(min(classes, os.cpu_count() or 1)) as pool:
+        for start in range(0, n_out, at_once):  # blocks of neurons, to bound memory
+            block = slice(start, start + at_once)
+            w = np.ascontiguousarray(weights[:, block].T)  # (neurons, n_in): a neuron's synapses lie together
+            sign_w = np.sign(w)
+            list(pool.map(lambda c, w=w, block=block: one_class(c, w, block), range(classes)))
+            votes = sign_w * (g[:, block].T @ sign_in)  # sum over c of sign(local), (neurons, n_in)
+            ties = w * (share[:, block].T @ d_in)  # sum over c of local / max |local(c, i, :)|
+            mask[:, block] = largest(votes, keep, ties).T
+            counted += g[:, block] @ sign_w
+    sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
+    return sliced, sign_in * counted  # sum over i of sign(local), (classes, n_in)
 
 
 def count(per, n):

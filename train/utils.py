@@ -137,7 +137,7 @@ def save_weights(classifier, path, **made_from):
 
     with whole(path, ".weights.h5") as temporary:
         # A model of its own, of the same layers: a compiled one would save its optimiser, too.
-        keras.Model(classifier.inputs[0], classifier.outputs[0]).save_weights(temporary)
+        keras.Model(classifier.inputs[0], classifier.outputs[0], name="classifier").save_weights(temporary)
         with h5py.File(temporary, "a") as file:
             set_attributes(file, **made_from)
 
