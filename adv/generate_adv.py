@@ -50,10 +50,10 @@ def choose(classifier, x, y, samples, seed):
     order = np.random.default_rng([seed, 2]).permutation(len(x))
     chosen = np.empty(0, "int64")
     for start in range(0, len(x), 4 * samples):  # most are right: no need to classify all of x_train
-        rows = np.sort(order[start : start + 4 * samples])
+        block = order[start : start + 4 * samples]
+        rows = np.sort(block)
         right = rows[predict(classifier, x[rows]).argmax(axis=1) == y[rows]]
-        position = np.argsort(np.argsort(order))[right]
-        chosen = np.concatenate([chosen, right[np.argsort(position)]])
+        chosen = np.concatenate([chosen, block[np.isin(block, right)]])
         if len(chosen) >= samples:
             return np.sort(chosen[:samples])
     raise UserError(f"--samples {samples} is more than the {len(chosen)} of {len(x)} training images that the model gets right.")
@@ -66,7 +66,10 @@ def splits(n, seed):
 
 
 def generate(name, calls, classifier, x, y, index, path, seed, mode, epsilon, steps, made_from):
-    """Attack images x[index] into the file `path`; as attack() of adv/attacks.py, in chunks that survive an interruption."""
+    """Attack images x[index] into the file `path`; as attack() of adv/attacks.py, in chunks that survive an interruption.
+
+    Returns what the log records: seconds of attacking, images a second, success rate.
+    """
     parts = path.parent / f".{path.stem}.parts"
     parts.mkdir(parents=True, exist_ok=True)
     sweep(parts)
@@ -94,7 +97,7 @@ def generate(name, calls, classifier, x, y, index, path, seed, mode, epsilon, st
     if not success.any():
         raise UserError(f"{name} changed the decision on none of {len(index)} images: attack with a larger epsilon, or check the model's gradients.")
     with whole(path) as temporary, h5py.File(temporary, "w") as file:
-        set_attributes(file, **made_from, seconds=round(seconds, 2))
+        set_attributes(file, **made_from)
         file["image"], file["success"], file["index"] = image, success, index
         file["label"], file["split"] = y[index], splits(len(index), seed)
         for norm, size in norms(image - pixels(x[index])).items():
@@ -108,6 +111,7 @@ def generate(name, calls, classifier, x, y, index, path, seed, mode, epsilon, st
         f"{100 * (1 - inside / seconds):.0f}% of the time outside the model",
         flush=True,
     )
+    return {"attack_seconds": round(seconds, 2), "images_per_second": round(len(index) / seconds, 2), "success": round(float(success.mean()), 4)}
 
 
 def picture(path, original, adversarial, label, classifier, name):
@@ -147,8 +151,8 @@ def main(argv=None):
         if {k: attributes(path).get(k) for k in made_from} == made_from:
             print(f"{path} is there.")
             continue
-        with stage(folder / "adv" / f"{name}.log", name, **settings):
-            generate(name, calls, classifier, x, y, index, path, args.seed, args.mode, args.epsilon, args.steps, made_from)
+        with stage(folder / "adv" / f"{name}.log", name, **settings) as log:
+            log |= generate(name, calls, classifier, x, y, index, path, args.seed, args.mode, args.epsilon, args.steps, made_from)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from adv.adapter import Calls, foolbox_model
 from adv.attacks import attack, norms
-from train.files import epochs_in, pixels, sha256, whole
+from train.files import pixels, whole
 from train.utils import load_weights, set_seed
 
 EPSILONS = (0.01, 0.02, 0.05)  # Linf
@@ -64,8 +64,8 @@ def robust(calls, x, y, seed):
     return found, np.where(hit, norms(adversarial - x[clean])["linf"], np.inf)
 
 
-def evaluate(folder, table, classifier, x_test, y_test, seed):
-    """adaptive.csv of a model folder: every selected model of robustness.csv (a DataFrame) attacked itself.
+def evaluate(folder, table, files, classifier, x_test, y_test, seed):
+    """adaptive.csv of a model folder: every selected model of robustness.csv (table and files: score_all's) attacked itself.
 
     A row an attack and epsilon: `value` is robust accuracy in %, between `low` and `high`, on n images; with epsilon empty,
     `value` is the mean minimal Linf perturbation, over the images where the attack succeeded. Models already there are kept.
@@ -75,7 +75,7 @@ def evaluate(folder, table, classifier, x_test, y_test, seed):
     rows = np.sort(np.random.default_rng([seed, 5]).permutation(len(x_test))[:IMAGES])
     x, y = pixels(x_test[rows]), y_test[rows]
     chosen = table[table["selected"]].drop_duplicates(["method", "run", "per", "choose_layer", "lr_rate", "epoch"])
-    results, files = [], {sha256(p): p for sub in folder.iterdir() if sub.is_dir() for p in weights_in(sub)}
+    results = []
     for row in tqdm(chosen.to_dict("records"), desc="adaptive", unit="model", disable=None):
         digest = row["sha256"]
         old = known[known["sha256"] == digest]
@@ -99,8 +99,3 @@ def evaluate(folder, table, classifier, x_test, y_test, seed):
         with whole(path) as temporary:
             pd.DataFrame(results).to_csv(temporary, index=False)
     return pd.DataFrame(results)
-
-
-def weights_in(folder):
-    paths = [folder / f"model.{epoch:03d}.weights.h5" for epoch in epochs_in(folder)]
-    return paths[-1:] if folder.name == "checkpoints" else paths

@@ -19,12 +19,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import h5py
 import numpy as np
 from tqdm import tqdm
 
 from dare.dare import read_mined, study_arguments, tune_classifier
 from dare.get_ats import default_layer
-from train.files import artifact, attributes, checkpoint_path, epochs_in, pixels, run, set_attributes, sha256, stage, sweep, tuned_folder, whole
+from train.files import (
+    artifact,
+    attributes,
+    checkpoint_path,
+    epochs_in,
+    model_folder,
+    pixels,
+    run,
+    set_attributes,
+    sha256,
+    stage,
+    sweep,
+    tuned_folder,
+    weights_path,
+    whole,
+)
 from train.utils import final_checkpoint, load_fitting_data, load_weights, save_weights
 
 lr_rate = None  # of control-finetune; None: as dare
@@ -36,8 +52,6 @@ IMAGES = 10_000  # of x_train, that re-estimate batch normalisation
 
 def copy_weights(source, path, **made_from):
     """Copy a checkpoint under another name, with other attributes."""
-    import h5py
-
     with whole(path) as temporary:
         shutil.copyfile(source, temporary)
         with h5py.File(temporary, "a") as file:
@@ -95,7 +109,7 @@ def main(argv=None):
         sub = tuned_folder(folder, name, args.run)
         sub.mkdir(parents=True, exist_ok=True)
         sweep(sub)
-        return sub / f"model.{epoch:03d}.weights.h5", here | {"method": name, "epoch": epoch} | about
+        return weights_path(sub, epoch), here | {"method": name, "epoch": epoch} | about
 
     with stage(folder / "controls.log", "controls", **vars(args)):
         x, y = load_fitting_data(args, "validation", classifier)
@@ -112,9 +126,8 @@ def main(argv=None):
         where, about = target("control-swa", 1, epochs=1)
         save_weights(classifier, where, **about)
 
-        name = f"{args.dataset}_{args.model}"
-        others = [p for p in folder.parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(name).startswith("_seed")]
-        others = sorted(p for p in others if p != folder and epochs_in(p / "checkpoints"))
+        others = [model_folder(args.dataset, args.model), *sorted(folder.parent.glob(f"{args.dataset}_{args.model}_seed*"))]
+        others = [p for p in others if p != folder and epochs_in(p / "checkpoints")]
         for number, other in enumerate(others, 1):
             where, about = target("control-seed", number, epochs=len(others), other=other.name)
             copy_weights(final_checkpoint(other), where, **about)
@@ -129,7 +142,7 @@ def main(argv=None):
         dare = tuned_folder(folder, "dare", args.run, **changed)
         with_dare = epochs_in(dare)
         for e in tqdm(with_dare, desc="noise", disable=None):
-            source = dare / f"model.{e:03d}.weights.h5"
+            source = weights_path(dare, e)
             tuned = load_weights(classifier, source).get_weights()
             add_noise(classifier, original, tuned, np.random.default_rng([*seeds, e, 4]))
             where, about = target("control-noise", e, epochs=with_dare[-1], dare_sha256=sha256(source), lr_rate=attributes(source)["lr_rate"])

@@ -36,7 +36,6 @@ run_number = 0  # --run: seed of the tuning
 BATCH = 128
 
 
-@keras.saving.register_keras_serializable("dare")
 class InsideSlice(keras.constraints.Constraint):
     """Puts the weights outside the slice back after every update (design section 6).
 

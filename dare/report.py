@@ -205,7 +205,7 @@ def write(target, sections, text, runs, rows, folders, adaptive, command):
     for folder in folders:
         parts.append(f"<h2>Adversarial examples and recorded commands: {html.escape(folder.name)}</h2>")
         for path in sorted((folder / "adv").glob("*.png")):
-            settings = {k: v for k, v in attributes(path.with_suffix(".h5")).items() if k in ("samples", "mode", "epsilon", "steps", "seconds")}
+            settings = {k: v for k, v in attributes(path.with_suffix(".h5")).items() if k in ("samples", "mode", "epsilon", "steps")}
             data = base64.b64encode(path.read_bytes()).decode()
             caption = html.escape(f"{path.stem}: models/{folder.name}/adv/{path.stem}.h5, {settings}")
             parts.append(f'<figure><img alt="{path.stem}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')

@@ -20,7 +20,24 @@ import pandas as pd
 from tqdm import tqdm
 
 from dare.adaptive import evaluate
-from train.files import ATTACKS, UserError, artifact, attributes, data_folder, data_sha256, epochs_in, options, pixels, run, sha256, stage, whole, write_text
+from train.files import (
+    ATTACKS,
+    UserError,
+    artifact,
+    attributes,
+    checkpoint_path,
+    data_folder,
+    data_sha256,
+    epochs_in,
+    options,
+    pixels,
+    run,
+    sha256,
+    stage,
+    weights_path,
+    whole,
+    write_text,
+)
 from train.utils import Batches, load_fitting_data, load_study, load_weights
 
 dataset = "digits"
@@ -54,7 +71,7 @@ def tuned_models(folder, digest):
     found = []
     for sub in sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in ("checkpoints", "adv")):
         epochs = epochs_in(sub)
-        paths = [sub / f"model.{epoch:03d}.weights.h5" for epoch in epochs]
+        paths = [weights_path(sub, epoch) for epoch in epochs]
         about = [attributes(path) for path in paths]
         if not paths:
             continue
@@ -101,7 +118,7 @@ def select(table):
 
 
 def score_all(folder, args, classifier, digest):
-    """robustness.csv of a model folder as a DataFrame."""
+    """robustness.csv of a model folder as a DataFrame, and {SHA-256: weights file} of the models in it."""
     samples = read_samples(folder, checkpoint_sha256=digest, data_sha256=data_sha256(args.dataset))
     x_test, y_test = load_fitting_data(args, "test", classifier)
     digest_of_test = sha256(data_folder(args.dataset) / "x_test.npy", data_folder(args.dataset) / "y_test.npy")
@@ -113,12 +130,13 @@ def score_all(folder, args, classifier, digest):
                 parts[f"{attack} {title} {sample_digest}"] = images[split == code], labels[split == code]
     final = epochs_in(folder / "checkpoints")[-1]
     original = {"method": "original", "epoch": final, "run": 0}
-    models = [(folder / "checkpoints" / f"model.{final:03d}.weights.h5", original), *tuned_models(folder, digest)]
+    models = [(checkpoint_path(folder, final), original), *tuned_models(folder, digest)]
     path = folder / "scores.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    rows, known = [], {}
+    rows, known, files = [], {}, {}
     for weights, about in tqdm(models, desc="score", unit="model", disable=None):
         key = sha256(weights)
+        files[key] = weights
         scores = kept.get(key, {})
         wanted = parts.keys() - scores.keys()
         if wanted:
@@ -153,7 +171,7 @@ def score_all(folder, args, classifier, digest):
     write_text(path, json.dumps(known))
     table = pd.DataFrame(rows)
     table.insert(13, "selected", select(table))
-    return table
+    return table, files
 
 
 def summary(table):
@@ -169,14 +187,14 @@ def main(argv=None):
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, adaptive=adaptive)
     folder, classifier, _, digest = load_study(args)
     with stage(folder / "test.log", "score", **vars(args)):
-        table = score_all(folder, args, classifier, digest)
+        table, files = score_all(folder, args, classifier, digest)
         with whole(folder / "robustness.csv") as temporary:
             table.to_csv(temporary, index=False)
         print(f"\nEmpirical robustness in % on the test part of the samples, and clean accuracy; {args.dataset} {args.model} M{args.seed}\n")
         print(summary(table).to_string(index=False, na_rep="", float_format=lambda v: f"{v:g}"))
         print(f"\n{folder / 'robustness.csv'}: {len(table)} rows", flush=True)
         if args.adaptive:
-            found = evaluate(folder, table, classifier, *load_fitting_data(args, "test", classifier), args.seed)
+            found = evaluate(folder, table, files, classifier, *load_fitting_data(args, "test", classifier), args.seed)
             wide = found.pivot_table(index="method", columns=["attack", "epsilon"], values="value", sort=False)
             print(f"\nRobust accuracy in % of the selected models, each attacked itself, over epsilon\n\n{wide.round(1).to_string()}\n")
 

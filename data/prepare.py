@@ -285,12 +285,15 @@ def prepare(dataset, source, limit, seed):
         order = rng.permutation(len(x))
         half = len(x) // 2
         arrays = {"train": (x, y, order[:half]), "validation": (x, y, order[half:]), "test": (x_test, y_test, slice(None))}
-        sizes = {}
-        for part, (images, labels, rows) in arrays.items():
-            sizes[part] = len(labels[rows])
-            for letter, array in ("x", images[rows]), ("y", labels[rows].astype("uint8")):
+        sizes = {part: len(labels[rows]) for part, (_, labels, rows) in arrays.items()}
+        # Old labels go first and new ones come last: killed in between, there are none, rather than those of other images.
+        for path in (folder / "info.json", *folder.glob("y_*.npy")):
+            path.unlink(missing_ok=True)
+        for which, letter in enumerate("xy"):
+            for part, content in arrays.items():
+                array = content[which][content[2]]
                 with whole(folder / f"{letter}_{part}.npy", ".npy") as temporary:
-                    np.save(temporary, array, allow_pickle=False)
+                    np.save(temporary, array.astype("uint8", copy=False), allow_pickle=False)
         info = {"dataset": dataset, "source": str(source or "official"), "seed": seed, "limit": limit, "classes": classes}
         write_text(folder / "info.json", json.dumps(info | {"shape": x.shape[1:], "images": sizes}, indent=1) + "\n")
         print(f"{folder}: {sizes}, images {x.shape[1:]}, {classes} classes", flush=True)

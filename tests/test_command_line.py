@@ -220,6 +220,6 @@ def test_graph_of_stages(tmp_path):
         return dict(line.split()[:2] for line in (result.stdout + result.stderr).splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
 
     jobs = plan()
-    assert {"attack": "5", "tune": "9", "train": "1", "score": "1", "controls": "1"}.items() <= jobs.items()
+    assert {"attack": "5", "tune": "4", "adversarial_training_0": "1", "train": "1", "score": "1", "controls": "1"}.items() <= jobs.items()
     jobs = plan("dataset=cifar10,svhn", "model=vgg16,alexnet", "seeds=0,1,2", "runs=0,1", "per=0.5,0.95")
-    assert jobs["train"] == "12" and jobs["slice"] == "24" and jobs["tune"] == str(12 * 2 * (2 + 3 + 5))
+    assert jobs["train"] == "12" and jobs["slice"] == "24" and jobs["tune"] == str(12 * 2 * (2 + 3)) and jobs["adversarial_training_1"] == "12"

@@ -169,6 +169,24 @@ def test_broken_files_are_refused(home, tmp_path, case):
     assert not Path("/tmp/dare_was_here").exists()
 
 
+def test_killed_between_two_files_leaves_no_wrong_labels(home, monkeypatch):
+    prepare.prepare("digits", None, 40, 0)
+    real, count = np.save, []
+
+    def killed(*args, **kwargs):
+        count.append(1)
+        if len(count) == 4:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(np, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare("digits", None, 40, 1)  # other images in every part
+    for part in "train", "validation":
+        with pytest.raises(UserError, match=r"y_.*\.npy is missing"):
+            load_data("digits", part)
+
+
 def test_tar_members_stay_where_they_are(home, tmp_path):
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
         for name in ("../../evil/data_batch_1", "/test_batch"):

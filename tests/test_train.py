@@ -1,13 +1,7 @@
 """Networks, training, and what happens when it is killed."""
 
 import csv
-import os
-import signal
-import subprocess
-import sys
-import time
 
-import h5py
 import numpy as np
 import pytest
 from conftest import ROOT, weights_of, write_data
@@ -130,43 +124,6 @@ def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
     with pytest.raises(UserError, match=r"epoch 3.*epochs 1 to 2 are kept"):
         train_network("toy", "tiny", 0, 4)
     assert epochs_in(home / "models/toy_tiny/checkpoints") == [1, 2]
-
-
-def test_killed_at_random_moments(home):
-    """kill -9 a training again and again: it ends with the weights of one that was left alone."""
-    write_data(home)
-    script = "import conftest, sys, train.files; train.files.HOME = train.files.Path(sys.argv[1]); from train.train import train; train('toy', 'tiny', 0, 12)"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-
-    def run(where):
-        return subprocess.Popen([sys.executable, "-c", script, where], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    alone = home / "alone"
-    write_data(alone)
-    assert run(alone).wait() == 0
-    folder, rng, kills = home / "models/toy_tiny/checkpoints", np.random.default_rng(0), 0
-    while True:
-        before = epochs_in(folder)[-1:] if folder.exists() else []
-        process = run(home)
-        begun = time.time()
-        while process.poll() is None and (epochs_in(folder)[-1:] if folder.exists() else []) == before and time.time() - begun < 60:
-            time.sleep(0.02)
-        if kills < 3:
-            time.sleep(rng.random() * 0.15)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-        if process.wait() == 0:
-            break
-    assert kills >= 2
-    last = "models/toy_tiny/checkpoints/model.012.weights.h5"
-    with h5py.File(home / last) as one, h5py.File(alone / last) as other:
-        names = []
-        one.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-        assert len(names) > 8
-        for name in names:
-            np.testing.assert_array_equal(one[name][()], other[name][()])
-    assert not list(folder.glob(".*"))
 
 
 def test_predict_takes_both_kinds_of_images(classifier):

@@ -170,8 +170,13 @@ def model_folder(dataset, model, seed=0):
     return HOME / "models" / (f"{dataset}_{model}" + (f"_seed{seed}" if seed else ""))
 
 
+def weights_path(folder, epoch):
+    """The classifier after `epoch` epochs, in a folder of checkpoints or of a tuned model."""
+    return folder / f"model.{epoch:03d}.weights.h5"
+
+
 def checkpoint_path(folder, epoch):
-    return folder / "checkpoints" / f"model.{epoch:03d}.weights.h5"
+    return weights_path(folder / "checkpoints", epoch)
 
 
 def tuned_folder(folder, method, run=0, **changed):
@@ -319,7 +324,7 @@ def stage(path, title, **settings):
     """Log of one stage, a JSON line in `path` beside its artifact, and in short on the terminal.
 
     Records start, settings, versions, device, how it ended, duration and peak memory, also of a stage that fails. A
-    line with "ended": null belongs to one that was killed.
+    line with "ended": null belongs to one that was killed. Yields a dict; what is put into it is recorded, too.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items() if v is not None}
     print(f"{title} ({', '.join(f'{k} {v}' for k, v in settings.items())})", flush=True)
@@ -329,13 +334,14 @@ def stage(path, title, **settings):
     entry |= {"packages": {p: metadata.version(p) for p in ("keras", "numpy", "foolbox", backend_package())}}
     entry |= {"backend": backend_package(), "device": device(), "ended": None}
 
-    def write(**more):
+    def write(**end):
         with open(path, "a") as file:
-            file.write(json.dumps(entry | more, default=str) + "\n")
+            file.write(json.dumps(entry | more | end, default=str) + "\n")
 
+    more = {}
     write()
     try:
-        yield
+        yield more
     except BaseException as error:
         write(ended=f"{type(error).__name__}: {error}", **_spent(begun))
         raise

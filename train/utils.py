@@ -4,7 +4,9 @@ import csv
 import logging
 import math
 import sys
+import time
 
+import h5py
 import numpy as np
 
 from train.files import (
@@ -20,6 +22,7 @@ from train.files import (
     set_attributes,
     sha256,
     sweep,
+    weights_path,
     whole,
     write_text,
 )
@@ -133,8 +136,6 @@ def load_fitting_data(args, part, model):
 
 def save_weights(classifier, path, **made_from):
     """Save a checkpoint, whole or not at all, with what it was made from as root attributes."""
-    import h5py
-
     with whole(path, ".weights.h5") as temporary:
         # A model of its own, of the same layers: a compiled one would save its optimiser, too.
         keras.Model(classifier.inputs[0], classifier.outputs[0], name="classifier").save_weights(temporary)
@@ -180,7 +181,7 @@ class _KeepEveryEpoch(keras.callbacks.Callback):
         self.made_from = {k: v for k, v in made_from.items() if v is not None}
 
     def _weights(self, epoch):
-        return self.folder / f"model.{epoch:03d}.weights.h5"
+        return weights_path(self.folder, epoch)
 
     def _optimizer(self, epoch):
         return self.folder / f"optimizer.{epoch:03d}.npz"
@@ -211,8 +212,6 @@ class _KeepEveryEpoch(keras.callbacks.Callback):
         return 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        import time
-
         self.begun = time.time()
         self.batches.set_epoch(epoch)
         for layer in self.model.layers:  # dropout, too, depends on seed and epoch alone
@@ -222,8 +221,6 @@ class _KeepEveryEpoch(keras.callbacks.Callback):
                 layer.seed_generator.state.assign(words.astype("uint32"))
 
     def on_epoch_end(self, epoch, logs=None):
-        import time
-
         epoch, logs = epoch + 1, dict(logs or {})
         if not all(np.isfinite(v) for v in logs.values()):
             kept = f"epochs 1 to {epoch - 1} are kept" if epoch > 1 else "nothing was saved"
