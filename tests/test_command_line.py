@@ -216,10 +216,13 @@ def test_graph_of_stages(tmp_path):
         command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "dare/Snakefile"), "--cores", "2", "-n", "--quiet", "host"]
         command += ["--config", *config] if config else []
         result = subprocess.run(command, env=os.environ | {"DARE_HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+        if result.returncode:
+            return result.stdout + result.stderr
         return dict(line.split()[:2] for line in (result.stdout + result.stderr).splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
 
     jobs = plan()
     assert {"attack": "5", "tune": "4", "adversarial_training_0": "1", "train": "1", "score": "1", "controls": "1"}.items() <= jobs.items()
+    assert "--config modle is unknown" in plan("modle=vgg16")
+    assert "--config methods=dare-x is unknown: choose from dare, dare-s" in plan("methods=dare,dare-x")
     jobs = plan("dataset=cifar10,svhn", "model=vgg16,alexnet", "seeds=0,1,2", "runs=0,1", "per=0.5,0.95")
     assert jobs["train"] == "12" and jobs["slice"] == "24" and jobs["tune"] == str(12 * 2 * (2 + 3)) and jobs["adversarial_training_1"] == "12"

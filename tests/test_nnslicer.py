@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import patterns
 
+from dare import nnslicer
 from dare.nnslicer import key_neurons, largest, slice_model
 from train.files import UserError
 from train.utils import set_seed
@@ -85,7 +86,8 @@ def naive(model, x, y, per):
 
 @pytest.mark.parametrize("per", [0.05, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("chain", [dense_chain, conv_chain, global_chain])
-def test_against_the_naive_loop(chain, per):
+def test_against_the_naive_loop(chain, per, monkeypatch):
+    monkeypatch.setattr(nnslicer, "SYNAPSES_AT_ONCE", 100)  # blocks of a few neurons, the last one smaller
     set_seed(3)
     x, y = patterns(40)
     x = x.astype("float32") / 255
