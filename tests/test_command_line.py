@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import resource
 import subprocess
 import sys
 
@@ -190,6 +191,22 @@ def test_as_a_process(tmp_path):
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
     result = run(str(ROOT / "dare/dare-last.py"), "--help")
     assert result.returncode == 0 and "--lr_rate" in result.stdout and "ats_<last layer>.h5" in result.stdout
+
+
+@pytest.mark.parametrize("script", ["data/prepare.py --dataset digits", "dare/nnslicer.py --dataset toy --model tiny --per 0.5"])
+def test_no_file_can_grow(study, script):
+    """A full disk, as a process sees it: every write beyond a few KB fails."""
+    home, *_ = study
+    code = f"import conftest, runpy, sys; sys.argv = {script.split()!r}; runpy.run_path({str(ROOT / script.split()[0])!r}, run_name='__main__')"
+    environment = os.environ | {"DARE_HOME": str(home), "PYTHONPATH": str(ROOT / "tests")}
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # noqa: E731
+    before = snapshot(home)
+    result = subprocess.run([sys.executable, "-c", code], env=environment, preexec_fn=limit, capture_output=True, text=True)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert "free some space" in result.stderr
+    after = snapshot(home)
+    assert {p: after.get(p) for p in before} == before
+    assert not [p for p in after if p not in before and p.suffix != ".log"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -139,22 +139,37 @@ def options(doc, argv=None, **constants):
 def run(main):
     """Run a script's main(): anything the user can mend ends in one sentence on stderr and exit code 2."""
     script = Path(sys.argv[0]).name
+    sys.excepthook, sys.unraisablehook = _without_hdf5(sys.excepthook), _without_hdf5(sys.unraisablehook)
     try:
         main()
     except UserError as error:
         sys.exit(_say(script, str(error)))
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None and "requested and" not in str(error):  # how NumPy says that a write was cut short
             raise
+        what = os.strerror(error.errno) if error.errno else f"A file could not be written whole ({error})"
         where = f" ({error.filename})" if error.filename else ""
-        sys.exit(_say(script, f"{os.strerror(error.errno)}{where}: free some space or mend the folder, then run again."))
+        _say(script, f"{what}{where}: free some space or mend the folder, then run again.")
+        sys.stdout.flush()
+        os._exit(2)  # at a normal exit HDF5 would write to its broken file again, and crash
     except KeyboardInterrupt:
         print(f"{script}: interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
 
 
+def _without_hdf5(usual):
+    """A hook that does not show how HDF5 fails to close the files that it could not write; the first failure is reported."""
+
+    def hook(*about):
+        error = about[1] if len(about) == 3 else about[0].exc_value
+        if "Can't decrement id ref count" not in str(error):
+            usual(*about)
+
+    return hook
+
+
 def _say(script, message):
-    print(f"{script}: {message}", file=sys.stderr)
+    print(f"{script}: {message}", file=sys.stderr, flush=True)
     return 2
 
 
