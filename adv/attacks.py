@@ -172,6 +172,7 @@ def iterative(calls, x, y, norm, steps, rel_stepsize, start=0.3, growth=1.5, gro
         least = (1 - TOLERANCE) * high[rows]
         over = np.where(growing, attempts[rows] >= growths, (low[rows] >= least) | (fine[rows] & ~far[rows] & (goal > least)))
         over |= attempts[rows] >= growths + bisections
+        over |= growing & (norm == np.inf) & (rel_stepsize * eps >= 1)  # every step goes to the bounds: no larger epsilon differs
         usable = ~far[rows] & (low[rows] < goal) & (goal < least)
         epsilon[rows] = np.where(growing, eps * growth, np.where(usable, goal, (low[rows] + high[rows]) / 2))
         again = rows[~over]
