@@ -11,7 +11,9 @@ from train.files import UserError, attributes, epochs_in
 from train.models import build_model, statistics
 from train.train import augment, train_batches
 from train.train import train as train_network
-from train.utils import Batches, load_classifier, predict
+from train.utils import Batches, load_classifier, predict, set_seed
+
+import keras  # isort: skip
 
 SHAPES = {"cifar10": (32, 32, 3), "svhn": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
 TABLE = list(csv.DictReader((ROOT / "dare/paper/models.csv").open()))
@@ -129,3 +131,14 @@ def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
 def test_predict_takes_both_kinds_of_images(classifier):
     x = np.random.default_rng(0).integers(0, 256, (300, 12, 12, 1), dtype="uint8")
     np.testing.assert_allclose(predict(classifier, x), classifier(x.astype("float32") / 255), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("vgg16", (32, 32, 3)), ("vgg19", (28, 28, 1))])
+def test_the_first_steps_do_not_kill_a_vgg(name, shape):
+    """At the study's learning rate the first steps must not blow up, or the wide dense layers are dead for good."""
+    set_seed(0)
+    x, y = np.random.default_rng(0).random((32, *shape), dtype="float32"), np.arange(32) % 10
+    model = build_model(name, shape, 10, 0.5, 0.3)
+    model.compile(keras.optimizers.SGD(params.learning_rate(name, 200)(0), momentum=params.momentum, nesterov=True), "sparse_categorical_crossentropy")
+    losses = [float(model.train_on_batch(x, y)) - float(sum(model.losses)) for _ in range(5)]
+    assert max(losses) < 6

@@ -45,7 +45,8 @@ def _build(x, classes, convs, pools, batch_norm):
         x = layers.MaxPooling2D(pool, 2, name=f"block{block}_pool")(x)
     x = layers.Flatten(name="flatten")(x)
     for number in 1, 2:
-        x = layers.Dense(4096, activation="relu", kernel_initializer="he_normal", name=f"dense{number}")(x)
+        # Keras's own initial weights: with the larger ones of He et al. these wide layers die in the first steps at 0.01.
+        x = layers.Dense(4096, activation="relu", name=f"dense{number}")(x)
         if batch_norm or number == 2:  # the 28x28 networks have one dropout, the 32x32 networks two
             x = layers.Dropout(0.5, name=f"dropout{number}")(x)
     return layers.Dense(classes, activation="softmax", name="predictions")(x)
