@@ -170,11 +170,13 @@ def iterative(calls, x, y, norm, steps, rel_stepsize, start=0.3, growth=1.5, gro
         fine[rows] |= hit & ~newly & (k > 0.8 * reach)
         attempts[rows] += 1
         least = (1 - TOLERANCE) * high[rows]
-        over = np.where(growing, attempts[rows] >= growths, (low[rows] >= least) | (fine[rows] & ~far[rows] & (goal > least)))
+        expected = fine[rows] & ~far[rows] & (goal > least) & (norm == np.inf)  # ten steps of bim predict less well: it is bracketed
+        over = np.where(growing, attempts[rows] >= growths, (low[rows] >= least) | expected)
         over |= attempts[rows] >= growths + bisections
         over |= growing & (norm == np.inf) & (rel_stepsize * eps >= 1)  # every step goes to the bounds: no larger epsilon differs
+        middle = np.maximum((low[rows] + high[rows]) / 2, np.where(far[rows] | growing, 0, 0.9 * high[rows]))
         usable = ~far[rows] & (low[rows] < goal) & (goal < least)
-        epsilon[rows] = np.where(growing, eps * growth, np.where(usable, goal, (low[rows] + high[rows]) / 2))
+        epsilon[rows] = np.where(growing, eps * growth, np.where(usable, goal, middle))
         again = rows[~over]
         current[again], before[again], taken[again] = x[again], at_start[again], 0
         move(again, first[again])
