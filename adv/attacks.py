@@ -174,7 +174,7 @@ def iterative(calls, x, y, norm, steps, rel_stepsize, start=0.3, growth=1.5, gro
         over = np.where(growing, attempts[rows] >= growths, (low[rows] >= least) | expected)
         over |= attempts[rows] >= growths + bisections
         over |= growing & (norm == np.inf) & (rel_stepsize * eps >= 1)  # every step goes to the bounds: no larger epsilon differs
-        middle = np.maximum((low[rows] + high[rows]) / 2, np.where(far[rows] | growing, 0, 0.9 * high[rows]))
+        middle = np.maximum((low[rows] + high[rows]) / 2, np.where(far[rows], 0, 0.9 * high[rows]))
         usable = ~far[rows] & (low[rows] < goal) & (goal < least)
         epsilon[rows] = np.where(growing, eps * growth, np.where(usable, goal, middle))
         again = rows[~over]

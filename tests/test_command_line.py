@@ -229,17 +229,18 @@ def test_logs_record_the_stage(study):
 def test_graph_of_stages(tmp_path):
     """A dry run of the Snakefile: the default, and a grid with a sweep."""
 
-    def plan(*config):
+    def plan(*config, refused=False):
         command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "dare/Snakefile"), "--cores", "2", "-n", "--quiet", "host"]
         command += ["--config", *config] if config else []
         result = subprocess.run(command, env=os.environ | {"DARE_HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
-        if result.returncode:
+        assert bool(result.returncode) == refused, result.stderr
+        if refused:
             return result.stdout + result.stderr
         return dict(line.split()[:2] for line in (result.stdout + result.stderr).splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
 
     jobs = plan()
     assert {"attack": "5", "tune": "4", "adversarial_training_0": "1", "train": "1", "score": "1", "controls": "1"}.items() <= jobs.items()
-    assert "--config modle is unknown" in plan("modle=vgg16")
-    assert "--config methods=dare-x is unknown: choose from dare, dare-s" in plan("methods=dare,dare-x")
+    assert "--config modle is unknown" in plan("modle=vgg16", refused=True)
+    assert "--config methods=dare-x is unknown: choose from dare, dare-s" in plan("methods=dare,dare-x", refused=True)
     jobs = plan("dataset=cifar10,svhn", "model=vgg16,alexnet", "seeds=0,1,2", "runs=0,1", "per=0.5,0.95")
     assert jobs["train"] == "12" and jobs["slice"] == "24" and jobs["tune"] == str(12 * 2 * (2 + 3)) and jobs["adversarial_training_1"] == "12"
