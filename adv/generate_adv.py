@@ -9,6 +9,7 @@ and writes the same file. The samples are split 60/20/20 into train (adversarial
 test (reported); all attacks attack the same images.
 """
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -65,12 +66,17 @@ def splits(n, seed):
     return np.searchsorted([round(share * n) for share in SPLIT], rank, side="right").astype("uint8")
 
 
+def parts_of(path):
+    """Where the finished chunks of the samples file `path` wait for the others."""
+    return path.parent / f".{path.stem}.parts"
+
+
 def generate(name, calls, classifier, x, y, index, path, seed, mode, epsilon, steps, made_from):
     """Attack images x[index] into the file `path`; as attack() of adv/attacks.py, in chunks that survive an interruption.
 
     Returns what the log records: seconds of attacking, images a second, success rate.
     """
-    parts = path.parent / f".{path.stem}.parts"
+    parts = parts_of(path)
     parts.mkdir(parents=True, exist_ok=True)
     sweep(parts)
     made_from = {k: v for k, v in made_from.items() if v is not None}
@@ -96,16 +102,13 @@ def generate(name, calls, classifier, x, y, index, path, seed, mode, epsilon, st
     image, success = (np.concatenate(part) for part in zip(*found, strict=True))
     if not success.any():
         raise UserError(f"{name} changed the decision on none of {len(index)} images: attack with a larger epsilon, or check the model's gradients.")
-    with whole(path) as temporary, h5py.File(temporary, "w") as file:
+    picture(path.with_suffix(".png"), pixels(x[index[success][:8]]), image[success][:8], y[index[success][:8]], classifier, name)
+    with whole(path) as temporary, h5py.File(temporary, "w") as file:  # last: where it is, the samples are complete
         set_attributes(file, **made_from)
         file["image"], file["success"], file["index"] = image, success, index
         file["label"], file["split"] = y[index], splits(len(index), seed)
         for norm, size in norms(image - pixels(x[index])).items():
             file[norm] = size
-    picture(path.with_suffix(".png"), pixels(x[index[success][:8]]), image[success][:8], y[index[success][:8]], classifier, name)
-    for part in parts.iterdir():
-        part.unlink()
-    parts.rmdir()
     print(
         f"{path}: {success.sum()} of {len(index)} succeed ({100 * success.mean():.1f}%), {len(index) / seconds:.1f} images/s, "
         f"{100 * (1 - inside / seconds):.0f}% of the time outside the model",
@@ -150,9 +153,10 @@ def main(argv=None):
         made_from = settings | {"attack": name, "checkpoint_sha256": digest, "data_sha256": data}
         if {k: attributes(path).get(k) for k in made_from} == made_from:
             print(f"{path} is there.")
-            continue
-        with stage(folder / "adv" / f"{name}.log", name, **settings) as log:
-            log |= generate(name, calls, classifier, x, y, index, path, args.seed, args.mode, args.epsilon, args.steps, made_from)
+        else:
+            with stage(folder / "adv" / f"{name}.log", name, **settings) as log:
+                log |= generate(name, calls, classifier, x, y, index, path, args.seed, args.mode, args.epsilon, args.steps, made_from)
+        shutil.rmtree(parts_of(path), ignore_errors=True)  # here, not in generate: a run that was killed behind its last write leaves them
 
 
 if __name__ == "__main__":

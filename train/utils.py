@@ -195,6 +195,8 @@ class _KeepEveryEpoch(keras.callbacks.Callback):
         """Bring model and optimiser to the last whole epoch of the same run, and return it; 0 starts over."""
         done = epochs_in(self.folder)
         same = bool(done) and {k: attributes(self._weights(done[-1])).get(k) for k in self.made_from} == self.made_from
+        if same:
+            self._tidy(done[-1])
         if same and done[-1] == epochs:
             return epochs
         if same and self._optimizer(done[-1]).exists():
@@ -234,8 +236,13 @@ class _KeepEveryEpoch(keras.callbacks.Callback):
         with whole(self._optimizer(epoch), ".npz") as temporary:
             np.savez(temporary, **{str(i): np.asarray(v) for i, v in enumerate(self.model.optimizer.variables)})
         save_weights(self.classifier, self._weights(epoch), epoch=epoch, **self.made_from)
-        self._optimizer(epoch - 1).unlink(missing_ok=True)
-        if epoch - 1 < self.keep_from:
-            self._weights(epoch - 1).unlink(missing_ok=True)
-        if epoch == self.made_from["epochs"]:
-            self._optimizer(epoch).unlink(missing_ok=True)
+        self._tidy(epoch)
+
+    def _tidy(self, epoch):
+        """Remove what nothing needs after `epoch`; a run that is killed before it gets here is tidied when it goes on."""
+        for path in self.folder.glob("optimizer.*.npz"):
+            if path != self._optimizer(epoch) or epoch == self.made_from["epochs"]:
+                path.unlink()
+        for earlier in epochs_in(self.folder):
+            if earlier < min(epoch, self.keep_from):
+                self._weights(earlier).unlink()
