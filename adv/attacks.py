@@ -48,30 +48,34 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
         raise UserError("the images are not pixels in [0, 1], or some are NaN: divide 8-bit images by 255.")
     calls = calls or Calls(foolbox_model(model))
     set_seed(seed)
-    right = calls.logits(x).argmax(axis=1) == y if len(x) else np.zeros(0, bool)
+    if not len(x):
+        return x, np.zeros(0, bool)
+    z, gradient = calls.gradient(x, y, cross_entropy)  # where all but cw begin
+    right = z.argmax(axis=1) == y
     result, success = x.copy(), ~right
     if bar is not None:
         bar(int(success.sum()))
     if right.any():
         find = _minimal if mode == "minimal" else _fixed
-        result[right], success[right] = find(name, calls, x[right], y[right], epsilons, seed, steps, bar)
+        result[right], success[right] = find(name, calls, x[right], y[right], z[right], gradient[right], epsilons, seed, steps, bar)
     return result, success
 
 
-def _minimal(name, calls, x, y, _, seed, steps, bar):
+def _minimal(name, calls, x, y, z, gradient, _, seed, steps, bar):
     if name == "fgsm":
-        return fgsm(calls, x, y, bar)
+        return fgsm(calls, x, y, z, gradient, bar)
     if name == "cw":
         return carlini_wagner(calls, x, y, steps or 1000, bar=bar)
     if name == "jsma":
-        return saliency_map(calls, x, y, target_classes(calls, x, y, seed), steps=steps or 2000, untargeted=True, bar=bar)
-    return iterative(calls, x, y, *{"bim": (1, steps or 10, 1 / 6), "pgd": (np.inf, steps or 40, 1 / 30)}[name], bar=bar)
+        target = target_classes(calls, x, y, z, gradient, seed)
+        return saliency_map(calls, x, y, target, steps=steps or 2000, untargeted=True, bar=bar)
+    return iterative(calls, x, y, z, gradient, *{"bim": (1, steps or 10, 1 / 6), "pgd": (np.inf, steps or 40, 1 / 30)}[name], bar=bar)
 
 
-def _fixed(name, calls, x, y, epsilons, seed, steps, bar):
+def _fixed(name, calls, x, y, z, gradient, epsilons, seed, steps, bar):
     epsilons = np.atleast_1d(epsilons).astype(float)
     if name in ("cw", "jsma"):  # they have no epsilon of their own: what they find counts if it is small enough
-        found, success = _minimal(name, calls, x, y, None, seed, steps, bar)
+        found, success = _minimal(name, calls, x, y, z, gradient, None, seed, steps, bar)
         size = norms(found - x)["l2" if name == "cw" else "l0"]
         success &= size <= epsilons.max()
         return np.where(success[:, None, None, None], found, x), success
@@ -100,13 +104,12 @@ def norms(perturbation):
     return {name: size.astype("float32") for name, size in sizes.items()}
 
 
-def fgsm(calls, x, y, bar=None):
-    """Fast gradient sign method (Goodfellow et al. 2015): one gradient, then a line search along its sign."""
-    z, gradient = calls.gradient(x, y, cross_entropy)
+def fgsm(calls, x, y, z, gradient, bar=None):
+    """Fast gradient sign method (Goodfellow et al. 2015): a line search along the sign of one gradient."""
     return line_search(calls, x, y, z, gradient, np.sign(gradient), bar=bar)[:2]
 
 
-def iterative(calls, x, y, norm, steps, rel_stepsize, start=0.3, growth=1.5, growths=20, bisections=20, bar=None):
+def iterative(calls, x, y, z, first, norm, steps, rel_stepsize, start=0.3, growth=1.5, growths=20, bisections=20, bar=None):
     """Basic iterative method (norm 1) and projected gradient descent (norm inf), each image with its own epsilon.
 
     The attempts are those of Foolbox 2.3.0 (design section 7): all start from the image, the step is the same fraction of epsilon,
@@ -116,12 +119,12 @@ def iterative(calls, x, y, norm, steps, rel_stepsize, start=0.3, growth=1.5, gro
     tests/test_attacks.py compares with the literal search. An image whose first attempt fails, or succeeds only at the bound, is
     bisected as Foolbox does: there success is not monotone in epsilon.
 
+    z, first: logits and gradient at x, from calls.gradient(x, y, cross_entropy): the step from x is the same in every attempt.
     norm 1 measures the mean absolute change of a feature, as Foolbox 2 did, so that its epsilons compare to Linf.
     """
     n, reach = len(x), round(1 / rel_stepsize)  # reach: steps until epsilon bounds the change
     epsilon, low, high = np.full(n, start, "float32"), np.zeros(n, "float32"), np.full(n, np.inf, "float32")
     taken, attempts = np.zeros(n, "int64"), np.zeros(n, "int64")
-    z, first = calls.gradient(x, y, cross_entropy)  # the step from x is the same in every attempt
     at_start = margin(z, y)
     current, before = x.copy(), at_start.copy()
     best, smallest = x.copy(), np.full(n, np.inf, "float32")

@@ -22,8 +22,7 @@ from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwa
 from foolbox.criteria import Misclassification, TargetedMisclassification
 from foolbox.distances import LpDistance
 
-from adv.adapter import Calls, chosen_logit, cross_entropy, line_search, margin, pool
-
+from adv.adapter import Calls, chosen_logit, cross_entropy, line_search, pool
 
 FADE = np.float32(0.93)  # what is left of a feature's gradient after a change of it, as far as a block can know; found by trial
 
@@ -108,9 +107,11 @@ def leading(values, k):
     return np.take_along_axis(top, np.argsort(-np.take_along_axis(values, top, axis=1), axis=1, kind="stable"), axis=1)
 
 
-def target_classes(calls, x, y, seed):
-    """The class that a gradient attack (L2, growing steps) lands in; where it fails, a random other one, from the seed."""
-    z, gradient = calls.gradient(x, y, cross_entropy)
+def target_classes(calls, x, y, z, gradient, seed):
+    """The class that a gradient attack (L2, growing steps) lands in; where it fails, a random other one, from the seed.
+
+    z, gradient: what calls.gradient(x, y, cross_entropy) returns.
+    """
     rms = np.sqrt(np.square(gradient).mean(axis=tuple(range(1, x.ndim)), keepdims=True))
     # Only the class matters: the 1,000 sizes of a search for the smallest step would cost forward passes and not change it.
     _, success, label = line_search(calls, x, y, z, gradient, gradient / np.maximum(rms, 1e-12), coarse=100, fine=0)
@@ -153,7 +154,7 @@ class SaliencyMapAttack(MinimizationAttack):
         calls, x = Calls(model, images, self.batch), images.numpy()
         if isinstance(criterion, Misclassification):
             y = criterion.labels.numpy()
-            target = target_classes(calls, x, y, self.seed)
+            target = target_classes(calls, x, y, *calls.gradient(x, y, cross_entropy), self.seed)
         elif isinstance(criterion, TargetedMisclassification):
             y = target = criterion.target_classes.numpy()
         else:
