@@ -102,10 +102,9 @@ def test_against_the_naive_loop(chain, per, monkeypatch):
         assert (mask.sum(axis=0) == math.ceil(per * mask.shape[0])).all()
 
 
-def test_largest_breaks_ties_by_ties_then_by_index():
+def test_largest_breaks_ties_by_index():
     values = np.array([[1.0, 2, 2, 0, 2]])
     assert largest(values, 2).tolist() == [[False, True, True, False, False]]
-    assert largest(values, 2, np.array([[0.0, 1, 2, 9, 2]])).tolist() == [[False, False, True, False, True]]
     assert largest(values, 4).sum() == 4
     assert key_neurons(np.array([[3.0, 1, 2]]), 0.5).tolist() == [[True, False, True]]
 
