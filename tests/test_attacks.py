@@ -29,7 +29,9 @@ def subject(trained):
 
 
 def size(name, change):
-    return {"fgsm": norms(change)["linf"], "pgd": norms(change)["linf"], "cw": norms(change)["l2"], "bim": np.abs(change).mean(axis=(1, 2, 3))}[name]
+    if name == "bim":
+        return np.abs(change).mean(axis=(1, 2, 3))
+    return norms(change)[{"cw": "l2", "jsma": "l0"}.get(name, "linf")]
 
 
 def foolbox2(name, calls, x, y):
