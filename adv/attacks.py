@@ -19,7 +19,7 @@ from adv.saliency_map import saliency_map, target_classes
 from train.files import ATTACKS, UserError
 from train.utils import set_seed
 
-TOLERANCE = 0.07  # bim and pgd stop when no epsilon that is smaller by this share is expected to succeed
+TOLERANCE = 0.05  # bim and pgd stop when no epsilon that is smaller by this share is expected to succeed
 
 
 def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None, bar=None, calls=None):

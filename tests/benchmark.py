@@ -83,9 +83,9 @@ def attacks(classifier, x, y, steps):
         hit = ep.astensor(hit).numpy()
         best = np.stack([ep.astensor(clipped[k]).numpy()[i] for i, k in enumerate(hit.argmax(axis=0))])
         both = hit.any(axis=0) & success
-        ratio = size(name, found - x[few])[both].mean() / size(name, best - x[few])[both].mean()
+        ratio, in_l2 = (size(n, found - x[few])[both].mean() / size(n, best - x[few])[both].mean() for n in (name, "cw"))
         rate = f"{len(hit[0]) / theirs:20.2f}{100 * hit.any(axis=0).mean():4.0f}% ({100 * success.mean():.0f}%)"
-        line += f"{rate}{theirs / again:8.1f}{ratio:12.3f}"
+        line += f"{rate}{theirs / again:8.1f}{ratio:12.3f}" + (f" (L2 {in_l2:.3f})" if name == "jsma" else "")
         print(line, flush=True)
 
 
