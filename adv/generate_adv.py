@@ -122,7 +122,7 @@ def picture(path, original, adversarial, label, classifier, name):
     """A grid: original, adversarial, and their difference, magnified to full contrast, with both predictions."""
     difference = adversarial - original
     largest = np.abs(difference).max()
-    rows = [(original, "original"), (adversarial, name), (0.5 + 0.5 * difference / largest, f"difference x{0.5 / largest:.0f}")]
+    rows = [(original, "original"), (adversarial, name), (0.5 + 0.5 * difference / largest, f"difference x{0.5 / largest:.2g}")]
     predictions = [predict(classifier, images).argmax(axis=1) for images in (original, adversarial)]
     figure, axes = plt.subplots(3, len(label), figsize=(1.2 * len(label) + 0.6, 4.4), squeeze=False, layout="constrained")
     for i, (images, title) in enumerate(rows):
