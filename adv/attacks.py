@@ -192,16 +192,20 @@ def iterative(calls, x, y, z, first, norm, steps, rel_stepsize, start=0.3, growt
     return best, np.isfinite(smallest)
 
 
+def cw_rate(steps):
+    """5e-3; fewer steps than 1,000 are longer in proportion, up to tenfold, so that they get as far."""
+    return 5e-3 * min(10, max(1, 1000 / steps))
+
+
 def carlini_wagner(calls, x, y, steps=1000, searches=5, rate=None, constant=1e-2, check=None, bar=None):
     """Carlini and Wagner's L2 attack (2017), untargeted, confidence 0, as Foolbox has it, each image at its own pace.
 
     For every image a search over the constant between its misclassification and its squared L2 norm: ten times as large
     until the attack succeeds, then bisected, `searches` values in all. For each, Adam in tanh space for up to `steps`
     iterations; an image that has made no progress for `check` iterations (default: a twentieth of `steps`) goes on to its
-    next constant. Foolbox stops only when the whole batch has made none. The learning rate is 5e-3; fewer steps than 1,000 are
-    longer in proportion, up to tenfold, so that they get as far.
+    next constant. Foolbox stops only when the whole batch has made none. The learning rate is that of cw_rate.
     """
-    rate = rate or 5e-3 * min(10, max(1, 1000 / steps))
+    rate = rate or cw_rate(steps)
     n, shape = len(x), x.shape
     check = check or max(steps // 20, 10)
     origin = np.arctanh((2 * x - 1) * np.float32(0.999999))

@@ -21,7 +21,7 @@ from test_attacks import size
 from test_nnslicer import naive
 
 from adv.adapter import Calls, cross_entropy, foolbox_model
-from adv.attacks import attack
+from adv.attacks import attack, cw_rate
 from adv.saliency_map import SaliencyMapAttack
 from dare.get_ats import default_layer, history_of, mine, part_up_to
 from dare.nnslicer import backward, chain, relative_activations
@@ -59,7 +59,7 @@ def attacks(classifier, x, y, steps):
         "fgsm": foolbox.attacks.LinfFastGradientAttack(),
         "bim": foolbox.attacks.L1BasicIterativeAttack(rel_stepsize=1 / 6, steps=10, random_start=False),
         "pgd": foolbox.attacks.LinfProjectedGradientDescentAttack(rel_stepsize=1 / 30, steps=40, random_start=False),
-        "cw": foolbox.attacks.L2CarliniWagnerAttack(5, steps, stepsize=5e-3 * min(10, max(1, 1000 / steps)), initial_const=1e-2),
+        "cw": foolbox.attacks.L2CarliniWagnerAttack(5, steps, stepsize=cw_rate(steps), initial_const=1e-2),
         "jsma": SaliencyMapAttack(block=0),
     }
     print(f"{'attack':8}{'images/s':>10}{'success':>9}{'outside calls':>15}{'Foolbox 3 images/s':>20}{'success (ours)':>16}{'faster':>8}{'size ratio':>12}")
