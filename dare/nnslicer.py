@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py
 import numpy as np
+from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from train.files import UserError, data_sha256, options, run, set_attributes, stage, whole
@@ -37,7 +38,8 @@ PASSED += tuple(f"{kind}Pooling{d}D" for d in (1, 2, 3) for kind in ("Max", "Ave
 PASSED += ("ZeroPadding2D", "Flatten")  # Flatten and global pooling also add up a channel's positions
 
 IMAGES_AT_ONCE = 2048  # bounds memory: the model runs on this many images, then their activations are added up
-SYNAPSES_AT_ONCE = 2**21  # bounds memory: so many synapses are ranked at a time by every core
+SYNAPSES_AT_ONCE = 2**17  # so many synapses are ranked at a time by every core: they fit its cache
+BLAS = ThreadpoolController()
 
 
 @dataclass
@@ -137,7 +139,8 @@ def backward(links, outputs, inputs, per):
     for layer, before, _ in reversed(links):
         if layer.name in inputs:
             kernel = keras.ops.convert_to_numpy(layer.kernel)
-            weights = kernel.sum(axis=tuple(range(kernel.ndim - 2)), dtype="float64")  # (n_in, n_out): taps summed
+            taps = tuple(range(kernel.ndim - 2))
+            weights = kernel.sum(axis=taps, dtype="float64") if taps else kernel  # (n_in, n_out)
             result[layer.name], contribution = slice_layer(weights, contribution, outputs[layer.name], inputs[layer.name], per)
         elif type(layer).__name__ == "Flatten":
             contribution = contribution.reshape(len(contribution), -1, before.shape[-1]).sum(axis=1)
@@ -148,7 +151,7 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     """The slices of one layer, and the contributions of its inputs.
 
     Args:
-        weights: float64 (n_in, n_out). contribution, d_out: float64 (classes, n_out), CONTRIB_i and D_i.
+        weights: (n_in, n_out), taps summed. contribution, d_out: float64 (classes, n_out), CONTRIB_i and D_i.
         d_in: float64 (classes, n_in), D_j.
 
     local(c, i, j) = CONTRIB_i(c) * D_i(c) * w_ij * D_j(c) = g * w_ij * D_j(c), where g belongs to the neuron. So every
@@ -162,29 +165,42 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     g = np.sign(contribution * d_out)  # (classes, n_out)
     sign_in = np.sign(d_in)
     mask, class_mask = np.empty((n_in, n_out), bool), np.empty((classes, n_in, n_out), bool)
-    counted = np.zeros((classes, n_in))
-    share = np.empty((classes, n_out))
+    workers = os.cpu_count() or 1
+    at_once = max(1, min(SYNAPSES_AT_ONCE // n_in, -(-n_out // workers)))
+    by_index = np.arange(n_in, 0, -1)  # the order of ties
 
-    def one_class(c, w, block):
-        # The largest g * w * D: w * D where g is positive, -w * D where it is negative, all tied at 0 where it is 0.
-        local = w * d_in[c]
-        np.multiply(local, g[c, block, None], out=local)
-        transpose(largest(local, keep), class_mask[c, :, block])
-        largest_local = np.abs(local, out=local).max(axis=1)
-        share[c, block] = np.divide(g[c, block], largest_local, out=np.zeros(len(w)), where=largest_local > 0)
+    def work(first):
+        # Blocks of neurons, from the first of this worker on. Here neurons come first, so that a neuron's synapses lie together.
+        # All is computed in the same four arrays: memory fresh from the system costs more than what is done with it.
+        buffers = np.empty((3, at_once, n_in))
+        kept = np.empty((n_in, at_once), bool).T
+        counted = np.zeros((classes, n_in))
+        for start in range(first * at_once, n_out, workers * at_once):
+            block = slice(start, min(start + at_once, n_out))
+            w, local, ranked = buffers[:, : block.stop - start]
+            in_slice = kept[: len(w)]
+            w[:] = weights[:, block].copy().T  # the copy is read in order: a fifth of the time
+            share = np.zeros((classes, len(w)))
+            for c in range(classes):
+                # The largest g * w * D: w * D where g is positive, -w * D where it is negative. Where g is 0 all are tied.
+                np.multiply(w, d_in[c], out=local)
+                np.multiply(local, g[c, block, None], out=local)
+                local[g[c, block] == 0] = by_index
+                class_mask[c, :, block] = largest(local, keep, ranked, in_slice).T
+                most = np.maximum(local.max(axis=1), -local.min(axis=1))
+                np.divide(g[c, block], most, out=share[c], where=most > 0)
+            np.sign(w, out=ranked)
+            np.add(counted, g[:, block] @ ranked, out=counted)
+            np.matmul(g[:, block].T, sign_in, out=local)
+            np.multiply(local, ranked, out=local)  # votes: sum over c of sign(local), (neurons, n_in)
+            np.matmul(share.T, d_in, out=ranked)
+            np.multiply(ranked, w, out=ranked)  # ties: sum over c of local / max |local(c, i, :)|
+            np.multiply(local, 4 * classes, out=local)  # votes first, then ties, of which no sum is larger than the number of classes
+            mask[:, block] = largest(np.add(local, ranked, out=local), keep, ranked, in_slice).T
+        return counted
 
-    at_once = max(1, SYNAPSES_AT_ONCE // n_in)
-    with ThreadPoolExecutor(min(classes, os.cpu_count() or 1)) as pool:
-        for start in range(0, n_out, at_once):  # blocks of neurons, to bound memory
-            block = slice(start, start + at_once)
-            w = np.ascontiguousarray(weights[:, block].T)  # (neurons, n_in): a neuron's synapses lie together
-            sign_w = np.sign(w)
-            list(pool.map(lambda c, w=w, block=block: one_class(c, w, block), range(classes)))
-            votes = sign_w * (g[:, block].T @ sign_in)  # sum over c of sign(local), (neurons, n_in)
-            ties = w * (share[:, block].T @ d_in)  # sum over c of local / max |local(c, i, :)|
-            # Votes first, then ties, of which no sum is larger than the number of classes.
-            transpose(largest(4 * classes * votes + ties, keep), mask[:, block])
-            counted += g[:, block] @ sign_w
+    with ThreadPoolExecutor(workers) as pool, BLAS.limit(limits=1):  # threads of BLAS inside of ours would wait for each other
+        counted = sum(pool.map(work, range(workers)))
     sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
     return sliced, sign_in * counted  # sum over i of sign(local), (classes, n_in)
 
@@ -194,24 +210,23 @@ def count(per, n):
     return int(np.ceil(round(per * n, 9)))
 
 
-def transpose(source, target):
-    """target[:] = source.T, in tiles: a third of the time that NumPy takes for large ones."""
-    for start in range(0, len(target), 64):
-        target[start : start + 64] = np.ascontiguousarray(source[:, start : start + 64]).T
-
-
-def largest(values, k):
-    """Mask of the k largest of every row of values (rows, n); equal ones by index."""
+def largest(values, k, ranked=None, mask=None):
+    """Mask of the k largest of every row of values (rows, n); equal ones by index. ranked, mask: arrays of that shape to use."""
     rows, n = values.shape
+    mask = np.empty((rows, n), bool) if mask is None else mask
     if k >= n:
-        return np.ones((rows, n), bool)
-    threshold = np.partition(values, n - k, axis=1)[:, n - k, None]
-    mask = values > threshold
-    level = values == threshold
-    free = k - mask.sum(axis=1, keepdims=True)  # places left for those at the threshold
-    many = level.sum(axis=1) > free[:, 0]  # only rows where the ties are more than the places need counting
-    level[many] &= np.cumsum(level[many], axis=1) <= free[many]
-    return mask | level
+        mask[:] = True
+        return mask
+    ranked = np.empty_like(values) if ranked is None else ranked
+    ranked[:] = values
+    ranked.partition(n - k, axis=1)
+    threshold = ranked[:, n - k]
+    np.greater_equal(values, threshold[:, None], out=mask)
+    many = ranked[:, : n - k].max(axis=1) == threshold  # rows with more at the threshold than places for them
+    if many.any():
+        above, level = values[many] > threshold[many, None], values[many] == threshold[many, None]
+        mask[many] = above | (level & (np.cumsum(level, axis=1) <= k - above.sum(axis=1, keepdims=True)))
+    return mask
 
 
 def key_neurons(contribution, per):
