@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-from adv.adapter import Calls, foolbox_model
+from adv.adapter import Calls, each, foolbox_model
 from adv.attacks import attack as run_attack
 from adv.attacks import norms
 from train.files import ATTACKS, UserError, attributes, data_sha256, options, pixels, run, set_attributes, stage, sweep, whole
@@ -119,10 +119,10 @@ def generate(name, calls, classifier, x, y, index, path, seed, mode, epsilon, st
 
 
 def picture(path, original, adversarial, label, classifier, name):
-    """A grid: original, adversarial, and their difference, magnified to full contrast, with both predictions."""
+    """A grid: original, adversarial, and their difference, each magnified to full contrast, with both predictions."""
     difference = adversarial - original
-    largest = np.abs(difference).max()
-    rows = [(original, "original"), (adversarial, name), (0.5 + 0.5 * difference / largest, f"difference x{0.5 / largest:.2g}")]
+    largest = np.abs(difference).max(axis=(1, 2, 3))
+    rows = [(original, "original"), (adversarial, name), (0.5 + 0.5 * difference / each(largest), "difference")]
     predictions = [predict(classifier, images).argmax(axis=1) for images in (original, adversarial)]
     figure, axes = plt.subplots(3, len(label), figsize=(1.2 * len(label) + 0.6, 4.4), squeeze=False, layout="constrained")
     for i, (images, title) in enumerate(rows):
@@ -130,8 +130,8 @@ def picture(path, original, adversarial, label, classifier, name):
         for j, image in enumerate(images):
             axes[i, j].imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
             axes[i, j].set(xticks=[], yticks=[])
-            if i < 2:
-                axes[i, j].set_title(f"is {label[j]}, taken for {predictions[i][j]}", fontsize=6)
+            caption = f"is {label[j]}, taken for {predictions[i][j]}" if i < 2 else f"x{0.5 / largest[j]:.3g}"
+            axes[i, j].set_title(caption, fontsize=6)
     with whole(path, ".png") as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
