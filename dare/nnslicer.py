@@ -134,14 +134,21 @@ def relative_activations(model, links, x, y):
 
 def backward(links, outputs, inputs, per):
     """Contributions from the output backwards, and the slices of every layer they meet; as slice_model."""
+
+    def weights(name):  # (n_in, n_out): taps summed
+        kernel = keras.ops.convert_to_numpy(layers[name].kernel)
+        taps = tuple(range(kernel.ndim - 2))
+        return kernel.sum(axis=taps, dtype="float64") if taps else kernel
+
+    layers = {layer.name: layer for layer, _, _ in links if layer.name in inputs}
+    with ThreadPoolExecutor() as pool:  # copied out of the backend side by side
+        kernels = dict(zip(layers, pool.map(weights, layers), strict=True))
     contribution = np.diag(np.diag(outputs[""]))  # CONTRIB_out(c) = D_out(c), 0 for other outputs
     result = {}
     for layer, before, _ in reversed(links):
-        if layer.name in inputs:
-            kernel = keras.ops.convert_to_numpy(layer.kernel)
-            taps = tuple(range(kernel.ndim - 2))
-            weights = kernel.sum(axis=taps, dtype="float64") if taps else kernel  # (n_in, n_out)
-            result[layer.name], contribution = slice_layer(weights, contribution, outputs[layer.name], inputs[layer.name], per)
+        name = layer.name
+        if name in layers:
+            result[name], contribution = slice_layer(kernels[name], contribution, outputs[name], inputs[name], per)
         elif type(layer).__name__ == "Flatten":
             contribution = contribution.reshape(len(contribution), -1, before.shape[-1]).sum(axis=1)
     return dict(reversed(result.items()))
@@ -164,8 +171,8 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     classes, (n_in, n_out) = len(contribution), weights.shape
     keep = count(per, n_in)
     g = np.sign(contribution * d_out)  # (classes, n_out)
-    sign_in = np.sign(d_in)
     g_local, d_local = g.astype("float32"), d_in.astype("float32")
+    sign_in = np.sign(d_local)
     mask, class_mask = np.empty((n_in, n_out), bool), np.empty((classes, n_in, n_out), bool)
     workers = os.cpu_count() or 1
     at_once = max(1, min(SYNAPSES_AT_ONCE // n_in, -(-n_out // workers)))
@@ -196,11 +203,11 @@ def slice_layer(weights, contribution, d_out, d_in, per):
             np.sign(w, out=ranked)
             np.add(counted, g_local[:, block] @ ranked, out=counted)
             key, ties = keys[:, : len(w)]
-            np.matmul(g[:, block].T, sign_in, out=key)
-            np.multiply(key, ranked, out=key)  # votes: sum over c of sign(local), (neurons, n_in)
+            np.matmul(g_local[:, block].T, sign_in, out=local)
+            np.multiply(local, ranked, out=local)  # votes: sum over c of sign(local), (neurons, n_in)
             np.matmul(share.T, d_in, out=ties)
             np.multiply(ties, w, out=ties)  # sum over c of local / max |local(c, i, :)|
-            np.multiply(key, 4 * classes, out=key)  # votes first, then ties, of which no sum is larger than the number of classes
+            np.multiply(local, 4 * classes, out=key)  # votes first, then ties, of which no sum is larger than the number of classes
             np.add(key, ties, out=key)
             mask[:, block] = largest(key, keep, ties, in_slice).T
         return counted
