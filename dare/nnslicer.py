@@ -189,26 +189,27 @@ def slice_layer(weights, contribution, d_out, d_in, per):
             block = slice(start, min(start + at_once, n_out))
             w, local, ranked = buffers[:, : block.stop - start]
             in_slice = kept[: len(w)]
-            ranked.reshape(n_in, -1)[:] = weights[:, block]  # in two steps, each in order through memory: a fifth of the time
-            w[:] = ranked.reshape(n_in, -1).T
+            columns = ranked.reshape(n_in, -1)
+            columns[:] = weights[:, block]  # in two steps, each in order through memory: a fifth of the time
+            w[:] = columns.T
             share = np.zeros((classes, len(w)))
             for c in range(classes):
                 # The largest g * w * D: w * D where g is positive, -w * D where it is negative. Where g is 0 all are tied.
                 np.multiply(w, d_local[c], out=local)
-                np.multiply(local, g_local[c, block, None], out=local)
+                local *= g_local[c, block, None]
                 local[g[c, block] == 0] = by_index
                 class_mask[c, :, block] = largest(local, keep, ranked, in_slice).T
                 most = np.maximum(local.max(axis=1), -local.min(axis=1))
                 np.divide(g[c, block], most, out=share[c], where=most > 0)
             np.sign(w, out=ranked)
-            np.add(counted, g_local[:, block] @ ranked, out=counted)
+            counted += g_local[:, block] @ ranked
             key, ties = keys[:, : len(w)]
             np.matmul(g_local[:, block].T, sign_in, out=local)
-            np.multiply(local, ranked, out=local)  # votes: sum over c of sign(local), (neurons, n_in)
+            local *= ranked  # votes: sum over c of sign(local), (neurons, n_in)
             np.matmul(share.T, d_in, out=ties)
-            np.multiply(ties, w, out=ties)  # sum over c of local / max |local(c, i, :)|
+            ties *= w  # sum over c of local / max |local(c, i, :)|
             np.multiply(local, 4 * classes, out=key)  # votes first, then ties, of which no sum is larger than the number of classes
-            np.add(key, ties, out=key)
+            key += ties
             mask[:, block] = largest(key, keep, ties, in_slice).T
         return counted
 

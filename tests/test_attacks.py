@@ -175,13 +175,17 @@ def test_jsma_changes_the_most_salient_feature(subject):
             np.testing.assert_array_equal(ep.astensor(found).numpy()[0], x[i])
 
 
+# Images on which jsma succeeds, at least. From the same seed JAX trains another network, on which it is 0.75, with blocks and without.
+MOST = 0.9 if keras.backend.backend() == "tensorflow" else 0.7
+
+
 def test_jsma_in_blocks_is_no_worse(subject):
     """A gradient for a block of changes against one for every change, from the same images to the same targets."""
     _, x, y, calls = subject
     target = target_classes(calls, x, y, *calls.gradient(x, y, cross_entropy), 0)
     exact, hit = saliency_map(calls, x, y, target, block=0, untargeted=True)
     found, success = saliency_map(calls, x, y, target, untargeted=True)
-    assert success.sum() >= hit.sum() > 0.7 * len(x)  # on TensorFlow over 0.9; JAX trains another network, on which it is 0.75
+    assert success.sum() >= hit.sum() > MOST * len(x)
     both = success & hit
     assert norms(found - x)["l0"][both].mean() <= 1.05 * norms(exact - x)["l0"][both].mean()
 
@@ -192,7 +196,7 @@ def test_jsma_as_a_foolbox_attack(subject):
     found, clipped, success = SaliencyMapAttack()(calls.fmodel, inputs, labels, epsilons=[None, 5, 1000])
     success = ep.astensor(success).numpy()
     changed = norms(ep.astensor(clipped[1]).numpy() - x)["l0"]
-    assert success[0].mean() > 0.7 and (success[0] == success[2]).all() and (changed <= 5).all()
+    assert success[0].mean() > MOST and (success[0] == success[2]).all() and (changed <= 5).all()
     assert type(found[0]) is type(inputs)
     times = np.round(np.abs(ep.astensor(found[0]).numpy() - x) / 0.1, 3)
     assert times.max() <= 7
