@@ -1,8 +1,9 @@
 """The attacks of the study: fgsm, bim, pgd, cw and jsma on pixels in [0, 1] (design section 7).
 
-`minimal` mode looks for the smallest perturbation that changes the decision, as Foolbox 2.3.0 did, which the paper used:
-the same attacks, for all images of a batch at once, each with its own epsilon; finished images leave the batch. `fixed`
-mode attacks at given epsilons, with Foolbox 3's own attacks.
+`minimal` mode looks for the smallest perturbation that changes the decision, as Foolbox 2.3.0 did,
+which the paper used: the same attacks, for all images of a batch at once, each with its own
+epsilon; finished images leave the batch. `fixed` mode attacks at given epsilons, with Foolbox 3's
+own attacks.
 """
 
 import sys
@@ -15,27 +16,41 @@ import eagerpy as ep
 import foolbox
 import numpy as np
 
-from adv.adapter import Calls, cross_entropy, each, foolbox_model, line_search, margin, margin_loss, pool
+from adv.model import (
+    Calls,
+    foolbox_model,
+    in_full_batches,
+    log_odds,
+    margin,
+    margin_loss,
+    per_image,
+)
 from adv.saliency_map import saliency_map, target_classes
-from train.files import ATTACKS, UserError
+from adv.search import EpsilonSearch, line_search
+from train.flags import ATTACKS, UserError
 from train.utils import set_seed
 
-TOLERANCE = 0.05  # bim and pgd stop when no epsilon that is smaller by this share is expected to succeed
 
-
-def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None, bar=None, calls=None):
+def attack(
+    name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None, progress=None, calls=None
+):
     """Adversarial images of a Keras softmax classifier.
 
     Args:
         name: fgsm, bim, pgd, cw or jsma. model: a Keras classifier on pixels in [0, 1].
-        x: float32 (n, h, w, c) in [0, 1]. y: labels (n,). Images that the model gets wrong come back as they are.
-        mode: "minimal" or "fixed". epsilons: fixed mode, the size of the perturbation: a number (fgsm, bim and pgd: Linf,
-            cw: L2, jsma: number of features), or several of which the first that succeeds counts.
-        seed: of random starts and random target classes. steps: iterations, instead of the attack's own.
-        bar: called with the number of images that have been finished. calls: a Calls to use again instead of `model`.
+        x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). Images that the model gets wrong
+            come back as they are, as successes.
+        mode: "minimal" or "fixed". epsilons: fixed mode, the size of the perturbation: a number
+            (fgsm, bim, pgd: Linf; cw: L2; jsma: number of features), or several, of which the
+            first that succeeds counts.
+        seed: of random starts and random target classes. steps: iterations, instead of the
+            attack's own.
+        progress: called with the number of images that have been finished. calls: a Calls to use
+            again, instead of `model`.
 
     Returns:
-        adversarial images float32 (n, h, w, c), the image itself where the attack failed, and success bool (n,).
+        adversarial images float32 (n, h, w, c), the image itself where the attack failed, and
+        success bool (n,).
 
     Raises:
         UserError: unknown name or mode, fixed mode without epsilon, images outside [0, 1] or NaN.
@@ -43,215 +58,238 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
     if name not in ATTACKS:
         raise UserError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}.")
     if mode not in ("minimal", "fixed") or (mode == "fixed") == (epsilons is None):
-        raise UserError(f"mode {mode!r} with epsilon {epsilons}: mode fixed needs an --epsilon, mode minimal takes none.")
+        raise UserError(
+            f"mode {mode!r} with epsilon {epsilons}: mode fixed needs an --epsilon, mode minimal "
+            f"takes none."
+        )
     x, y = np.asarray(x, "float32"), np.asarray(y, "int64")
     if not (np.isfinite(x).all() and x.min(initial=0) >= 0 and x.max(initial=1) <= 1):
-        raise UserError("the images are not pixels in [0, 1], or some are NaN: divide 8-bit images by 255.")
+        raise UserError(
+            "the images are not pixels in [0, 1], or some are NaN: divide 8-bit images by 255."
+        )
     calls = calls or Calls(foolbox_model(model))
     set_seed(seed)
     if not len(x):
         return x, np.zeros(0, bool)
-    z, gradient = calls.gradient(x, y, cross_entropy)  # where all but cw begin
+    z, gradient = calls.gradient(x, y, log_odds)  # where all but cw begin
     right = z.argmax(axis=1) == y
     result, success = x.copy(), ~right
-    if bar is not None:
-        bar(int(success.sum()))
+    if progress is not None:
+        progress(int(success.sum()))
     if right.any():
-        find = _minimal if mode == "minimal" else partial(_fixed, epsilons)
-        result[right], success[right] = find(name, calls, x[right], y[right], z[right], gradient[right], seed, steps, bar)
+        find = MINIMAL[name] if mode == "minimal" else partial(fixed, name, np.atleast_1d(epsilons))
+        images = _Images(calls, x[right], y[right], z[right], gradient[right], seed)
+        result[right], success[right] = find(images, **({"steps": steps} if steps else {}), progress=progress)
     return result, success
 
 
-def _minimal(name, calls, x, y, z, gradient, seed, steps, bar):
-    if name == "fgsm":
-        return fgsm(calls, x, y, z, gradient, bar)
-    if name == "cw":
-        return carlini_wagner(calls, x, y, steps or 1000, bar=bar)
-    if name == "jsma":
-        target = target_classes(calls, x, y, z, gradient, seed)
-        return saliency_map(calls, x, y, target, steps=steps or 2000, untargeted=True, bar=bar)
-    return iterative(calls, x, y, z, gradient, *{"bim": (1, steps or 10, 1 / 6), "pgd": (np.inf, steps or 40, 1 / 30)}[name], bar=bar)
+class _Images:
+    """What every attack starts from: Calls, images that are classified right, their labels, logits
+    and gradients (of log_odds), and the seed."""
 
-
-def _fixed(epsilons, name, calls, x, y, z, gradient, seed, steps, bar):
-    epsilons = np.atleast_1d(epsilons).astype(float)
-    if name in ("cw", "jsma"):  # they have no epsilon of their own: what they find counts if it is small enough
-        found, success = _minimal(name, calls, x, y, z, gradient, seed, steps, bar)
-        size = norms(found - x)["l2" if name == "cw" else "l0"]
-        success &= size <= epsilons.max()
-        return np.where(success[:, None, None, None], found, x), success
-    kinds = {
-        "fgsm": lambda: foolbox.attacks.LinfFastGradientAttack(),
-        "bim": lambda: foolbox.attacks.LinfBasicIterativeAttack(steps=steps or 10),
-        "pgd": lambda: foolbox.attacks.LinfPGD(steps=steps or 40),
-    }
-    result, success = x.copy(), np.zeros(len(x), bool)
-    for start in range(0, len(x), calls.batch):
-        part = slice(start, start + calls.batch)
-        inputs, labels = (ep.from_numpy(calls.like, a[part]).raw for a in (x, y))
-        found, _, hit = kinds[name]()(calls.fmodel, inputs, labels, epsilons=list(epsilons))
-        for images, hits in zip(found[::-1], ep.astensor(hit).numpy()[::-1], strict=True):  # the first epsilon ends on top
-            result[part][hits] = np.clip(ep.astensor(images).numpy(), 0, 1)[hits]
-            success[part] |= hits
-        if bar is not None:
-            bar(len(x[part]))
-    return result, success
+    def __init__(self, calls, x, y, z, gradient, seed):
+        self.calls, self.x, self.y, self.z, self.gradient = calls, x, y, z, gradient
+        self.seed = seed
 
 
 def norms(perturbation):
-    """{"linf", "l2", "l0"} of perturbations (n, ...): float32 (n,), l0 as the number of changed features."""
+    """{"linf", "l2", "l0"} of perturbations (n, ...): float32 (n,), l0 as number of features."""
     flat = perturbation.reshape(len(perturbation), -1)
-    sizes = {"linf": np.abs(flat).max(axis=1, initial=0), "l2": np.linalg.norm(flat, axis=1), "l0": (flat != 0).sum(axis=1)}
+    sizes = {
+        "linf": np.abs(flat).max(axis=1, initial=0),
+        "l2": np.linalg.norm(flat, axis=1),
+        "l0": (flat != 0).sum(axis=1),
+    }
     return {name: size.astype("float32") for name, size in sizes.items()}
 
 
-def fgsm(calls, x, y, z, gradient, bar=None):
-    """Fast gradient sign method (Goodfellow et al. 2015): a line search along the sign of one gradient."""
-    return line_search(calls, x, y, z, gradient, np.sign(gradient), bar=bar)[:2]
+def mean_absolute(change):
+    """(n, h, w, c) -> (n,): the L1 norm per feature, Foolbox 2's measure of an L1 epsilon."""
+    return np.abs(change).mean(axis=(1, 2, 3))
 
 
-def iterative(calls, x, y, z, first, norm, steps, rel_stepsize, start=0.3, growth=1.5, growths=20, bisections=20, bar=None):
-    """Basic iterative method (norm 1) and projected gradient descent (norm inf), each image with its own epsilon.
+def largest_absolute(change):
+    """(n, h, w, c) -> (n,): the Linf norm."""
+    return np.abs(change).max(axis=(1, 2, 3))
 
-    The attempts are those of Foolbox 2.3.0 (design section 7): all start from the image, the step is the same fraction of epsilon,
-    each ends at its first success, and the smallest success counts. Foolbox bisects, 20 more attempts. Here an attempt tells
-    which epsilon to try next: the margin falls almost in proportion to epsilon, so where it crossed 0, or would have after
-    the last step, predicts the smallest epsilon to a few percent. That takes two or three attempts, most of which end at the boundary;
-    tests/test_attacks.py compares with the literal search. An image whose first attempt fails, or succeeds only at the bound, is
-    bisected as Foolbox does: there success is not monotone in epsilon.
 
-    z, first: logits and gradient at x, from calls.gradient(x, y, cross_entropy): the step from x is the same in every attempt.
-    norm 1 measures the mean absolute change of a feature, as Foolbox 2 did, so that its epsilons compare to Linf.
-    """
-    n, reach = len(x), round(1 / rel_stepsize)  # reach: steps until epsilon bounds the change
-    epsilon, low, high = np.full(n, start, "float32"), np.zeros(n, "float32"), np.full(n, np.inf, "float32")
-    taken, attempts = np.zeros(n, "int64"), np.zeros(n, "int64")
-    at_start = margin(z, y)
-    current, before = x.copy(), at_start.copy()
-    best, smallest = x.copy(), np.full(n, np.inf, "float32")
-    fine, far = np.zeros(n, bool), np.zeros(n, bool)
+# ------------------------------------------------------------------------ gradient sign, and steps
 
-    def size(change):
-        return np.abs(change).max(axis=(1, 2, 3)) if norm == np.inf else np.abs(change).mean(axis=(1, 2, 3))
 
-    def move(rows, gradient):
-        eps = each(epsilon[rows])
-        unit = np.sign(gradient) if norm == np.inf else gradient / each(np.maximum(np.abs(gradient).mean(axis=(1, 2, 3)), 1e-12))
-        change = current[rows] + rel_stepsize * eps * unit - x[rows]
-        if norm == np.inf:
-            change = np.clip(change, -eps, eps)
-        else:
-            change *= np.minimum(1, eps / np.maximum(each(size(change)), 1e-12))
-        moved = np.clip(x[rows] + change, 0, 1)
-        stuck = (moved == current[rows]).all(axis=(1, 2, 3))
-        current[rows] = moved
-        taken[rows] = np.where(stuck, steps, taken[rows] + 1)  # no later step will move it either
+def fgsm(images, steps=None, progress=None):
+    """Fast gradient sign method (Goodfellow et al. 2015): a line search along one gradient."""
+    direction = np.sign(images.gradient)
+    at = images.calls, images.x, images.y, images.z, images.gradient
+    return line_search(*at, direction, progress=progress)[:2]
 
-    def step(rows):
-        z, gradient = calls.gradient(current[rows], y[rows], cross_entropy)
-        left, k, hit = margin(z, y[rows]), taken[rows], z.argmax(axis=1) != y[rows]
-        rate = before[rows] - left  # what the last step gained
-        hopeless = fine[rows] & ~far[rows] & (k > reach) & (left > 1.5 * rate * (steps - k))
-        ends = hit | hopeless | (k >= steps)
-        before[rows[~ends]] = left[~ends]
-        move(rows[~ends], gradient[~ends])
 
-        rows, hit, left, rate, k, eps = (a[ends] for a in (rows, hit, left, rate, k, epsilon[rows]))
-        found = np.where(hit, size(current[rows] - x[rows]), np.inf)
-        smaller = found < smallest[rows]
-        best[rows[smaller]], smallest[rows[smaller]] = current[rows[smaller]], found[smaller]
-        newly = hit & np.isinf(high[rows])
-        far[rows[newly]] = ((attempts[rows] > 0) | (k > reach))[newly]
-        high[rows[hit]] = np.minimum(high[rows], eps * np.minimum(k / reach, 1))[hit]
-        growing = np.isinf(high[rows])
-        lower = ~hit & ~growing
-        low[rows[lower]] = np.maximum(low[rows], eps)[lower]
+def bim_step(x, x0, gradient, epsilon, rel_stepsize=1 / 6):
+    """A step of the L1 basic iterative method (Kurakin et al. 2017)."""
+    size = per_image(np.maximum(mean_absolute(gradient), 1e-12))
+    change = x + rel_stepsize * epsilon * gradient / size - x0
+    size = per_image(np.maximum(mean_absolute(change), 1e-12))
+    return np.clip(x0 + change * np.minimum(1, epsilon / size), 0, 1)
 
-        # Where the margin would be after all steps: each of them gains a part of what the last one did, most before the bound.
-        end = left - rate * (0.7 * np.maximum(reach - k, 0) + 0.2 * (steps - np.maximum(k, reach)))
-        # Shorter steps need less: on Fashion-MNIST the smallest epsilon is about 0.86 of where the margin crossed 0 before the bound.
-        crossing = 0.88 * eps * np.minimum(k - 1 + before[rows] / np.maximum(rate, 1e-12), reach) / reach
-        goal = np.where(hit & (k <= 0.8 * reach), crossing, 1.01 * eps * at_start[rows] / np.maximum(at_start[rows] - end, 1e-12))
-        fine[rows] |= hit & ~newly & (k > 0.8 * reach)
-        attempts[rows] += 1
-        least = (1 - TOLERANCE) * high[rows]
-        expected = fine[rows] & ~far[rows] & (goal > least) & (norm == np.inf)  # ten steps of bim predict less well: it is bracketed
-        over = np.where(growing, attempts[rows] >= growths, (low[rows] >= least) | expected)
-        over |= attempts[rows] >= growths + bisections
-        over |= growing & (norm == np.inf) & (rel_stepsize * eps >= 1)  # every step goes to the bounds: no larger epsilon differs
-        middle = np.maximum((low[rows] + high[rows]) / 2, np.where(far[rows], 0, 0.9 * high[rows]))
-        usable = ~far[rows] & (low[rows] < goal) & (goal < least)
-        epsilon[rows] = np.where(growing, eps * growth, np.where(usable, goal, middle))
-        again = rows[~over]
-        current[again], before[again], taken[again] = x[again], at_start[again], 0
-        move(again, first[again])
-        ends[ends] = over
-        return ends
 
-    attempts[~first.any(axis=(1, 2, 3))] = growths  # a vanished gradient moves nothing, whatever epsilon
-    move(np.arange(n), first)
-    pool(n, calls.batch, step, bar)
-    return best, np.isfinite(smallest)
+def pgd_step(x, x0, gradient, epsilon, rel_stepsize=1 / 30):
+    """A step of projected gradient descent in Linf (Madry et al. 2018)."""
+    change = x + rel_stepsize * epsilon * np.sign(gradient) - x0
+    return np.clip(x0 + np.clip(change, -epsilon, epsilon), 0, 1)
+
+
+def bim(images, steps=10, progress=None):
+    """Basic iterative method, the smallest L1 epsilon. Ten steps predict badly: it is bracketed."""
+    at = images.calls, images.x, images.y, images.z, images.gradient
+    search = EpsilonSearch(*at, bim_step, mean_absolute, steps, 1 / 6, predictable=False)
+    return search.run(progress)
+
+
+def pgd(images, steps=40, progress=None):
+    """Projected gradient descent, the smallest Linf epsilon."""
+    at = images.calls, images.x, images.y, images.z, images.gradient
+    return EpsilonSearch(*at, pgd_step, largest_absolute, steps, 1 / 30).run(progress)
+
+
+# -------------------------------------------------------------------------------- Carlini and Wagner
+
+
+def cw(images, steps=1000, progress=None):
+    """Carlini and Wagner's L2 attack."""
+    search = CarliniWagner(images.calls, images.x, images.y, steps)
+    in_full_batches(len(images.x), images.calls.batch, search.step, progress)
+    return search.best, np.isfinite(search.best_norm)
 
 
 def cw_rate(steps):
-    """5e-3; fewer steps than 1,000 are longer in proportion, up to tenfold, so that they get as far."""
+    """5e-3; fewer steps than 1,000 are longer in proportion, up to tenfold, to get as far."""
     return 5e-3 * min(10, max(1, 1000 / steps))
 
 
-def carlini_wagner(calls, x, y, steps=1000, searches=5, rate=None, constant=1e-2, check=None, bar=None):
-    """Carlini and Wagner's L2 attack (2017), untargeted, confidence 0, as Foolbox has it, each image at its own pace.
+class CarliniWagner:
+    """Carlini and Wagner's L2 attack (2017), untargeted, confidence 0, each image at its own pace.
 
-    For every image a search over the constant between its misclassification and its squared L2 norm: ten times as large
-    until the attack succeeds, then bisected, `searches` values in all. For each, Adam in tanh space for up to `steps`
-    iterations; an image that has made no progress for `check` iterations (default: a twentieth of `steps`) goes on to its
-    next constant. Foolbox stops only when the whole batch has made none. The learning rate is that of cw_rate.
+    Minimises |x - x0|^2 + constant * max(margin, 0) by Adam in tanh space, for `searches` values of
+    the constant: ten times as large until the attack succeeds, then bisected. An image that makes
+    no progress for a while goes on to its next constant; Foolbox waits for the whole batch.
     """
-    rate = rate or cw_rate(steps)
-    n, shape = len(x), x.shape
-    check = check or max(steps // 20, 10)
-    origin = np.arctanh((2 * x - 1) * np.float32(0.999999))
-    start = np.float32(0.5) * np.tanh(origin) + np.float32(0.5)  # x, up to rounding
-    delta, m, v = (np.zeros(shape, "float32") for _ in range(3))
-    const, low, high = np.full(n, constant, "float32"), np.zeros(n, "float32"), np.full(n, np.inf, "float32")
-    taken, search = np.zeros(n, "int64"), np.zeros(n, "int64")
-    crossed, before, lowest = np.zeros(n, bool), np.full(n, np.inf), np.full(n, np.inf)
-    best, best_norm = x.copy(), np.full(n, np.inf, "float32")
 
-    def step(rows):
-        t = np.tanh(origin[rows] + delta[rows])
-        image = 0.5 * t + np.float32(0.5)
-        z, gradient = calls.gradient(image, y[rows], margin_loss)
-        left, change = margin(z, y[rows]), image - start[rows]
-        squared = np.square(change).sum(axis=(1, 2, 3))
-        active = const[rows] * (left > 0)
-        gradient = (each(active) * gradient + 2 * change) * (0.5 * (1 - t * t))
+    SEARCHES, CONSTANT = 5, 1e-2
 
-        taken[rows] += 1
-        count = each(taken[rows].astype("float32"))
-        m[rows] = 0.9 * m[rows] + np.float32(0.1) * gradient
-        v[rows] = 0.999 * v[rows] + np.float32(0.001) * gradient * gradient
-        delta[rows] -= rate * (m[rows] / (1 - 0.9**count)) / (np.sqrt(v[rows] / (1 - 0.999**count)) + 1e-8)
+    def __init__(self, calls, x, y, steps, rate=None):
+        n, shape = len(x), x.shape
+        self.calls, self.x0, self.y, self.steps = calls, x, y, steps
+        self.rate = rate or cw_rate(steps)
+        self.patience = max(steps // 20, 10)  # iterations
+        self.w0 = np.arctanh((2 * x - 1) * np.float32(0.999999))
+        self.start = self.to_pixels(self.w0)  # x, up to rounding
+        # Adam: what is added to w0, and the means of the gradient and of its square.
+        self.delta, self.m, self.v = (np.zeros(shape, "float32") for _ in range(3))
+        self.taken = np.zeros(n, "int64")
+        # The search over the constant.
+        self.constant = np.full(n, self.CONSTANT, "float32")
+        self.low, self.high = np.zeros(n, "float32"), np.full(n, np.inf, "float32")
+        self.searches, self.succeeded = np.zeros(n, "int64"), np.zeros(n, bool)
+        # The objective: lowest so far, and when progress was last checked.
+        self.lowest, self.lowest_before = np.full(n, np.inf), np.full(n, np.inf)
+        self.best, self.best_norm = x.copy(), np.full(n, np.inf, "float32")
 
-        hit = z.argmax(axis=1) != y[rows]
-        crossed[rows] |= hit
-        norm = np.linalg.norm((image - x[rows]).reshape(len(rows), -1), axis=1)
-        closer = hit & (norm < best_norm[rows])
-        best[rows[closer]], best_norm[rows[closer]] = image[closer], norm[closer]
+    @staticmethod
+    def to_pixels(w):
+        return np.float32(0.5) * np.tanh(w) + np.float32(0.5)
 
-        lowest[rows] = np.minimum(lowest[rows], squared + active * left)
-        checked = taken[rows] % check == 0
-        stuck = checked & ~(lowest[rows] <= 0.99 * before[rows])
-        before[rows[checked]] = lowest[rows[checked]]
-        over = rows[(taken[rows] >= steps) | stuck]
+    def step(self, rows):
+        """One step of Adam; returns which images have been through all constants."""
+        image = self.to_pixels(self.w0[rows] + self.delta[rows])
+        z, gradient = self.calls.gradient(image, self.y[rows], margin_loss)
+        left, change = margin(z, self.y[rows]), image - self.start[rows]
+        weight = self.constant[rows] * (left > 0)
+        slope = 4 * image * (1 - image) / 2  # of to_pixels
+        self.adam(rows, (per_image(weight) * gradient + 2 * change) * slope)
+        self.keep_best(rows, image, z.argmax(axis=1) != self.y[rows])
+        objective = np.square(change).sum(axis=(1, 2, 3)) + weight * left
+        ended = self.no_progress(rows, objective) | (self.taken[rows] >= self.steps)
+        self.next_constant(rows[ended])
+        return self.searches[rows] >= self.SEARCHES
 
-        high[over] = np.where(crossed[over], np.minimum(high[over], const[over]), high[over])
-        low[over] = np.where(crossed[over], low[over], np.maximum(low[over], const[over]))
-        const[over] = np.where(np.isinf(high[over]), const[over] * 10, (low[over] + high[over]) / 2)
-        search[over] += 1
-        delta[over] = m[over] = v[over] = 0
-        taken[over], crossed[over], before[over], lowest[over] = 0, False, np.inf, np.inf
-        return search[rows] >= searches
+    def adam(self, rows, gradient):
+        """Kingma and Ba 2015, with its usual constants."""
+        self.taken[rows] += 1
+        t = per_image(self.taken[rows].astype("float32"))
+        self.m[rows] = m = 0.9 * self.m[rows] + np.float32(0.1) * gradient
+        self.v[rows] = v = 0.999 * self.v[rows] + np.float32(0.001) * gradient * gradient
+        self.delta[rows] -= self.rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
 
-    pool(n, calls.batch, step, bar)
-    return best, np.isfinite(best_norm)
+    def keep_best(self, rows, image, hit):
+        self.succeeded[rows] |= hit
+        norm = norms(image - self.x0[rows])["l2"]
+        closer = hit & (norm < self.best_norm[rows])
+        self.best[rows[closer]], self.best_norm[rows[closer]] = image[closer], norm[closer]
+
+    def no_progress(self, rows, objective):
+        """Which images' objective has fallen by less than 1% since the last check."""
+        self.lowest[rows] = np.minimum(self.lowest[rows], objective)
+        checked = self.taken[rows] % self.patience == 0
+        stuck = checked & ~(self.lowest[rows] <= 0.99 * self.lowest_before[rows])
+        self.lowest_before[rows[checked]] = self.lowest[rows[checked]]
+        return stuck
+
+    def next_constant(self, rows):
+        constant, hit = self.constant[rows], self.succeeded[rows]
+        self.high[rows] = np.where(hit, np.minimum(self.high[rows], constant), self.high[rows])
+        self.low[rows] = np.where(hit, self.low[rows], np.maximum(self.low[rows], constant))
+        halfway = (self.low[rows] + self.high[rows]) / 2
+        self.constant[rows] = np.where(np.isinf(halfway), constant * 10, halfway)
+        self.searches[rows] += 1
+        self.delta[rows] = self.m[rows] = self.v[rows] = 0
+        self.taken[rows], self.succeeded[rows] = 0, False
+        self.lowest[rows] = self.lowest_before[rows] = np.inf
+
+
+# --------------------------------------------------------------------------------------- jsma, fixed
+
+
+def jsma(images, steps=2000, progress=None):
+    """The saliency map attack, towards the class that a gradient attack lands in."""
+    at = images.calls, images.x, images.y
+    target = target_classes(*at, images.z, images.gradient, images.seed)
+    return saliency_map(*at, target, steps=steps, untargeted=True, progress=progress)
+
+
+MINIMAL = {"fgsm": fgsm, "bim": bim, "pgd": pgd, "cw": cw, "jsma": jsma}
+
+
+def on_log_odds(foolbox_attack):
+    """A Foolbox gradient attack that raises the log-odds, where its cross-entropy goes blind."""
+
+    def get_loss_fn(model, labels):
+        return lambda inputs: log_odds(model(inputs), labels)
+
+    foolbox_attack.get_loss_fn = get_loss_fn
+    return foolbox_attack
+
+
+def fixed(name, epsilons, images, steps=None, progress=None):
+    """Attack at given epsilons: fgsm, bim and pgd within Linf. The first that succeeds counts."""
+    if name in ("cw", "jsma"):  # without an epsilon of their own: what they find counts if small
+        found, success = MINIMAL[name](images, **({"steps": steps} if steps else {}))
+        size = norms(found - images.x)["l2" if name == "cw" else "l0"]
+        success &= size <= np.max(epsilons)
+        return np.where(per_image(success), found, images.x), success
+    make = {
+        "fgsm": foolbox.attacks.LinfFastGradientAttack,
+        "bim": partial(foolbox.attacks.LinfBasicIterativeAttack, steps=steps or 10),
+        "pgd": partial(foolbox.attacks.LinfPGD, steps=steps or 40),
+    }
+    run, calls, x = on_log_odds(make[name]()), images.calls, images.x
+    result, success = x.copy(), np.zeros(len(x), bool)
+    for start in range(0, len(x), calls.batch):
+        rows = slice(start, start + calls.batch)
+        inputs, labels = (ep.from_numpy(calls.like, a[rows]).raw for a in (x, images.y))
+        found, _, hit = run(calls.fmodel, inputs, labels, epsilons=[float(e) for e in epsilons])
+        hits = ep.astensor(hit).numpy()
+        for at_epsilon, hit in zip(found[::-1], hits[::-1], strict=True):  # the first ends on top
+            result[rows][hit] = np.clip(ep.astensor(at_epsilon).numpy(), 0, 1)[hit]
+            success[rows] |= hit
+        if progress is not None:
+            progress(len(x[rows]))
+    return result, success

@@ -1,9 +1,9 @@
-"""Ablation dare-last (TOSEM 2024): DARE with the last layer, the softmax, as the one whose activations are the targets.
+"""Ablation dare-last (TOSEM 2024): DARE at the last layer, the softmax.
 
     python dare/get_ats.py --choose_layer predictions
-    python dare/dare-last.py --dataset digits --model alexnet
+    python dare/dare-last.py --dataset digits --model lenet
 
-Reads and writes what dare.py does, with ats_<last layer>.h5; the folder is dare-last.
+Reads and writes what dare.py does: tuned/dare-last_<layer>_per<per>_lr<lr_rate>_run<run>/.
 """
 
 import sys
@@ -11,19 +11,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import tune_from_artifacts
-from train.files import run
+from dare.dare import tune_study
+from train.flags import options, start
 
-lr_rate = None  # None: 1e-3 for alexnet, 1e-6 for vgg
+dataset = "digits"
+model = "lenet"
+seed = 0
+lr_rate = None  # None: 1e-3 for alexnet and lenet, 1e-6 for vgg
 epoch = 10
 per = 0.95
-run_number = 0
+run = 0
 
 
 def main(argv=None):
-    constants = {"lr_rate": lr_rate, "epoch": epoch, "per": per, "run": run_number}
-    tune_from_artifacts("dare-last", __doc__, argv, sliced=True, layer=lambda model: model.layers[-1].name, **constants)
+    constants = {"lr_rate": lr_rate, "epoch": epoch, "per": per, "run": run}
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    tune_study("dare-last", args, layer=lambda classifier: classifier.layers[-1].name)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

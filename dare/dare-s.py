@@ -1,8 +1,8 @@
-"""Ablation dare-s: DARE without slicing. All weights up to the chosen layer move, and all its neurons count.
+"""Ablation dare-s: DARE without slicing. All weights up to the chosen layer move, all neurons count.
 
-    python dare/dare-s.py --dataset digits --model alexnet
+    python dare/dare-s.py --dataset digits --model lenet
 
-Reads and writes what dare.py does, without the slice; the folder is dare-s.
+Reads and writes what dare.py does, without the slice: tuned/dare-s_<layer>_lr<lr_rate>_run<run>/.
 """
 
 import sys
@@ -10,19 +10,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import tune_from_artifacts
-from train.files import run
+from dare.dare import tune_study
+from train.flags import options, start
 
-lr_rate = None  # None: 1e-3 for alexnet, 1e-6 for vgg
+dataset = "digits"
+model = "lenet"
+seed = 0
+lr_rate = None  # None: 1e-3 for alexnet and lenet, 1e-6 for vgg
 epoch = 10
 choose_layer = None
-run_number = 0
+run = 0
 
 
 def main(argv=None):
-    constants = {"lr_rate": lr_rate, "epoch": epoch, "choose_layer": choose_layer, "run": run_number}
-    tune_from_artifacts("dare-s", __doc__, argv, sliced=False, **constants)
+    constants = {"lr_rate": lr_rate, "epoch": epoch, "choose_layer": choose_layer, "run": run}
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    tune_study("dare-s", args)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -1,9 +1,10 @@
 """Ablation dare-sl: DARE without slicing and without the transformation to a regression model.
 
-    python dare/dare-sl.py --dataset digits --model alexnet
+    python dare/dare-sl.py --dataset digits --model lenet
 
-The classifier itself is tuned on the same modified images with their labels: mean squared error on the softmax, first
-layers frozen. Reads the final checkpoint and ats_<layer>.h5 (for its images), writes dare-sl/ as dare.py does.
+The classifier itself is tuned on the same modified images with their labels: mean squared error on
+the softmax, first layers frozen (train/params.py). Reads the final checkpoint and ats_<layer>.h5
+(for its images) and writes tuned/dare-sl_lr<lr_rate>_run<run>/ as dare.py does.
 """
 
 import sys
@@ -11,30 +12,39 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import read_mined, study_arguments, tune_classifier
-from dare.get_ats import default_layer
+from dare.dare import open_targets, tuned_rate
 from train import params
-from train.files import artifact, run, sha256, stage, tuned_folder
-from train.utils import load_fitting_data
+from train.artifacts import sha256, stage, tuned_folder
+from train.fit import tune_classifier
+from train.flags import options, start
+from train.utils import Rows, Study
 
-lr_rate = None  # None: 1e-3 for alexnet, 1e-6 for vgg
+dataset = "digits"
+model = "lenet"
+seed = 0
+lr_rate = None  # None: 1e-3 for alexnet and lenet, 1e-6 for vgg
 epoch = 10
-run_number = 0
+run = 0
 
 
 def main(argv=None):
-    args, folder, classifier, made_from, changed = study_arguments(__doc__, argv, lr_rate=lr_rate, epoch=epoch, run=run_number)
-    x, y = load_fitting_data(args, "validation", classifier)
-    target = tuned_folder(folder, "dare-sl", args.run, **changed)
-    with stage(target / "tune.log", "dare-sl", **vars(args)):
-        path = folder / f"ats_{default_layer(classifier)}.h5"
-        same = {k: made_from[k] for k in ("checkpoint_sha256", "data_sha256")}
-        with artifact(path, f"python dare/get_ats.py --dataset {args.dataset} --model {args.model}", **same) as file:
-            rows = read_mined(file).index
-        made_from |= {"method": "dare-sl", "ats_sha256": sha256(path)}
-        frozen = params.frozen[params.family(args.model)]
-        tune_classifier(classifier, x, y, rows, target, "mse", args.lr_rate, args.epoch, frozen, None, (args.seed, args.run), made_from)
+    constants = {"lr_rate": lr_rate, "epoch": epoch, "run": run}
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    study = Study.open(args)
+    args.lr_rate = tuned_rate(args.lr_rate, args.model)
+    settings = {"method": "dare-sl", "lr_rate": args.lr_rate, "run": args.run}
+    folder = tuned_folder(study.folder, **settings)
+    x, y = study.data("validation")
+    with stage(folder / "tune.log", "dare-sl", **vars(args)):
+        targets, path = open_targets(study, study.layer(None))
+        with targets as file:
+            index = file["index"][()]
+        tune_classifier(
+            study.classifier, Rows(x, index), y[index], folder, "mse", args.lr_rate, args.epoch,
+            frozen=params.frozen[params.family(args.model)], seed=(args.seed, args.run),
+            made_from=study.made_from | settings | {"ats_sha256": sha256(path)},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

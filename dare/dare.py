@@ -1,11 +1,12 @@
-"""Step 6: DARE. Tune the regression model on the mined targets, inside the slice, and synchronise it into the classifier.
+"""Step 6: DARE. Tune the regression model on the mined targets, inside the slice.
 
-    python dare/dare.py --dataset digits --model alexnet --lr_rate 1e-3
+    python dare/dare.py --dataset digits --model lenet --lr_rate 1e-3
+    python dare/dare.py --dataset digits --model lenet --batches 1     # as the released code does
 
-Reads data/<dataset>/, and of models/<dataset>_<model>/ the final checkpoint, slice_<per>.h5 and ats_<layer>.h5. Writes the
-classifier after every epoch, dare/model.001.weights.h5 ..., and log.csv; flags that differ from the constants below are
-part of the folder's name, dare_lr0.0001. The variants dare-s.py, dare-sl.py and dare-last.py,
-adv/fintune_adv.py and controls.py call what is here.
+Reads data/<dataset>/, and of models/<dataset>_<model>_seed<N>/ the final checkpoint,
+slice_<per>.h5 and ats_<layer>.h5. Writes the classifier after every epoch to
+tuned/dare_<layer>_per<per>_lr<lr_rate>_run<run>/model.001.weights.h5 ..., and log.csv. The
+variants dare-s.py, dare-sl.py and dare-last.py, and controls.py, call what is here.
 """
 
 import sys
@@ -15,23 +16,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dare.get_ats import Mined, default_layer, part_up_to
+from dare.get_ats import Mined
 from dare.nnslicer import key_neurons, load_slice
 from train import params
-from train.files import UserError, artifact, data_sha256, options, pixels, run, sha256, stage, tuned_folder
-from train.utils import Batches, fit, load_fitting_data, load_study, set_seed
-
-import keras  # isort: skip
-from keras import ops  # isort: skip
+from train.artifacts import sha256, slice_path, stage, targets_path, tuned_folder
+from train.backend import keras, ops
+from train.fit import fit
+from train.flags import UserError, options, start
+from train.utils import Batches, Study, pixels, set_seed, up_to
 
 dataset = "digits"
-model = "alexnet"
+model = "lenet"
 seed = 0
-lr_rate = None  # None: 1e-3 for alexnet, 1e-6 for vgg (params.lr_rate)
-epoch = 10  # epochs of tuning
+lr_rate = None  # None: 1e-3 for alexnet and lenet, 1e-6 for vgg (train/params.py)
+epoch = 10  # epochs of tuning; more than before go on from there
 per = 0.95  # the slice to use
-choose_layer = None  # None: get_ats.default_layer
-run_number = 0  # --run: seed of the tuning
+choose_layer = None  # None: that of the network in train/params.py
+batches = None  # None: an epoch is all images; 1: one batch and a new Adam for each, as released
+run = 0  # number of the run: seed of the tuning
 
 BATCH = 128
 
@@ -49,149 +51,178 @@ class InsideSlice(keras.constraints.Constraint):
         return ops.where(self.mask, ops.convert_to_tensor(w), self.kernel)
 
 
-def regression_loss(neurons, key):
-    """Mean squared difference over the key neurons, for activations whose other neurons are 0 in target and output.
+def transform(classifier, layer, masks=None):
+    """The isomorphic regression model of a classifier (ASE 2022, model transformation).
 
-    neurons: of the layer; key: of these, key ones of a class (the same number for all classes).
+    A copy of its layers up to `layer`, whose activations become the output, with the same weights
+    and without the regularisers of training. masks: {layer name: bool (n_in, n_out)}, the slice,
+    outside of which no kernel can move; None: all weights can.
     """
 
-    def loss(target, output):
-        return ops.mean(ops.square(target - output), axis=tuple(range(1, len(output.shape)))) * (neurons / key)
+    def without_regularisers(original):
+        config = original.get_config()
+        config |= {name: None for name in config if name.endswith("_regularizer")}
+        return type(original).from_config(config)
 
-    return loss
+    part = up_to(classifier, layer)
+    regression = keras.models.clone_model(part, clone_function=without_regularisers)
+    synchronise(part, regression)
+    for copy in regression.layers:
+        if masks and copy.name in masks:
+            before = ops.copy(ops.convert_to_tensor(copy.kernel))
+            copy.kernel.constraint = InsideSlice(masks[copy.name], before)
+    return regression
 
 
-def tune(classifier, layer, mined, x, y, folder, lr_rate, epochs, masks=None, key=None, seed=(0,), made_from=None):
+def synchronise(regression, classifier):
+    """Copy the weights of the regression model back into the layers of the classifier (section 6).
+
+    The layers after the chosen one, which the regression model lacks, stay as they are. Called the
+    other way round it brings a regression model to where its classifier is.
+    """
+    names = {layer.name for layer in regression.layers}
+    for layer in classifier.layers:
+        if layer.name in names and layer.weights:
+            layer.set_weights(regression.get_layer(layer.name).get_weights())
+
+
+def regression_loss(activation, target, key):
+    """Mean squared difference over the key neurons of each image's class (design section 6).
+
+    activation, target: (batch, ..., neurons). key: 1 for a key neuron, else 0, (batch, 1...,
+    neurons): a key channel counts at all its positions. Returns (batch,).
+    """
+    axes = tuple(range(1, len(activation.shape)))
+    positions = int(np.prod(activation.shape[1:-1]))
+    difference = (activation - target) * key
+    return ops.sum(ops.square(difference), axis=axes) / (positions * ops.sum(key, axis=axes))
+
+
+def tune(
+    classifier, layer, mined, x, y, folder, lr_rate, epochs,
+    masks=None, key=None, batches=None, seed=(0,), made_from=None,
+):  # fmt: skip
     """Transform, tune and synchronise (ASE 2022; design section 6).
 
-    The regression model is made of the classifier's own layers, so that a tuned weight is in the classifier, and saved
-    with it, in the moment it is tuned: synchronising needs no copy. The layers after the chosen one are not touched.
-
     Args:
-        classifier: the trained network; tuned in place. layer: name of the chosen layer.
-        mined: Mined, whose index points into x (n, h, w, c) and y (n,), and whose activation are the targets.
-        folder: gets the classifier after every epoch. epochs, lr_rate: of Adam, batch 128.
-        masks: {layer name: bool (n_in, n_out)}, the slice; None lets all weights move (dare-s).
+        classifier: the trained network; ends with the tuned weights. layer: the chosen layer.
+        mined: Mined, whose index points into images x (n, h, w, c) and int labels y (n,), and
+            whose activations are the targets.
+        folder: gets the classifier after every epoch, and log.csv. lr_rate, epochs: of Adam.
+        masks: {layer name: bool (n_in, n_out)}, the slice; None: all weights may move (dare-s).
         key: bool (classes, neurons), the key neurons; None: all neurons (dare-s).
+        batches: an epoch has so many batches of 128, and an Adam of its own; None: all images.
+
+    Returns:
+        the classifier.
+
+    Raises:
+        UserError: targets of another shape; what `fit` refuses.
     """
     set_seed(*seed)
-    regression = part_up_to(classifier, layer)
-    _release(classifier, masks)
+    regression = transform(classifier, layer, masks)
     shape = regression.output_shape[1:]
     if mined.activation.shape[1:] != shape:
-        raise UserError(f"the targets have shape {mined.activation.shape[1:]} and layer {layer} {shape}: mine again with dare/get_ats.py.")
+        raise UserError(
+            f"the targets have shape {mined.activation.shape[1:]} and layer {layer} has {shape}: "
+            f"mine again with dare/get_ats.py."
+        )
+    neurons = (*[1] * (len(shape) - 1), shape[-1])
     key = np.ones((int(np.max(y)) + 1, shape[-1]), bool) if key is None else np.asarray(key)
-    here = keras.Input((*[1] * (len(shape) - 1), shape[-1]), name="key_neurons")
-    masked = keras.Model([regression.inputs[0], here], regression.output * here)
+    key = key.astype("float32").reshape(len(key), *neurons)
     labels = np.asarray(y)[mined.index]
 
     def make(rows, _):
-        keys = key[labels[rows]].astype("float32").reshape(len(rows), *here.shape[1:])
-        return (pixels(x[mined.index[rows]]), keys), mined.activation[rows] * keys
+        images = pixels(x[mined.index[rows]])
+        target = mined.activation[rows].astype("float32")
+        return (images, target, key[labels[rows]]), np.zeros(len(rows), "float32")
 
-    loss = regression_loss(shape[-1], int(key[0].sum()))
-    masked.compile(keras.optimizers.Adam(lr_rate), loss)
-    batches = Batches(len(mined.index), make, BATCH, (*seed, 1))
-    fit(masked, batches, folder, epochs, made_from or {}, classifier=classifier)
+    # Keras minimises what a model gives: here, the loss of every image.
+    target, key_of_image = keras.Input(shape, name="target"), keras.Input(neurons, name="key")
+    loss = regression_loss(regression.output, target, key_of_image)
+    trained = keras.Model([regression.inputs[0], target, key_of_image], loss)
+    trained.compile(keras.optimizers.Adam(lr_rate), loss=lambda _, value: value)
+    shuffled = Batches(len(labels), make, BATCH, (*seed, 1), most=batches)
+
+    fit(
+        trained, shuffled, folder, epochs, made_from or {}, classifier, synchronise,
+        extendable=True, new_optimizer=batches is not None,
+    )  # fmt: skip
     return classifier
 
 
-def tune_classifier(classifier, x, y, rows, folder, loss, lr_rate, epochs, frozen=0, until=None, seed=(0,), made_from=None):
-    """Tune the classifier itself on images x[rows] (n, h, w, c) and their labels y[rows], in place, with Adam, batch 128.
+def key_neurons_of(classifier, layer, slices, per):
+    """bool (classes, neurons): key neurons of `layer`, by what the sliced layer before it gives.
 
-    loss: "mse" (on the softmax, one-hot labels) or "categorical_crossentropy". frozen: so many first layers, the input and
-    its normalisation not counted, do not move; until: nor do those after this layer. Otherwise as tune.
+    Raises UserError for a layer that has no neurons of its own.
     """
-    set_seed(*seed)
-    _release(classifier, None)
-    layers = classifier.layers[2:]
-    end = len(layers) if until is None else [layer.name for layer in layers].index(until) + 1
-    for i, layer in enumerate(layers):
-        layer.trainable = frozen <= i < end
-    onehot = np.eye(classifier.output_shape[-1], dtype="float32")
-    # A model of its own, so that the classifier stays uncompiled and is saved without this training.
-    trained = keras.Model(classifier.inputs[0], classifier.outputs[0])
-    trained.compile(keras.optimizers.Adam(lr_rate), loss, metrics=["accuracy"])
-    batches = Batches(len(rows), lambda at, _: (pixels(x[rows[at]]), onehot[y[rows[at]]]), BATCH, (*seed, 1))
-    fit(trained, batches, folder, epochs, made_from or {}, classifier=classifier)
-    return classifier
+    names = [known.name for known in classifier.layers]
+    sliced = [name for name in names[: names.index(layer) + 1] if name in slices]
+    neurons = classifier.get_layer(layer).output.shape[-1]
+    if not sliced or slices[sliced[-1]].contribution.shape[1] != neurons:
+        raise UserError(
+            f"--choose_layer {layer} has no neurons of its own: choose a dense or convolutional "
+            f"layer, or what follows it."
+        )
+    return key_neurons(slices[sliced[-1]].contribution, per)
 
 
-def _release(classifier, masks):
-    """Let kernels move inside the slice only, and drop the l2 terms of training: they are no part of the tuning losses."""
-    for layer in classifier.layers:
-        for variable in layer.variables:
-            variable.regularizer = None
-        if masks and layer.name in masks:
-            layer.kernel.constraint = InsideSlice(masks[layer.name], ops.copy(ops.convert_to_tensor(layer.kernel)))
+def read_slice(study, layer, per):
+    """(masks, key neurons, SHA-256) of the study's slice file, as `tune` takes them."""
+    path, step = slice_path(study.folder, per), study.command("dare/nnslicer.py", per=f"{per:g}")
+    with study.open_made(path, step, per=per) as file:
+        slices = load_slice(file)
+    masks = {name: sliced.mask for name, sliced in slices.items()}
+    return masks, key_neurons_of(study.classifier, layer, slices, per), sha256(path)
 
 
-def key_of(classifier, layer, slices, per):
-    """Key neurons bool (classes, neurons) of `layer`, from the contributions of the sliced layer that it passes on."""
-    before = None
-    for candidate in classifier.layers:
-        before = candidate.name if candidate.name in slices else before
-        if candidate.name == layer:
-            break
-    if before is None or slices[before].contribution.shape[1] != classifier.get_layer(layer).output.shape[-1]:
-        raise UserError(f"--choose_layer {layer} has no neurons of its own: choose a dense or convolutional layer, or what follows it.")
-    return key_neurons(slices[before].contribution, per)
+def open_targets(study, layer):
+    """The study's open ats file of a layer, and its path; for `with`."""
+    path = targets_path(study.folder, layer)
+    step = study.command("dare/get_ats.py", choose_layer=layer)
+    return study.open_made(path, step, choose_layer=layer), path
 
 
-def read_mined(file):
-    """Mined of an open ats file; the activations stay on disk."""
-    arrays = {name: file[name][()] for name in Mined.__dataclass_fields__ if name != "activation"}
-    return Mined(**arrays, activation=file["activation"])
+def tuned_rate(lr_rate, model, released=False):
+    """Adam's learning rate: the one asked for, or that of the network in train/params.py."""
+    rates = params.released_lr_rate if released else params.lr_rate
+    return lr_rate or rates[params.family(model)]
 
 
-def study_arguments(doc, argv, **constants):
-    """options() and load_study() of a tuning script, with the learning rate and layer of the network filled in.
+def tune_study(method, args, layer=None):
+    """What dare.py, dare-s.py and dare-last.py do: find the artifacts and tune.
 
-    Returns args, folder, classifier, the attributes that every tuned model gets, and the changes from the constants, which
-    are part of the folder's name.
+    args: the flags; without `per` nothing is sliced. layer: of the classifier -> its name, instead
+    of --choose_layer.
     """
-    args = options(doc, argv, dataset=dataset, model=model, seed=seed, **constants)
-    folder, classifier, _, digest = load_study(args)
-    given = {k: getattr(args, k) for k in ("lr_rate", "choose_layer", "per") if k in constants}
-    changed = {k: v for k, v in given.items() if v != constants[k]}
-    args.lr_rate = args.lr_rate or params.lr_rate[params.family(args.model)]
-    made_from = {"dataset": args.dataset, "model": args.model, "seed": args.seed, "run": args.run, "lr_rate": args.lr_rate}
-    made_from |= {"checkpoint_sha256": digest, "data_sha256": data_sha256(args.dataset)}
-    return args, folder, classifier, made_from, changed
-
-
-def tune_from_artifacts(method, doc, argv, sliced, layer=None, **constants):
-    """What dare.py, dare-s.py and dare-last.py do: find the artifacts, check that they belong together, tune.
-
-    sliced: use slice and key neurons. layer: function of the classifier, instead of --choose_layer.
-    """
-    args, folder, classifier, made_from, changed = study_arguments(doc, argv, **constants)
-    chosen = layer(classifier) if layer else args.choose_layer or default_layer(classifier)
-    part_up_to(classifier, chosen)
-    same = {"checkpoint_sha256": made_from["checkpoint_sha256"], "data_sha256": made_from["data_sha256"]}
-    x, y = load_fitting_data(args, "validation", classifier)
-    target = tuned_folder(folder, method, args.run, **changed)
-    with stage(target / "tune.log", method, **vars(args) | {"choose_layer": chosen}):
-        command = f"--dataset {args.dataset} --model {args.model} --seed {args.seed}"
+    study = Study.open(args)
+    layer = layer(study.classifier) if layer else study.layer(args.choose_layer)
+    batches, per = getattr(args, "batches", None), getattr(args, "per", None)
+    args.lr_rate = tuned_rate(args.lr_rate, args.model, released=batches is not None)
+    settings = {"method": method, "layer": layer, "per": per, "batches": batches}
+    settings |= {"lr_rate": args.lr_rate, "run": args.run}
+    folder = tuned_folder(study.folder, **settings)
+    x, y = study.data("validation")
+    with stage(folder / "tune.log", method, **vars(args) | settings):
+        made_from = study.made_from | settings
         masks = key = None
-        if sliced:
-            path = folder / f"slice_{args.per:g}.h5"
-            with artifact(path, f"python dare/nnslicer.py {command} --per {args.per:g}", per=args.per, **same) as file:
-                slices = load_slice(file)
-            masks, key = {n: s.mask for n, s in slices.items()}, key_of(classifier, chosen, slices, args.per)
-            made_from |= {"per": args.per, "slice_sha256": sha256(path)}
-        path = folder / f"ats_{chosen}.h5"
-        made_from |= {"method": method, "choose_layer": chosen}
-        with artifact(path, f"python dare/get_ats.py {command} --choose_layer {chosen}", choose_layer=chosen, **same) as file:
-            made_from |= {"ats_sha256": sha256(path)}
-            mined = read_mined(file)
-            tune(classifier, chosen, mined, x, y, target, args.lr_rate, args.epoch, masks, key, (args.seed, args.run), made_from)
+        if per is not None:
+            masks, key, made_from["slice_sha256"] = read_slice(study, layer, per)
+        targets, path = open_targets(study, layer)
+        with targets as file:
+            made_from["ats_sha256"] = sha256(path)
+            tune(
+                study.classifier, layer, Mined.read(file), x, y, folder, args.lr_rate, args.epoch,
+                masks, key, batches, (args.seed, args.run), made_from,
+            )  # fmt: skip
 
 
 def main(argv=None):
-    constants = {"lr_rate": lr_rate, "epoch": epoch, "per": per, "choose_layer": choose_layer, "run": run_number}
-    tune_from_artifacts("dare", __doc__, argv, sliced=True, **constants)
+    constants = {"lr_rate": lr_rate, "epoch": epoch, "per": per, "choose_layer": choose_layer}
+    constants |= {"batches": batches, "run": run}
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    tune_study("dare" if args.batches is None else "dare-released", args)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

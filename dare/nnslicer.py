@@ -1,10 +1,11 @@
-"""Step 3: slice the network: the synapses of every neuron, and the neurons, that matter (NNSlicer, FSE 2020).
+"""Step 3: slice the network: the synapses and neurons that matter (NNSlicer, FSE 2020).
 
-    python dare/nnslicer.py --dataset digits --model alexnet --per 0.95
+    python dare/nnslicer.py --dataset digits --model lenet --per 0.95
 
-Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>/. Writes slice_<per>.h5 there: for every dense
-and convolutional layer `mask`, `class_mask`, `contribution` and `relative_activation`. Works on any feed-forward chain of
-Keras layers of the kinds listed below; no layer name or shape is written into it.
+Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
+slice_<per>.h5 there: for every dense and convolutional layer `mask`, `class_mask`, `contribution`
+and `relative_activation`. Works on any feed-forward chain of Keras layers of the kinds listed
+below; no layer name or shape is written into it.
 """
 
 import os
@@ -20,33 +21,36 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
-from train.files import UserError, data_sha256, options, run, set_attributes, stage, whole
-from train.utils import load_fitting_data, load_study, predict
-
-import keras  # isort: skip
+from train.artifacts import atomic_write, is_made, set_attributes, slice_path, stage
+from train.backend import keras, ops
+from train.flags import UserError, options, start
+from train.utils import Study, predict
 
 dataset = "digits"
-model = "alexnet"
+model = "lenet"
 seed = 0
 per = 0.95  # share of every neuron's synapses in the slice; larger `per`, larger slice
 
 SLICED = ("Dense", "Conv1D", "Conv2D", "Conv3D")
-# Contributions pass these on unchanged: what they change is a channel's scale, sign or resolution, not which it is.
-PASSED = ("InputLayer", "Normalization", "Rescaling", "BatchNormalization", "LayerNormalization", "GroupNormalization")
-PASSED += ("Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax", "Dropout", "SpatialDropout2D", "GaussianNoise")
-PASSED += tuple(f"{kind}Pooling{d}D" for d in (1, 2, 3) for kind in ("Max", "Average", "GlobalMax", "GlobalAverage"))
-PASSED += ("ZeroPadding2D", "Flatten")  # Flatten and global pooling also add up a channel's positions
+# Contributions pass these on unchanged: what they change is a channel's scale, sign or resolution,
+# not which channel it is. Flatten and global pooling also add up a channel's positions.
+PASSED = (
+    *("Normalization", "Rescaling", "BatchNormalization", "LayerNormalization"),
+    *("GroupNormalization", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax"),
+    *("Dropout", "SpatialDropout2D", "GaussianNoise", "ZeroPadding2D", "Flatten"),
+    *(f"{kind}Pooling{d}D" for kind in ("Max", "Average") for d in (1, 2, 3)),
+    *(f"{kind}Pooling{d}D" for kind in ("GlobalMax", "GlobalAverage") for d in (1, 2, 3)),
+)
 
-IMAGES_AT_ONCE = 2048  # bounds memory: the model runs on this many images, then their activations are added up
-SYNAPSES_AT_ONCE = 2**17  # so many synapses are ranked at a time by every core: they fit its cache
-BLAS = ThreadpoolController()
+IMAGES_AT_ONCE = 2048  # bounds memory: the activations of so many images are added up at a time
+SYNAPSES_AT_ONCE = 2**17  # every core ranks so many at a time: they fit its cache
 
 
 @dataclass
 class SlicedLayer:
-    """What the slicer knows of one dense or convolutional layer with n_in inputs and n_out neurons (design section 9).
+    """What the slicer knows of one dense or convolutional layer, n_in inputs and n_out neurons.
 
-    mask: bool (n_in, n_out), the synapses of the model's slice; all taps of a kernel share their synapse's.
+    mask: bool (n_in, n_out), the synapses of the model's slice; all taps of a kernel share it.
     class_mask: bool (classes, n_in, n_out), those of the slice of each class.
     contribution: float32 (classes, n_out), CONTRIB of each neuron to each class.
     relative_activation: float32 (classes, n_out), D.
@@ -63,221 +67,278 @@ def slice_model(model, x, y, per):
 
     Args:
         model: a chain of Keras layers of the kinds above, ending in one output per class.
-        x: images (n, h, w, c), uint8 or float32 pixels as the model takes them. y: labels (n,), every class present.
+        x: images (n, h, w, c), uint8 or float32 pixels as the model takes them.
+        y: int labels (n,), every class present.
         per: share of every neuron's synapses, in (0, 1].
 
     Returns:
         {layer name: SlicedLayer}, from the first layer to the last.
 
     Raises:
-        UserError: a layer the slicer cannot handle, named; a class without images; `per` outside (0, 1].
+        UserError: a layer the slicer cannot handle, named; a class without images; a wrong `per`.
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
-    links = chain(model)
-    return backward(links, *relative_activations(model, links, x, y), per)
+    layers = chain(model)
+    return slice_backwards(layers, relative_activations(model, layers, x, y), per)
 
 
 def chain(model):
-    """[(layer, its input, its output)] from the model's input to its output.
+    """The layers from the model's input to its output, each of which takes what the last one gave.
 
-    Raises UserError if the layers are no chain or one is of a kind not handled.
+    Raises UserError if they are no chain or one is of a kind not handled.
     """
-    links, tensor = [], model.outputs[0]
-    while True:
-        layer, node, _ = tensor._keras_history
-        kind, inputs = type(layer).__name__, layer._inbound_nodes[node].input_tensors
+    layers = [layer for layer in model.layers if type(layer).__name__ != "InputLayer"]
+    tensor = model.inputs[0]
+    for layer in layers:
+        kind = type(layer).__name__
         if kind not in SLICED + PASSED:
-            raise UserError(f"the slicer cannot handle layer {layer.name}, a {kind}: it knows {', '.join(SLICED + PASSED)}.")
-        if kind.startswith("Conv") and (layer.groups != 1 or layer.data_format != "channels_last"):
-            raise UserError(f"the slicer cannot handle layer {layer.name}: convolutions must have one group, channels last.")
-        if kind == "InputLayer":
-            break
-        if len(inputs) > 1 or layer in [link[0] for link in links]:
-            raise UserError(f"the slicer cannot handle layer {layer.name}: it has several inputs or is used twice, so this is no chain.")
-        links.insert(0, (layer, inputs[0], tensor))
-        tensor = inputs[0]
-    if not any(type(layer).__name__ in SLICED for layer, _, _ in links):
+            known = ", ".join(SLICED + PASSED)
+            raise UserError(
+                f"the slicer cannot handle layer {layer.name}, a {kind}: it knows {known}."
+            )
+        if kind.startswith("Conv") and (layer.groups, layer.data_format) != (1, "channels_last"):
+            raise UserError(
+                f"the slicer cannot handle layer {layer.name}: convolutions must have one group, "
+                f"channels last."
+            )
+        if layer.input is not tensor:
+            raise UserError(
+                f"the slicer cannot handle layer {layer.name}: it does not take just what the "
+                f"layer before it gives, so this is no chain."
+            )
+        tensor = layer.output
+    if not any(is_sliced(layer) for layer in layers):
         raise UserError("the slicer found no dense or convolutional layer in this model.")
-    return links
+    return layers
 
 
-def relative_activations(model, links, x, y):
-    """D of every neuron at the outputs and inputs of the sliced layers, in one pass over the images.
+def is_sliced(layer):
+    return type(layer).__name__ in SLICED
 
-    D_n(c) = mean activation of neuron n over class c, minus that over all images; a channel's activation is its mean over
-    positions. Returns two dicts, layer name -> float64 (classes, neurons); `outputs` also has the model's own output, "".
+
+def relative_activations(model, layers, x, y):
+    """D of every neuron before, between and after the layers, in one pass over the images.
+
+    D_n(c) = mean activation of neuron n over class c, minus that over all images; a channel's
+    activation is its mean over positions.
+
+    Returns [float64 (classes, neurons)]: D[k] at the input of layers[k], D[k + 1] at its output.
     """
-    sliced = [link for link in links if type(link[0]).__name__ in SLICED]
     classes = model.outputs[0].shape[-1]
     y = np.asarray(y, "int64")
     counts = np.bincount(y, minlength=classes)
     if len(counts) != classes or not counts.all():
-        raise UserError(f"the slicer needs images of each of the {classes} classes: there are {np.unique(y).tolist()}.")
+        found = np.unique(y).tolist()
+        raise UserError(
+            f"the slicer needs images of each of the {classes} classes: there are {found}."
+        )
 
-    def neurons(tensor):
+    def neurons(tensor):  # (batch, ..., channels) -> (batch, channels)
         positions = tuple(range(1, len(tensor.shape) - 1))
-        return keras.ops.mean(tensor, axis=positions) if positions else tensor
+        return ops.mean(tensor, axis=positions) if positions else tensor
 
-    tensors = [t for _, before, after in sliced for t in (after, before)] + [model.outputs[0]]
-    probe = keras.Model(model.inputs[0], [neurons(t) for t in tensors])
-    sums = [np.zeros((classes, t.shape[-1])) for t in tensors]
-    for start in tqdm(range(0, len(x), IMAGES_AT_ONCE), desc="activations", unit="batch", disable=None):
+    tensors = [model.inputs[0], *(layer.output for layer in layers)]
+    probe = keras.Model(model.inputs[0], [neurons(tensor) for tensor in tensors])
+    sums = [np.zeros((classes, tensor.shape[-1])) for tensor in tensors]
+    for start in tqdm(range(0, len(x), IMAGES_AT_ONCE), desc="activations", disable=None):
         rows = slice(start, start + IMAGES_AT_ONCE)
-        onehot = np.eye(classes)[y[rows]].T
+        of_class = np.eye(classes)[y[rows]].T  # (classes, images)
         for total, activation in zip(sums, predict(probe, x[rows]), strict=True):
-            total += onehot @ activation
-    relative = [total / counts[:, None] - total.sum(axis=0) / len(y) for total in sums]
-    names = [layer.name for layer, _, _ in sliced]
-    return dict(zip([*names, ""], [*relative[:-1:2], relative[-1]], strict=True)), dict(zip(names, relative[1::2], strict=True))
+            total += of_class @ activation
+    return [total / counts[:, None] - total.sum(axis=0) / len(y) for total in sums]
 
 
-def backward(links, outputs, inputs, per):
-    """Contributions from the output backwards, and the slices of every layer they meet; as slice_model."""
-
-    def weights(name):  # (n_in, n_out): taps summed
-        kernel = keras.ops.convert_to_numpy(layers[name].kernel)
-        taps = tuple(range(kernel.ndim - 2))
-        return kernel.sum(axis=taps, dtype="float64") if taps else kernel
-
-    layers = {layer.name: layer for layer, _, _ in links if layer.name in inputs}
-    with ThreadPoolExecutor() as pool:  # copied out of the backend side by side
-        kernels = dict(zip(layers, pool.map(weights, layers), strict=True))
-    contribution = np.diag(np.diag(outputs[""]))  # CONTRIB_out(c) = D_out(c), 0 for other outputs
+def slice_backwards(layers, relative_activation, per):
+    """Contributions from the output backwards, and the slices of every layer they meet."""
+    contribution = np.diag(np.diag(relative_activation[-1]))  # CONTRIB_out(c) = D_out(c), else 0
     result = {}
-    for layer, before, _ in reversed(links):
-        name = layer.name
-        if name in layers:
-            result[name], contribution = slice_layer(kernels[name], contribution, outputs[name], inputs[name], per)
-        elif type(layer).__name__ == "Flatten":
-            contribution = contribution.reshape(len(contribution), -1, before.shape[-1]).sum(axis=1)
+    for k, layer in reversed(list(enumerate(layers))):
+        d_in, d_out = relative_activation[k], relative_activation[k + 1]
+        if is_sliced(layer):
+            sliced, contribution = slice_layer(summed_taps(layer), contribution, d_out, d_in, per)
+            result[layer.name] = sliced
+        elif type(layer).__name__ == "Flatten":  # a channel's contribution: that of its positions
+            positions = contribution.reshape(len(contribution), -1, layer.input.shape[-1])
+            contribution = positions.sum(axis=1)
     return dict(reversed(result.items()))
+
+
+def summed_taps(layer):
+    """Weights (n_in, n_out) of a dense or convolutional layer: a kernel's taps summed."""
+    kernel = ops.convert_to_numpy(layer.kernel)
+    taps = tuple(range(kernel.ndim - 2))
+    return kernel.sum(axis=taps, dtype="float64") if taps else kernel
 
 
 def slice_layer(weights, contribution, d_out, d_in, per):
     """The slices of one layer, and the contributions of its inputs.
 
-    Args:
-        weights: (n_in, n_out), taps summed. contribution, d_out: float64 (classes, n_out), CONTRIB_i and D_i.
-        d_in: float64 (classes, n_in), D_j.
+    For a synapse j -> i, local(c, i, j) = CONTRIB_i(c) * D_i(c) * w_ij * D_j(c) = g * w_ij * D_j(c).
+    A neuron's g does not change the order of its own synapses but for its sign, and the sums over
+    c and i of signs are products of matrices.
 
-    local(c, i, j) = CONTRIB_i(c) * D_i(c) * w_ij * D_j(c) = g * w_ij * D_j(c), where g belongs to the neuron. So every
-    sum of its signs is a product of matrices, and the ranking of a neuron's synapses needs only the sign of g. Locals are
-    float32, as the activations are.
+    Args:
+        weights: (n_in, n_out), taps summed.
+        contribution, d_out: float64 (classes, n_out), CONTRIB_i and D_i.
+        d_in: float64 (classes, n_in), D_j.
 
     Returns:
         SlicedLayer, and CONTRIB_j(c), float64 (classes, n_in).
     """
     classes, (n_in, n_out) = len(contribution), weights.shape
-    keep = count(per, n_in)
+    keep = ceil_share(per, n_in)
     g = np.sign(contribution * d_out)  # (classes, n_out)
-    g_local, d_local = g.astype("float32"), d_in.astype("float32")
-    sign_in = np.sign(d_local)
-    mask, class_mask = np.empty((n_in, n_out), bool), np.empty((classes, n_in, n_out), bool)
-    workers = os.cpu_count() or 1
-    at_once = max(1, min(SYNAPSES_AT_ONCE // n_in, -(-n_out // workers)))
-    by_index = np.arange(n_in, 0, -1)  # the order of ties
+    d = d_in.astype("float32")  # as the activations are
+    mask = np.empty((n_in, n_out), bool)
+    class_mask = np.empty((classes, n_in, n_out), bool)
 
-    def work(first):
-        # Blocks of neurons, from the first of this worker on. Here neurons come first, so that a neuron's synapses lie together.
-        # All is computed in the same few arrays: memory fresh from the system costs more than what is done with it.
-        buffers = np.empty((3, at_once, n_in), "float32")
-        keys = np.empty((2, at_once, n_in))
-        kept = np.empty((at_once, n_in + 64), bool)[:, :n_in]  # rows a power of two apart would share few lines of the cache
-        counted = np.zeros((classes, n_in))
-        for start in range(first * at_once, n_out, workers * at_once):
+    def slice_neurons(block, w, rank):
+        """One block of neurons; w: float32 (neurons, n_in); returns their part of CONTRIB_j."""
+        largest_local = np.empty((classes, len(w)))
+        for c in range(classes):
+            local = rank.product(w, d[c], g[c, block])  # g * w_ij * D_j(c)
+            class_mask[c, :, block] = rank.largest(local, keep).T
+            largest_local[c] = rank.largest_absolute(local)
+        inverse = np.divide(g[:, block], largest_local, where=largest_local > 0, out=largest_local)
+        sign_w = np.sign(w)
+        votes = (g[:, block].T.astype("float32") @ np.sign(d)) * sign_w  # sum_c sign(local)
+        ties = (inverse.T @ d_in) * w  # sum_c local / max |local(c, i, :)|
+        mask[:, block] = rank.largest(4 * classes * votes.astype("float64") + ties, keep).T
+        return np.sign(d) * (g[:, block].astype("float32") @ sign_w)  # sum_i sign(local)
+
+    contribution_in = sum(over_blocks_of_neurons(slice_neurons, weights))
+    sliced = SlicedLayer(
+        mask, class_mask, contribution.astype("float32"), d_out.astype("float32")
+    )
+    return sliced, contribution_in.astype("float64")
+
+
+def over_blocks_of_neurons(work, weights):
+    """[work(block, weights of the block's neurons (neurons, n_in), Ranking)], on all cores.
+
+    A block's synapses fit the cache of a core, and a neuron's lie side by side.
+    """
+    n_in, n_out = weights.shape
+    cores = os.cpu_count() or 1
+    at_once = max(1, min(SYNAPSES_AT_ONCE // n_in, -(-n_out // cores)))
+    starts = range(0, n_out, at_once)
+
+    def of_one_core(first):
+        rank, w = Ranking(at_once, n_in), np.empty((at_once, n_in), "float32")
+        for start in starts[first::cores]:
             block = slice(start, min(start + at_once, n_out))
-            w, local, ranked = buffers[:, : block.stop - start]
-            in_slice = kept[: len(w)]
-            columns = ranked.reshape(n_in, -1)
-            columns[:] = weights[:, block]  # in two steps, each in order through memory: a fifth of the time
-            w[:] = columns.T
-            share = np.zeros((classes, len(w)))
-            for c in range(classes):
-                # The largest g * w * D: w * D where g is positive, -w * D where it is negative. Where g is 0 all are tied.
-                np.multiply(w, d_local[c], out=local)
-                local *= g_local[c, block, None]
-                local[g[c, block] == 0] = by_index
-                class_mask[c, :, block] = largest(local, keep, ranked, in_slice).T
-                most = np.maximum(local.max(axis=1), -local.min(axis=1))
-                np.divide(g[c, block], most, out=share[c], where=most > 0)
-            np.sign(w, out=ranked)
-            counted += g_local[:, block] @ ranked
-            key, ties = keys[:, : len(w)]
-            np.matmul(g_local[:, block].T, sign_in, out=local)
-            local *= ranked  # votes: sum over c of sign(local), (neurons, n_in)
-            np.matmul(share.T, d_in, out=ties)
-            ties *= w  # sum over c of local / max |local(c, i, :)|
-            np.multiply(local, 4 * classes, out=key)  # votes first, then ties, of which no sum is larger than the number of classes
-            key += ties
-            mask[:, block] = largest(key, keep, ties, in_slice).T
-        return counted
+            here = w[: block.stop - start]
+            here[:] = weights[:, block].T
+            yield work(block, here, rank)
 
-    with ThreadPoolExecutor(workers) as pool, BLAS.limit(limits=1):  # threads of BLAS inside of ours would wait for each other
-        counted = sum(pool.map(work, range(workers)))
-    sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
-    return sliced, sign_in * counted  # sum over i of sign(local), (classes, n_in)
+    # Threads of BLAS inside of ours would wait for each other.
+    with ThreadPoolExecutor(cores) as pool, ThreadpoolController().limit(limits=1):
+        parts = pool.map(lambda first: list(of_one_core(first)), range(cores))
+        return [result for part in parts for result in part]
 
 
-def count(per, n):
-    """ceil(per * n), where per * n is meant as written: 0.05 * 20 is 1, not 2 for the sake of a rounding error."""
+class Ranking:
+    """The k largest of every row, computed in the same few arrays again and again.
+
+    They stay in the cache of the core, while memory that is fresh from the system has to be
+    cleared first: half of the time.
+    """
+
+    def __init__(self, rows, n):
+        self.local, self.scratch = np.empty((2, rows, n), "float32")
+        self.kept = np.empty((rows, n + 64), bool)[:, :n]  # rows that share no lines of the cache
+        self.by_index = np.arange(n, 0, -1, dtype="float32")
+
+    def product(self, w, d, g):
+        """g_i * w_ij * d_j (rows, n). A row of zeros, all tied, is put in the order of ties."""
+        local = self.local[: len(w)]
+        np.multiply(w, d, out=local)
+        local *= g.astype("float32")[:, None]
+        local[g == 0] = self.by_index
+        return local
+
+    def largest(self, values, k):
+        """Mask (rows, n) of the k largest of every row, which the next call overwrites."""
+        scratch = self.scratch[: len(values)] if values.dtype == np.float32 else None
+        return largest(values, k, scratch, self.kept[: len(values)])
+
+    def largest_absolute(self, local):
+        return np.maximum(local.max(axis=1), -local.min(axis=1))
+
+
+def ceil_share(per, n):
+    """ceil(per * n), of per * n as it is written: 0.05 * 20 is 1, in spite of its rounding."""
     return int(np.ceil(round(per * n, 9)))
 
 
-def largest(values, k, ranked=None, mask=None):
-    """Mask of the k largest of every row of values (rows, n); equal ones by index. ranked, mask: arrays of that shape to use."""
+def largest(values, k, scratch=None, mask=None):
+    """Mask of the k largest of every row of values (rows, n); of equal ones those of lower index.
+
+    scratch, mask: arrays of that shape to compute in.
+    """
     rows, n = values.shape
     mask = np.empty((rows, n), bool) if mask is None else mask
     if k >= n:
         mask[:] = True
         return mask
-    ranked = np.empty_like(values) if ranked is None else ranked
+    ranked = np.empty_like(values) if scratch is None else scratch
     ranked[:] = values
     ranked.partition(n - k, axis=1)
     threshold = ranked[:, n - k]
     np.greater_equal(values, threshold[:, None], out=mask)
-    many = ranked[:, : n - k].max(axis=1) == threshold  # rows with more at the threshold than places for them
-    if many.any():
-        above, level = values[many] > threshold[many, None], values[many] == threshold[many, None]
-        mask[many] = above | (level & (np.cumsum(level, axis=1) <= k - above.sum(axis=1, keepdims=True)))
+    tied = ranked[:, : n - k].max(axis=1) == threshold  # more at the threshold than places for them
+    if tied.any():
+        above = values[tied] > threshold[tied, None]
+        level = values[tied] == threshold[tied, None]
+        places = k - above.sum(axis=1, keepdims=True)
+        mask[tied] = above | (level & (np.cumsum(level, axis=1) <= places))
     return mask
 
 
 def key_neurons(contribution, per):
-    """bool (classes, n): the ceil(per * n) neurons with the largest contribution (classes, n) to each class."""
-    return largest(np.asarray(contribution, "float64"), count(per, contribution.shape[1]))
+    """bool (classes, n): the ceil(per * n) neurons with the largest contribution to each class."""
+    return largest(np.asarray(contribution, "float64"), ceil_share(per, contribution.shape[1]))
 
 
 def save_slice(path, slices, **made_from):
     """Write slices to an HDF5 file, with what they were made from as root attributes."""
-    with whole(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, **made_from)
         for order, (name, sliced) in enumerate(slices.items()):
             group = file.create_group(name)
             group.attrs["order"] = order
             for field in fields(sliced):
                 array = getattr(sliced, field.name)
-                group.create_dataset(field.name, data=array, compression="lzf" if array.dtype == bool else None)
+                compression = "lzf" if array.dtype == bool else None
+                group.create_dataset(field.name, data=array, compression=compression)
 
 
 def load_slice(file):
-    """{layer name: SlicedLayer without class_mask} of an open slice file, in the order of the layers."""
+    """{layer name: SlicedLayer, without class_mask} of an open slice file, in order of layers."""
     names = sorted(file, key=lambda name: file[name].attrs["order"])
-    return {n: SlicedLayer(file[n]["mask"][()], None, file[n]["contribution"][()], file[n]["relative_activation"][()]) for n in names}
+    parts = ("mask", "contribution", "relative_activation")
+    found = {name: {part: file[name][part][()] for part in parts} for name in names}
+    return {name: SlicedLayer(class_mask=None, **arrays) for name, arrays in found.items()}
 
 
 def main(argv=None):
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, per=per)
-    folder, classifier, _, digest = load_study(args)
-    x, y = load_fitting_data(args, "train", classifier)
-    with stage(folder / "nnslicer.log", "slice", **vars(args), images=len(x)):
-        slices = slice_model(classifier, x, y, args.per)
-        path = folder / f"slice_{args.per:g}.h5"
-        save_slice(path, slices, **vars(args), checkpoint_sha256=digest, data_sha256=data_sha256(args.dataset))
-        sizes = [(s.mask.sum(), s.mask.size) for s in slices.values()]
-        kept, total = (sum(column) for column in zip(*sizes, strict=True))
-        print(f"{path}: {len(slices)} layers, {kept:,} of {total:,} synapses in the slice ({100 * kept / total:.1f}%)")
+    study = Study.open(args)
+    x, y = study.data("train")
+    path, made_from = slice_path(study.folder, args.per), study.made_from | {"per": args.per}
+    with stage(study.folder / "nnslicer.log", "slice", **vars(args), images=len(x)) as record:
+        record.idle = is_made(path, made_from)
+        if record.idle:
+            print(f"{path} is there.")
+            return
+        slices = slice_model(study.classifier, x, y, args.per)
+        save_slice(path, slices, **made_from)
+        kept = sum(s.mask.sum() for s in slices.values())
+        total = sum(s.mask.size for s in slices.values())
+        share = f"{100 * kept / total:.1f}%"
+        print(f"{path}: {len(slices)} layers, {kept:,} of {total:,} synapses ({share})")
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -12,19 +12,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train import params
-from train.files import options, run
+from train.flags import options, start
 from train.train import train
 
-dataset = "digits"  # digits, fashion_mnist, cifar10, svhn, or your own
+dataset = "fashion_mnist"  # digits, fashion_mnist, cifar10, svhn, or your own
 seed = 0
 epochs = params.epochs
 keep_from = 1
 
 
 def main(argv=None):
-    args = options(__doc__, argv, dataset=dataset, seed=seed, epochs=epochs, keep_from=keep_from)
+    args = options(
+        __doc__, argv, dataset=dataset, seed=seed, epochs=epochs, keep_from=keep_from
+    )
     train(model="alexnet", **vars(args))
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -1,4 +1,7 @@
-"""How the study trains its networks (design section 3). Edit here what alexnet.py and train.py do not have as a flag."""
+"""What belongs to a network (design sections 3, 5, 6). Edit here what the scripts have no flag for.
+
+A network of your own: a module in train/models/, its name in NETWORKS there, and a layer below.
+"""
 
 batch = 128
 small_batch = 32  # for fewer than 2,000 images (digits), so that an epoch has some steps
@@ -11,15 +14,29 @@ milestones = {
     "vgg": ((0, 0.01), (60, 0.002), (120, 0.0004), (160, 0.00008)),
 }
 
-# Shifts: up to this share of height and width, and what fills the border ("constant" is 0, "edge" the nearest pixel).
+# Shifts: up to this share of height and width, and what fills the border: the mean image of x_train
+# ("constant": 0 after the mean is subtracted) or the nearest pixel ("edge").
 shift = {"alexnet": (0.125, "constant"), "vgg": (0.1, "edge")}
 
 # Data sets whose pictures mean something else, or nothing, in a mirror.
 no_flip = ("svhn", "digits")
 
-# Tuning (design section 6): Adam's learning rate of dare and its variants, and the first layers that dare-sl and
-# adversarial training freeze, counted after the normalisation.
+# The chosen layer of DARE, whose activations are the regression targets. The vgg networks have
+# fewer blocks, or fewer convolutions in one, for images of less than 32 pixels.
+chosen_layer = {
+    "alexnet": "conv5",
+    "lenet": "conv3",
+    "vgg16": "block5_conv3_relu",
+    "vgg19": "block5_conv4_relu",
+}
+chosen_layer_of_small = {"vgg16": "block4_conv3_relu", "vgg19": "block5_conv3_relu"}
+small_images = ("digits", "fashion_mnist")  # data sets of less than 32 pixels
+
+# Adam's learning rate in tuning, and what the released code writes ("10e-3", "10e-7").
 lr_rate = {"alexnet": 1e-3, "vgg": 1e-6}
+released_lr_rate = {"alexnet": 1e-2, "vgg": 1e-6}
+# First layers that dare-sl and adversarial training freeze, counted as the released code does: with
+# the input, without our normalisation.
 frozen = {"alexnet": 5, "vgg": 20}
 
 
@@ -29,6 +46,11 @@ def batch_of(images):
 
 def family(model):
     return "vgg" if model.startswith("vgg") else "alexnet"
+
+
+def layer_of(model, small):
+    """Name of the chosen layer of a network, for small images or not; None: the user has to say."""
+    return (small and chosen_layer_of_small.get(model)) or chosen_layer.get(model)
 
 
 def learning_rate(model, total):

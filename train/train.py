@@ -3,9 +3,9 @@
     python data/prepare.py --dataset cifar10
     python train/train.py --dataset cifar10 --model vgg16
 
-Reads data/<dataset>/. Writes models/<dataset>_<model>/: model.keras (the architecture with its normalisation),
-checkpoints/model.001.weights.h5 ... and log.csv. Interrupted, the same command goes on after the last whole epoch.
-AlexNet has a script of its own, alexnet.py.
+Reads data/<dataset>/. Writes models/<dataset>_<model>_seed<N>/: model.keras (the architecture with
+its normalisation), checkpoints/model.001.weights.h5 ... and log.csv. Interrupted, the same command
+goes on after the last whole epoch. AlexNet has a script of its own, alexnet.py.
 """
 
 import sys
@@ -16,14 +16,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from train import params
-from train.files import UserError, data_sha256, disk_space, load_data, model_folder, options, pixels, run, stage, whole
-from train.utils import Batches, fit, set_seed
-
-import keras  # isort: skip  (after train.utils, which imports it quietly)
-from train.models import NETWORKS, build_model, statistics  # isort: skip
+from train.artifacts import (
+    atomic_write,
+    data_sha256,
+    epochs_in,
+    require_space,
+    stage,
+    study_folder,
+)
+from train.backend import keras
+from train.fit import fit
+from train.flags import UserError, options, start
+from train.models import NETWORKS, build_model, statistics
+from train.utils import Batches, load_data, pixels, set_seed
 
 dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own
-model = "vgg16"  # vgg16, vgg19
+model = "vgg16"  # vgg16, vgg19, lenet, alexnet
 seed = 0  # of initial weights, order, augmentation, dropout
 epochs = params.epochs
 keep_from = 1  # save checkpoints from this epoch on only
@@ -32,7 +40,7 @@ keep_from = 1  # save checkpoints from this epoch on only
 def augment(x, rng, shift, fill, flip):
     """Shift every image by whole pixels, up to `shift` of its size, and flip every other one.
 
-    x: float32 (n, h, w, c). fill: how np.pad fills the border. One gather for the whole batch, no Python per image.
+    x: float32 (n, h, w, c). fill: how np.pad fills the border. One gather for the whole batch.
     """
     n, h, w, _ = x.shape
     dy, dx = int(shift * h), int(shift * w)
@@ -45,56 +53,88 @@ def augment(x, rng, shift, fill, flip):
     return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def train_batches(x, y, model, dataset, seed):
-    """The shuffled, augmented batches that `model` trains on."""
+def train_batches(x, y, model, dataset, seed, mean=0.0):
+    """The shuffled, augmented batches that `model` trains on; mean: what its shifts fill with."""
     shift, fill = params.shift[params.family(model)]
+    mean = mean if fill == "constant" else np.float32(0)
     flip = dataset not in params.no_flip
-    return Batches(len(x), lambda rows, rng: (augment(pixels(x[rows]), rng, shift, fill, flip), y[rows]), params.batch_of(len(x)), (seed,))
+
+    def make(rows, rng):
+        return augment(pixels(x[rows]) - mean, rng, shift, fill, flip) + mean, y[rows]
+
+    return Batches(len(x), make, params.batch_of(len(x)), (seed,))
+
+
+def class_count(dataset, *labels):
+    """Number of classes of a data set; UserError if the first labels lack one."""
+    classes = int(max(y.max() for y in labels)) + 1
+    if missing := sorted(set(range(classes)) - set(labels[0].tolist())):
+        raise UserError(
+            f"data/{dataset} has no training image of class {missing[0]}: prepare more images, or "
+            f"all classes."
+        )
+    return classes
 
 
 def train(dataset, model, seed, epochs, keep_from=1):
-    """Train `model` on `dataset` into its folder; continues an interrupted run."""
+    """Train `model` on `dataset` into its study's folder; goes on with an interrupted run."""
     if model not in NETWORKS:
-        raise UserError(f"--model {model} is unknown: choose from {', '.join(NETWORKS)}, or add it to train/models.")
+        known = ", ".join(NETWORKS)
+        raise UserError(
+            f"--model {model} is unknown: choose from {known}, or add it to train/models."
+        )
     x, y = load_data(dataset, "train")
     x_test, y_test = load_data(dataset, "test")
-    classes = int(max(y.max(), y_test.max())) + 1
-    if missing := sorted(set(range(classes)) - set(y.tolist())):
-        raise UserError(f"data/{dataset} has no training image of class {missing[0]}: prepare more images, or all classes.")
-    folder = model_folder(dataset, model, seed)
-    data = data_sha256(dataset)
-    with stage(folder / "train.log", f"train {model}", dataset=dataset, seed=seed, epochs=epochs, keep_from=keep_from, images=len(x)):
+    classes = class_count(dataset, y, y_test)
+    folder = study_folder(dataset, model, seed)
+    settings = {"dataset": dataset, "seed": seed, "epochs": epochs, "keep_from": keep_from}
+    with stage(folder / "train.log", f"train {model}", **settings, images=len(x)) as record:
         set_seed(seed)
+        mean, variance = statistics(model, x)
         try:
-            network = build_model(model, x.shape[1:], classes, *statistics(model, x))
+            network = build_model(model, x.shape[1:], classes, mean, variance)
         except ValueError as error:
-            raise UserError(f"{model} cannot take images of shape {x.shape[1:]} ({str(error).splitlines()[0]}).") from None
-        # Checkpoints, and the optimiser's state of two epochs while the later one is being written.
-        disk_space(folder, network.count_params() * 4 * (epochs - min(keep_from, epochs) + 1 + 4), f"{epochs} epochs of {model}")
-        with whole(folder / "model.keras", ".keras") as temporary:
-            network.save(temporary)
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{model} cannot take images of shape {x.shape[1:]} ({reason})."
+            ) from None
+        # Checkpoints, and the optimiser's state of two epochs while the later one is written.
+        kept = epochs - min(keep_from, epochs) + 1 + 4
+        require_space(folder, network.count_params() * 4 * kept, f"{epochs} epochs of {model}")
+        architecture = folder / "model.keras"
+        if not architecture.exists() or not epochs_in(folder / "checkpoints"):
+            with atomic_write(architecture, ".keras") as temporary:
+                network.save(temporary)
+        made_from = {"dataset": dataset, "model": model, "seed": seed}
+        made_from["data_sha256"] = data_sha256(dataset)
         rate = params.learning_rate(model, epochs)
         network.compile(
             keras.optimizers.SGD(rate(0), momentum=params.momentum, nesterov=True),
             "sparse_categorical_crossentropy",
             metrics=["accuracy"],
         )
-        fit(
+        trained = fit(
             network,
-            train_batches(x, y, model, dataset, seed),
+            train_batches(x, y, model, dataset, seed, mean),
             folder / "checkpoints",
             epochs,
-            {"dataset": dataset, "model": model, "seed": seed, "data_sha256": data},
-            validation=Batches(len(x_test), lambda rows, _: (pixels(x_test[rows]), y_test[rows]), 256),
+            made_from,
             schedule=rate,
+            validation=Batches(
+                len(x_test), lambda rows, _: (pixels(x_test[rows]), y_test[rows]), 256
+            ),
             keep_from=keep_from,
+            log=folder / "log.csv",
         )
+        record.idle = not trained
 
 
 def main(argv=None):
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, epochs=epochs, keep_from=keep_from)
+    args = options(
+        __doc__, argv, dataset=dataset, model=model, seed=seed, epochs=epochs, keep_from=keep_from
+    )
     train(**vars(args))
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

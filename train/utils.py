@@ -1,35 +1,75 @@
-"""What the steps share around a network: seeds, batches, predictions, checkpoints, and training that can be interrupted."""
+"""What the steps share around a network: a study, images, seeds, predictions, checkpoints."""
 
-import csv
-import logging
+import json
 import math
-import sys
-import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
 
-from train.files import (
-    UserError,
+from train import artifacts, params
+from train.artifacts import (
     attributes,
     checkpoint_path,
+    data_folder,
     epochs_in,
-    load_data,
-    model_folder,
     need,
-    pixels,
-    quiet,
+    open_artifact,
     set_attributes,
     sha256,
-    sweep,
-    weights_path,
-    whole,
-    write_text,
+    study_folder,
 )
+from train.backend import keras
+from train.flags import UserError
 
-with quiet():
-    import keras
-logging.getLogger("tensorflow").setLevel(logging.ERROR)  # no advice on retracing to people who run a script
+# ----------------------------------------------------------------------------------------- images
+
+
+def pixels(x):
+    """Images as the networks take them: float32 in [0, 1], from uint8 or from themselves."""
+    return np.asarray(x, "float32") / 255 if x.dtype == np.uint8 else np.asarray(x, "float32")
+
+
+def load_data(dataset, part):
+    """One part (train, validation or test) of a prepared data set.
+
+    Returns x uint8 (n, h, w, c), mapped from disk rather than read, and y int64 (n,).
+    Raises UserError if a file is missing, broken or not what prepare.py writes.
+    """
+    step = f"python data/prepare.py --dataset {dataset}"
+    folder = data_folder(dataset)
+    x, y = (artifacts.load_array(folder / f"{letter}_{part}.npy", step) for letter in "xy")
+    images = x.ndim == 4 and x.dtype == np.uint8 and len(x)
+    if not images or y.shape != x.shape[:1] or y.dtype.kind not in "ui":
+        raise UserError(
+            f"{folder} holds {x.dtype} images of shape {x.shape} and {y.dtype} labels of shape "
+            f"{y.shape} in its {part} part, not uint8 (n, h, w, c) and integers (n,): run `{step}`."
+        )
+    return x, np.asarray(y, "int64")
+
+
+def test_halves(dataset, n):
+    """(selection, reporting): sorted indices of the halves of the n test images, by the seed.
+
+    The selection rule sees the first only, and what is reported comes from the second only.
+    """
+    order = np.random.default_rng([info(dataset).get("seed", 0), 11]).permutation(n)
+    return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+
+
+def info(dataset):
+    """info.json of a prepared data set; {} where there is none."""
+    path = data_folder(dataset) / "info.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def class_names(dataset, classes):
+    """Names of the classes, for pictures; their numbers where prepare.py knew no names."""
+    return info(dataset).get("class_names") or [str(c) for c in range(classes)]
+
+
+# -------------------------------------------------------------------------- seeds and predictions
 
 
 def set_seed(*seed):
@@ -38,64 +78,109 @@ def set_seed(*seed):
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of `make(rows, rng)`, for fit and predict: in order, or shuffled anew every epoch if a seed is given.
+    """Batches of `make(rows, rng)`, for fit and predict: in order, or shuffled anew every epoch.
 
-    Order and augmentation depend on (seed, epoch, batch) alone, so that training continued at any epoch sees what it
-    would have seen. `make` gets sorted rows (HDF5 wants that; within a batch the order does not matter).
+    Order and augmentation depend on (seed, epoch, batch) alone, so that training continued at any
+    epoch sees what it would have seen. `make` gets sorted rows: HDF5 wants that, and within a
+    batch the order does not matter. most: an epoch ends after so many batches.
     """
 
-    def __init__(self, n, make, batch=128, seed=None):
+    def __init__(self, n, make, batch=128, seed=None, most=None):
         super().__init__()
-        self.n, self.make, self.batch, self.seed = n, make, batch, seed
+        self.n, self.make, self.batch, self.seed, self.most = n, make, batch, seed, most
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
         self.epoch = epoch
-        self.order = None if self.seed is None else np.random.default_rng([*self.seed, epoch]).permutation(self.n)
+        if self.seed is not None:
+            self.order = np.random.default_rng([*self.seed, epoch]).permutation(self.n)
 
     def __len__(self):
-        return math.ceil(self.n / self.batch)
+        return min(math.ceil(self.n / self.batch), self.most or self.n)
 
     def __getitem__(self, i):
         rows = np.arange(i * self.batch, min((i + 1) * self.batch, self.n))
         if self.seed is None:
             return self.make(rows, None)
-        return self.make(np.sort(self.order[rows]), np.random.default_rng([*self.seed, self.epoch, i]))
+        rng = np.random.default_rng([*self.seed, self.epoch, i])
+        return self.make(np.sort(self.order[rows]), rng)
+
+
+class Rows:
+    """x[index], of which only the rows asked for are ever taken."""
+
+    def __init__(self, x, index):
+        self.x, self.index = x, index
+
+    def __getitem__(self, rows):
+        return self.x[self.index[rows]]
 
 
 def predict(model, x, batch=256):
-    """model's outputs on images x (n, h, w, c), uint8 or float32 pixels in [0, 1]; converted batch by batch."""
-    return model.predict(Batches(len(x), lambda rows, _: (pixels(x[rows[0] : rows[-1] + 1]),), batch), verbose=0)
+    """model's outputs on images x (n, h, w, c), uint8 or float32 in [0, 1], batch by batch."""
+    images = Batches(len(x), lambda rows, _: (pixels(x[rows[0] : rows[-1] + 1]),), batch)
+    return model.predict(images, verbose=0)
 
 
-def accuracy(model, x, y):
-    """Share of images x that `model` gives the labels y (n,)."""
-    return float(np.mean(predict(model, x).argmax(axis=1) == y))
+def up_to(model, layer):
+    """The model's own layers, weights shared, up to `layer`, whose activations are the output."""
+    names = [known.name for known in model.layers[1:]]
+    if layer not in names:
+        raise UserError(
+            f"--choose_layer {layer} is not a layer of this network: choose from "
+            f"{', '.join(names)}."
+        )
+    return keras.Model(model.inputs[0], model.get_layer(layer).output)
+
+
+def default_layer(model):
+    """Name of the chosen layer of a network of train/models (design section 5)."""
+    layer = params.layer_of(model.name, small=min(model.input_shape[1:3]) < 32)
+    if layer is None:
+        names = ", ".join(known.name for known in model.layers[1:-1])
+        raise UserError(
+            f"{model.name} has no chosen layer in train/params.py: name one with --choose_layer, "
+            f"of {names}."
+        )
+    return layer
+
+
+# ------------------------------------------------------------------------------------ checkpoints
 
 
 def load_architecture(folder):
-    """The untrained classifier of a model folder: model.keras, which holds the normalisation too."""
-    path = need(folder / "model.keras", "python train/alexnet.py or train/train.py")
+    """The untrained classifier of a study's folder: model.keras, which holds its normalisation."""
+    path = need(Path(folder) / "model.keras", "python train/train.py")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a Keras model ({str(error).splitlines()[0]}): train again.") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is not a Keras model ({reason}): delete it and run the training command again."
+        ) from None
 
 
 def load_weights(model, path):
-    """Load a checkpoint, or raise a UserError that names it."""
-    need(path, "python train/alexnet.py or train/train.py")
+    """Load a checkpoint into the model and return it, or raise a UserError that names the file."""
+    need(Path(path), "python train/train.py")
     try:
         model.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} does not fit the network or is corrupt ({reason}): train again.") from None
+        raise UserError(
+            f"{path} does not fit the network or is corrupt ({reason}): make it again."
+        ) from None
     return model
 
 
-def load_classifier(folder, epoch=None):
-    """The classifier of models/<dataset>_<model> after `epoch` epochs (default: the last one saved)."""
-    return load_weights(load_architecture(folder), final_checkpoint(folder) if epoch is None else checkpoint_path(folder, epoch))
+def save_weights(classifier, path, **made_from):
+    """Save a checkpoint, whole or not at all, with what it was made from as root attributes."""
+    # A model of its own, of the same layers: a compiled one would save its optimiser, too.
+    bare = keras.Model(classifier.inputs[0], classifier.outputs[0], name="classifier")
+    with artifacts.atomic_write(path, ".weights.h5") as temporary:
+        bare.save_weights(temporary)
+        with h5py.File(temporary, "a") as file:
+            set_attributes(file, **made_from)
 
 
 def final_checkpoint(folder):
@@ -103,146 +188,115 @@ def final_checkpoint(folder):
 
     Raises UserError if there is none, or if training was cut short.
     """
-    epochs = epochs_in(folder / "checkpoints")
+    epochs = epochs_in(Path(folder) / "checkpoints")
     if not epochs:
-        raise UserError(f"{folder}/checkpoints holds no checkpoint: train with train/alexnet.py or train/train.py first.")
+        raise UserError(
+            f"{folder}/checkpoints holds no checkpoint: train with train/alexnet.py or "
+            f"train/train.py first."
+        )
     path = checkpoint_path(folder, epochs[-1])
     planned = attributes(path).get("epochs", epochs[-1])
     if planned != epochs[-1]:
-        raise UserError(f"{folder} was trained for {epochs[-1]} of {planned} epochs: run the training command again first.")
+        raise UserError(
+            f"{folder} was trained for {epochs[-1]} of {planned} epochs: run the training command "
+            f"again first."
+        )
     return path
 
 
-def load_study(args):
-    """What every step after training starts from: (folder, classifier, path of the final checkpoint, its SHA-256)."""
-    folder = model_folder(args.dataset, args.model, args.seed)
-    if not folder.exists():
-        raise UserError(f"{folder} is missing: train it with train/alexnet.py or train/train.py --model {args.model}.")
-    path = final_checkpoint(folder)
-    return folder, load_weights(load_architecture(folder), path), path, sha256(path)
+def load_classifier(folder, epoch=None):
+    """The classifier of a study's folder (a Path or str) at an epoch (default: the last)."""
+    path = final_checkpoint(folder) if epoch is None else checkpoint_path(folder, epoch)
+    return load_weights(load_architecture(folder), path)
 
 
-def load_fitting_data(args, part, model):
-    """load_data, refused where the images or labels do not fit the model that was trained on them."""
-    x, y = load_data(args.dataset, part)
-    classes = model.output_shape[-1]
-    if x.shape[1:] != model.input_shape[1:] or y.min() < 0 or y.max() >= classes:
-        raise UserError(
-            f"data/{args.dataset} has {part} images of shape {x.shape[1:]} and labels {y.min()} to {y.max()}, but the model "
-            f"takes {model.input_shape[1:]} and has {classes} classes: prepare the data or train again."
-        )
-    return x, y
+# ------------------------------------------------------------------------------------------ study
 
 
-def save_weights(classifier, path, **made_from):
-    """Save a checkpoint, whole or not at all, with what it was made from as root attributes."""
-    with whole(path, ".weights.h5") as temporary:
-        # A model of its own, of the same layers: a compiled one would save its optimiser, too.
-        keras.Model(classifier.inputs[0], classifier.outputs[0], name="classifier").save_weights(temporary)
-        with h5py.File(temporary, "a") as file:
-            set_attributes(file, **made_from)
+@dataclass
+class Study:
+    """One trained network, and the folder of all that is made from it; what every step opens.
 
-
-def fit(model, batches, folder, epochs, made_from, classifier=None, validation=None, schedule=None, keep_from=1):
-    """model.fit that keeps every epoch and can be killed at any moment.
-
-    After every epoch `classifier` (default: the model itself) is saved as folder/model.<epoch>.weights.h5, log.csv gets
-    a row, and optimizer.<epoch>.npz holds the optimiser. Called again with the same `made_from`, it continues after the
-    last whole epoch and ends with the same weights, bit for bit; with another, it starts over.
-
-    Args:
-        made_from: settings and fingerprints, saved as attributes of every checkpoint.
-        model: compiled. batches: Batches with a seed. validation: Batches for val_loss and val_accuracy, or None.
-        schedule: epoch (from 0) -> learning rate, or None. keep_from: epochs before it are not saved for good.
-
-    Raises:
-        UserError: the loss is not finite; the sentence names the epoch, and earlier epochs are kept.
+    checkpoint: path of the final model's weights. classifier: the network, with these weights.
+    made_from: dataset, model, seed and the fingerprints of checkpoint and data, the attributes of
+    everything that is made from this study.
     """
-    classifier = classifier or model
-    made_from = made_from | {"epochs": epochs, "backend": keras.backend.backend()}
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    keeper = _KeepEveryEpoch(classifier, batches, folder, keep_from, made_from)
-    done = keeper.resume(model, epochs)
-    if done == epochs:
-        print(f"{folder}: all {epochs} epochs are there.")
-        return
-    callbacks = [keeper] if schedule is None else [keras.callbacks.LearningRateScheduler(schedule), keeper]
-    bar = 1 if sys.stdout.isatty() else 2
-    model.fit(batches, epochs=epochs, initial_epoch=done, validation_data=validation, shuffle=False, callbacks=callbacks, verbose=bar)
 
+    dataset: str
+    model: str
+    seed: int
+    folder: Path
+    checkpoint: Path
+    classifier: keras.Model
+    made_from: dict
 
-class _KeepEveryEpoch(keras.callbacks.Callback):
-    """The half of `fit` that happens at the ends of epochs. The checkpoint is written last: it says the epoch is whole."""
+    @classmethod
+    def open(cls, args):
+        """The study that flags --dataset, --model and --seed name; UserError if it is missing."""
+        folder = study_folder(args.dataset, args.model, args.seed)
+        if not folder.exists():
+            script = "alexnet.py" if args.model == "alexnet" else f"train.py --model {args.model}"
+            raise UserError(f"{folder} is missing: train it with train/{script}.")
+        checkpoint = final_checkpoint(folder)
+        made_from = {"dataset": args.dataset, "model": args.model, "seed": args.seed}
+        made_from["checkpoint_sha256"] = sha256(checkpoint)
+        need(data_folder(args.dataset) / "x_train.npy", f"data/prepare.py --dataset {args.dataset}")
+        made_from["data_sha256"] = artifacts.data_sha256(args.dataset)
+        classifier = load_weights(load_architecture(folder), checkpoint)
+        return cls(
+            args.dataset, args.model, args.seed, folder, checkpoint, classifier, made_from
+        )
 
-    def __init__(self, classifier, batches, folder, keep_from, made_from):
-        super().__init__()
-        self.classifier, self.batches, self.folder, self.keep_from = classifier, batches, folder, keep_from
-        self.made_from = {k: v for k, v in made_from.items() if v is not None}
+    def original(self):
+        """The classifier, with the weights of the final checkpoint again."""
+        return load_weights(self.classifier, self.checkpoint)
 
-    def _weights(self, epoch):
-        return weights_path(self.folder, epoch)
+    def data(self, part):
+        """load_data, refused where it does not fit the network that was trained on it."""
+        x, y = load_data(self.dataset, part)
+        takes, classes = self.classifier.input_shape[1:], self.classifier.output_shape[-1]
+        if x.shape[1:] != takes or y.min() < 0 or y.max() >= classes:
+            raise UserError(
+                f"data/{self.dataset} has {part} images of shape {x.shape[1:]} and labels "
+                f"{y.min()} to {y.max()}, but the model takes {takes} and has {classes} classes: "
+                f"prepare the data or train again."
+            )
+        return x, y
 
-    def _optimizer(self, epoch):
-        return self.folder / f"optimizer.{epoch:03d}.npz"
+    def command(self, script, **flags):
+        """The command that makes something of this study, for messages."""
+        flags = {"dataset": self.dataset, "model": self.model, "seed": self.seed} | flags
+        return f"python {script} " + " ".join(f"--{k} {v}" for k, v in flags.items())
 
-    def _rows(self):
-        path = self.folder.parent / "log.csv" if self.folder.name == "checkpoints" else self.folder / "log.csv"
-        rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-        return path, rows
+    def open_made(self, path, step, **expected):
+        """open_artifact of something that must have been made from this study's checkpoint."""
+        same = {k: self.made_from[k] for k in ("checkpoint_sha256", "data_sha256")}
+        return open_artifact(path, step, **same, **expected)
 
-    def resume(self, model, epochs):
-        """Bring model and optimiser to the last whole epoch of the same run, and return it; 0 starts over."""
-        done = epochs_in(self.folder)
-        same = bool(done) and {k: attributes(self._weights(done[-1])).get(k) for k in self.made_from} == self.made_from
-        if same:
-            self._tidy(done[-1])
-        if same and done[-1] == epochs:
-            return epochs
-        if same and self._optimizer(done[-1]).exists():
-            self.classifier.load_weights(self._weights(done[-1]))
-            model.optimizer.build(model.trainable_variables)
-            with np.load(self._optimizer(done[-1]), allow_pickle=False) as saved:
-                for i, variable in enumerate(model.optimizer.variables):
-                    variable.assign(saved[str(i)])
-            print(f"{self.folder}: going on after epoch {done[-1]} of {epochs}.", flush=True)
-            return done[-1]
-        if done and not same:
-            print(f"{self.folder} was made with other settings: starting over.", flush=True)
-        for path in (*self.folder.glob("model.*.weights.h5"), *self.folder.glob("optimizer.*"), self._rows()[0]):
-            path.unlink(missing_ok=True)
-        return 0
+    def layer(self, choose_layer):
+        """The chosen layer: the one asked for, which has to exist, or the network's own."""
+        layer = choose_layer or default_layer(self.classifier)
+        up_to(self.classifier, layer)
+        return layer
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.begun = time.time()
-        self.batches.set_epoch(epoch)
-        for layer in self.model.layers:  # dropout, too, depends on seed and epoch alone
-            if hasattr(layer, "seed_generator"):
-                name = [ord(letter) for letter in layer.name]
-                words = np.random.SeedSequence([*self.batches.seed, epoch, *name]).generate_state(2)
-                layer.seed_generator.state.assign(words.astype("uint32"))
+    def history(self, first=None, last=None):
+        """{epoch: path} of the historical checkpoints first..last and of the final one.
 
-    def on_epoch_end(self, epoch, logs=None):
-        epoch, logs = epoch + 1, dict(logs or {})
-        if not all(np.isfinite(v) for v in logs.values()):
-            kept = f"epochs 1 to {epoch - 1} are kept" if epoch > 1 else "nothing was saved"
-            raise UserError(f"the loss became NaN or infinite in epoch {epoch} of {self.folder} ({kept}): lower the learning rate.")
-        path, rows = self._rows()
-        rate = float(self.model.optimizer.learning_rate)
-        row = {"epoch": epoch} | {k: f"{logs[k]:.6g}" for k in ("loss", "accuracy", "val_loss", "val_accuracy") if k in logs}
-        row |= {"lr": f"{rate:.6g}", "seconds": f"{time.time() - self.begun:.1f}"}
-        rows = [r for r in rows if int(r["epoch"]) < epoch] + [row]
-        write_text(path, "\n".join([",".join(row), *(",".join(str(r[k]) for k in row) for r in rows)]) + "\n")
-        with whole(self._optimizer(epoch), ".npz") as temporary:
-            np.savez(temporary, **{str(i): np.asarray(v) for i, v in enumerate(self.model.optimizer.variables)})
-        save_weights(self.classifier, self._weights(epoch), epoch=epoch, **self.made_from)
-        self._tidy(epoch)
-
-    def _tidy(self, epoch):
-        """Remove what nothing needs after `epoch`; a run that is killed before it gets here is tidied when it goes on."""
-        for path in self.folder.glob("optimizer.*.npz"):
-            if path != self._optimizer(epoch) or epoch == self.made_from["epochs"]:
-                path.unlink()
-        for earlier in epochs_in(self.folder):
-            if earlier < min(epoch, self.keep_from):
-                self._weights(earlier).unlink()
+        Default: the second half of training, without its last epoch.
+        Raises UserError if the history is too short, or lacks one of them.
+        """
+        epochs = epochs_in(self.folder / "checkpoints")
+        final = epochs[-1]
+        first = first or final // 2 + final % 2
+        last = last or final - 1
+        if not 1 <= first <= last < final:
+            raise UserError(
+                f"--first {first} to --last {last} is no stretch of history before the final "
+                f"epoch {final} of {self.folder}: train for more epochs or choose another."
+            )
+        if missing := [e for e in range(first, last + 1) if e not in epochs]:
+            raise UserError(
+                f"{checkpoint_path(self.folder, missing[0])} is missing: train again, without "
+                f"--keep_from or with an earlier one."
+            )
+        return {e: checkpoint_path(self.folder, e) for e in [*range(first, last + 1), final]}

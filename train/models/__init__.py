@@ -1,17 +1,25 @@
-"""The networks of the study. Add one: a module with `build(inputs, classes) -> softmax output`, and its name in NETWORKS.
+"""The networks of the study.
 
-Every network takes pixels in [0, 1] and normalises them itself in its first layer, so that no other code of the
-project has to know how. The statistics are constants of that layer, not weights: they are saved with the architecture.
+Add one: a module with `build(x, classes) -> softmax output`, its name in NETWORKS, and its chosen
+layer in train/params.py. Every network takes pixels in [0, 1] and normalises them itself in its
+first layer, so that no other code of the project has to know how. The statistics are constants of
+that layer, not weights: they are saved with the architecture.
 """
 
-import keras
 import numpy as np
 
-from train.models import alexnet, vgg
+from train.backend import keras
+from train.models import alexnet, lenet, vgg
 
-NETWORKS = {"alexnet": alexnet.build, "vgg16": vgg.build16, "vgg19": vgg.build19}
+NETWORKS = {
+    "alexnet": alexnet.build,
+    "lenet": lenet.build,
+    "vgg16": vgg.build16,
+    "vgg19": vgg.build19,
+}
 
-# Which statistics of x_train the first layer takes: alexnet subtracts the mean image, vgg standardises the channels.
+# Which statistics of x_train the first layer takes: these subtract the mean image, the others
+# standardise the channels.
 PER_PIXEL_MEAN = ("alexnet",)
 
 
@@ -22,7 +30,7 @@ def build_model(name, input_shape, classes, mean=0.0, variance=1.0):
         name: a key of NETWORKS.
         input_shape: (height, width, channels) of an image.
         classes: number of classes.
-        mean, variance: statistics of x_train in [0, 1], broadcast to the image; `statistics` computes them.
+        mean, variance: statistics of x_train in [0, 1], broadcast to the image; see `statistics`.
 
     Raises:
         ValueError: an unknown name, or an image too small for the network.
@@ -30,21 +38,24 @@ def build_model(name, input_shape, classes, mean=0.0, variance=1.0):
     if name not in NETWORKS:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(NETWORKS)}")
     inputs = keras.Input(input_shape, name="pixels")
-    mean = np.broadcast_to(np.asarray(mean, "float32"), input_shape)
-    variance = np.broadcast_to(np.asarray(variance, "float32"), input_shape)
-    normalised = keras.layers.Normalization(axis=(1, 2, 3), mean=mean, variance=variance, name="normalise")(inputs)
-    return keras.Model(inputs, NETWORKS[name](normalised, classes), name=name)
+    mean, variance = (np.broadcast_to(np.float32(v), input_shape) for v in (mean, variance))
+    normalise = keras.layers.Normalization(
+        axis=(1, 2, 3), mean=mean, variance=variance, name="normalise"
+    )
+    return keras.Model(inputs, NETWORKS[name](normalise(inputs), classes), name=name)
 
 
 def statistics(name, x):
-    """(mean, variance) that network `name` normalises with, of images x, uint8 (n, h, w, c); float32, pixels in [0, 1].
+    """(mean, variance) that a network normalises with; float32, of pixels in [0, 1].
 
-    alexnet: the mean of every pixel, (h, w, c), and variance 1. vgg: mean and variance of every channel, (c,).
+    x: uint8 (n, h, w, c). PER_PIXEL_MEAN: the mean of every pixel, (h, w, c), and variance 1. The
+    others: mean and variance of every channel, (c,).
     """
     if name in PER_PIXEL_MEAN:
         return (x.mean(axis=0, dtype="float64") / 255).astype("float32"), np.float32(1)
     # From a histogram of the 256 values: one pass, and no float copy of the data set.
-    counts = np.stack([np.bincount(x[..., c].ravel(), minlength=256) for c in range(x.shape[-1])])
+    channels = [x[..., c].ravel() for c in range(x.shape[-1])]
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in channels])
     share, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = share @ values
     return mean.astype("float32"), (share @ values**2 - mean**2).astype("float32")

@@ -1,12 +1,15 @@
 """VGG16 and VGG19: configurations D and E of Simonyan and Zisserman, fitted to small images (design section 3).
 
-On 32x32 images: convolutions without bias, each followed by batch normalisation and ReLU, five halvings, 33.6 and
-39.0 million parameters. Five halvings of 28x28 leave nothing, so on smaller images VGG16 has four blocks (26.5 million
-parameters; the 22.6 of the seed's table fit neither its own file size nor any network we know) and VGG19 five whose
-pools look at two pixels of a row or a column in turn (33.6 million). Neither has batch normalisation.
+On 32x32 images: convolutions without bias, each followed by batch normalisation and ReLU, five
+halvings, 33.6 and 39.0 million parameters. Five halvings of 28x28 leave nothing, so on smaller
+images VGG16 has four blocks (26.5 million parameters; the 22.6 of the authors' table fit neither
+its own file size nor any network we know) and VGG19 five, whose pools look at two pixels of a row
+or of a column in turn (33.6 million). Neither has batch normalisation.
 """
 
-from keras import layers, regularizers
+from train.backend import keras
+
+layers = keras.layers
 
 FILTERS = (64, 128, 256, 512, 512)
 
@@ -22,31 +25,35 @@ def build19(x, classes):
     """VGG19, as build16."""
     if min(x.shape[1:3]) >= 32:
         return _build(x, classes, (2, 2, 4, 4, 4), [(2, 2)] * 5, batch_norm=True)
-    return _build(x, classes, (2, 2, 3, 3, 3), [(1, 2), (2, 1), (1, 2), (2, 1), (2, 2)], batch_norm=False)
+    pools = [(1, 2), (2, 1), (1, 2), (2, 1), (2, 2)]
+    return _build(x, classes, (2, 2, 3, 3, 3), pools, batch_norm=False)
 
 
 def _build(x, classes, convs, pools, batch_norm):
-    l2 = regularizers.L2(5e-4) if batch_norm else None
     for block, (count, pool) in enumerate(zip(convs, pools, strict=True), 1):
         for number in range(1, count + 1):
-            name = f"block{block}_conv{number}"
-            x = layers.Conv2D(
-                FILTERS[block - 1],
-                3,
-                padding="same",
-                use_bias=not batch_norm,
-                kernel_initializer="he_normal",
-                kernel_regularizer=l2,
-                name=name,
-            )(x)
-            if batch_norm:
-                x = layers.BatchNormalization(name=f"{name}_bn")(x)
-            x = layers.ReLU(name=f"{name}_relu")(x)
+            x = _conv(x, FILTERS[block - 1], f"block{block}_conv{number}", batch_norm)
         x = layers.MaxPooling2D(pool, 2, name=f"block{block}_pool")(x)
     x = layers.Flatten(name="flatten")(x)
     for number in 1, 2:
-        # Keras's own initial weights: with the larger ones of He et al. these wide layers die in the first steps at 0.01.
+        # Keras's own initial weights: with the larger ones of He et al. these wide layers die in
+        # the first steps at 0.01.
         x = layers.Dense(4096, activation="relu", name=f"dense{number}")(x)
-        if batch_norm or number == 2:  # the 28x28 networks have one dropout, the 32x32 networks two
+        if batch_norm or number == 2:  # the 28x28 networks have one dropout, the 32x32 ones two
             x = layers.Dropout(0.5, name=f"dropout{number}")(x)
     return layers.Dense(classes, activation="softmax", name="predictions")(x)
+
+
+def _conv(x, filters, name, batch_norm):
+    x = layers.Conv2D(
+        filters,
+        3,
+        padding="same",
+        use_bias=not batch_norm,
+        kernel_initializer="he_normal",
+        kernel_regularizer=keras.regularizers.L2(5e-4) if batch_norm else None,
+        name=name,
+    )(x)
+    if batch_norm:
+        x = layers.BatchNormalization(name=f"{name}_bn")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)

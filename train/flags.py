@@ -1,0 +1,152 @@
+"""A script's constants as flags, and plain errors: one sentence on stderr, exit code 2."""
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+ATTACKS = ("fgsm", "bim", "pgd", "cw", "jsma")
+CONTROLS = ("self", "single", "batchnorm", "finetune", "noise", "checkpoint", "swa", "seed")
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one plain sentence: what was wrong, what to do."""
+
+
+def _number(kind, low, high, what, low_open=False):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        inside = (low < value if low_open else low <= value) and value <= high
+        if not (inside and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} is not {what}")
+        return value
+
+    return parse
+
+
+def _list_of(names):
+    def parse(text):
+        for name in text.split(","):
+            if name not in (*names, "all"):
+                known = ", ".join(names)
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose from {known}")
+        return text
+
+    return parse
+
+
+def names_in(text, known):
+    """The names that a flag asks for: a list with commas, or all of the known ones."""
+    return list(known) if "all" in text.split(",") else text.split(",")
+
+
+def _folder_name(text):
+    """A data set or model may be the user's own, so any plain folder name without _ will do."""
+    if not text or text != Path(text).name or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name")
+    return text
+
+
+def _mode(text):
+    if text not in ("minimal", "fixed"):
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown: choose from minimal, fixed")
+    return text
+
+
+_rate = _number(float, 0, 1e3, "a learning rate above 0", low_open=True)
+_count = _number(int, 1, 10**9, "a whole number of 1 or more")
+_index = _number(int, 0, 2**31 - 1, "a whole number of 0 or more")
+_share = _number(float, 0, 1, "a share in (0, 1]", low_open=True)
+_size = _number(float, 0, 1e6, "an epsilon above 0", low_open=True)
+
+FLAGS = {
+    "dataset": (
+        _folder_name,
+        "data set: digits, fashion_mnist, cifar10, svhn, or the name of your folder of images",
+    ),
+    "model": (_folder_name, "network: alexnet, vgg16, vgg19, lenet"),
+    "seed": (_index, "training seed (prepare.py: seed of the half split)"),
+    "source": (Path, "folder with the official files, or with train/<class>/ and test/<class>/"),
+    "limit": (_count, "keep this many random training images, balanced over the classes"),
+    "epochs": (_count, "epochs of training; the milestones of the learning rate scale with them"),
+    "keep_from": (_count, "save checkpoints from this epoch on only (mining needs the later ones)"),
+    "per": (_share, "share of every neuron's synapses in the slice"),
+    "first": (_count, "first checkpoint to mine (default: the second half of training)"),
+    "last": (_count, "last checkpoint to mine (default: the last but one)"),
+    "choose_layer": (str, "layer whose activations are the targets (default: by network)"),
+    "lr_rate": (_rate, "learning rate (default: by network)"),
+    "epoch": (_count, "epochs of tuning; more than before go on from there"),
+    "batches": (_count, "batches of an epoch of tuning (default: all; 1: as released)"),
+    "run": (_index, "number of the run: seed of the tuning"),
+    "attack": (_list_of(ATTACKS), f"attack, a list with commas, or all: {', '.join(ATTACKS)}"),
+    "control": (_list_of(CONTROLS), f"control, a list with commas, or all: {', '.join(CONTROLS)}"),
+    "samples": (_count, "adversarial samples to make"),
+    "mode": (_mode, "minimal: smallest perturbation of every image; fixed: one epsilon"),
+    "epsilon": (_size, "size of the perturbation, mode fixed"),
+    "steps": (_count, "iterations (cw: of each search step), instead of the attack's own"),
+    "adaptive": (bool, "attack every selected model itself, too"),
+    "paper": (bool, "make the tables from the paper's figures in dare/paper alone"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def options(doc, argv=None, **constants):
+    """Command line of a script: every constant `name = value` of its top becomes the flag --name.
+
+    An edited constant goes through the same check as a flag, and is refused like one.
+    Raises UserError for a wrong value or an unknown flag.
+    """
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(description=doc, formatter_class=usage, allow_abbrev=False)
+    for name, value in constants.items():
+        kind, text = FLAGS[name]
+        shown = (f"{text} [{value}]" if value is not None else text).replace("%", "%%")
+        if kind is bool:
+            parser.add_argument(f"--{name}", action="store_true", default=value, help=shown)
+        else:
+            default = None if value is None else str(value)
+            parser.add_argument(f"--{name}", type=kind, default=default, help=shown)
+    return parser.parse_args(argv)
+
+
+def start(main):
+    """Run a script's main(): what the user can mend ends in one sentence on stderr, exit code 2."""
+    script = Path(sys.argv[0]).name
+    sys.excepthook = _without_hdf5(sys.excepthook)
+    sys.unraisablehook = _without_hdf5(sys.unraisablehook)
+    try:
+        main()
+    except UserError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno is None and "requested and" not in str(error):
+            raise  # not how NumPy says that a write was cut short
+        what = os.strerror(error.errno) if error.errno else f"A file was cut short ({error})"
+        where = f" ({error.filename})" if error.filename else ""
+        advice = "free some space or mend the folder, then run again."
+        print(f"{script}: {what}{where}: {advice}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)  # at a normal exit HDF5 would write to its broken file again, and crash
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _without_hdf5(usual):
+    """A hook that leaves out how HDF5 fails to close what it could not write: that is reported."""
+
+    def hook(*about):
+        error = about[1] if len(about) == 3 else about[0].exc_value
+        if "Can't decrement id ref count" not in str(error):
+            usual(*about)
+
+    return hook
