@@ -18,6 +18,7 @@ import numpy as np
 
 from adv.model import (
     Calls,
+    Start,
     foolbox_model,
     in_full_batches,
     log_odds,
@@ -71,25 +72,17 @@ def attack(
     set_seed(seed)
     if not len(x):
         return x, np.zeros(0, bool)
-    z, gradient = calls.gradient(x, y, log_odds)  # where all but cw begin
-    right = z.argmax(axis=1) == y
+    start = Start.at(calls, x, y, seed)
+    right = start.logits.argmax(axis=1) == y
     result, success = x.copy(), ~right
     if progress is not None:
         progress(int(success.sum()))
     if right.any():
         find = MINIMAL[name] if mode == "minimal" else partial(fixed, name, np.atleast_1d(epsilons))
-        images = _Images(calls, x[right], y[right], z[right], gradient[right], seed)
-        result[right], success[right] = find(images, **({"steps": steps} if steps else {}), progress=progress)
+        settings = {"steps": steps} if steps else {}
+        found = find(start.of(right), **settings, progress=progress)
+        result[right], success[right] = found
     return result, success
-
-
-class _Images:
-    """What every attack starts from: Calls, images that are classified right, their labels, logits
-    and gradients (of log_odds), and the seed."""
-
-    def __init__(self, calls, x, y, z, gradient, seed):
-        self.calls, self.x, self.y, self.z, self.gradient = calls, x, y, z, gradient
-        self.seed = seed
 
 
 def norms(perturbation):
@@ -116,11 +109,9 @@ def largest_absolute(change):
 # ------------------------------------------------------------------------ gradient sign, and steps
 
 
-def fgsm(images, steps=None, progress=None):
+def fgsm(start, steps=None, progress=None):
     """Fast gradient sign method (Goodfellow et al. 2015): a line search along one gradient."""
-    direction = np.sign(images.gradient)
-    at = images.calls, images.x, images.y, images.z, images.gradient
-    return line_search(*at, direction, progress=progress)[:2]
+    return line_search(start, np.sign(start.gradient), progress=progress)[:2]
 
 
 def bim_step(x, x0, gradient, epsilon, rel_stepsize=1 / 6):
@@ -137,87 +128,118 @@ def pgd_step(x, x0, gradient, epsilon, rel_stepsize=1 / 30):
     return np.clip(x0 + np.clip(change, -epsilon, epsilon), 0, 1)
 
 
-def bim(images, steps=10, progress=None):
+def bim(start, steps=10, progress=None):
     """Basic iterative method, the smallest L1 epsilon. Ten steps predict badly: it is bracketed."""
-    at = images.calls, images.x, images.y, images.z, images.gradient
-    search = EpsilonSearch(*at, bim_step, mean_absolute, steps, 1 / 6, predictable=False)
+    search = EpsilonSearch(start, bim_step, mean_absolute, steps, 1 / 6, predictable=False)
     return search.run(progress)
 
 
-def pgd(images, steps=40, progress=None):
+def pgd(start, steps=40, progress=None):
     """Projected gradient descent, the smallest Linf epsilon."""
-    at = images.calls, images.x, images.y, images.z, images.gradient
-    return EpsilonSearch(*at, pgd_step, largest_absolute, steps, 1 / 30).run(progress)
+    return EpsilonSearch(start, pgd_step, largest_absolute, steps, 1 / 30).run(progress)
 
 
-# -------------------------------------------------------------------------------- Carlini and Wagner
+# ---------------------------------------------------------------------------- Carlini and Wagner
 
 
-def cw(images, steps=1000, progress=None):
+def cw(start, steps=1000, progress=None):
     """Carlini and Wagner's L2 attack."""
-    search = CarliniWagner(images.calls, images.x, images.y, steps)
-    in_full_batches(len(images.x), images.calls.batch, search.step, progress)
+    search = CarliniWagner(start.calls, start.x, start.y, steps)
+    in_full_batches(len(start.x), start.calls.batch, search.step, progress)
     return search.best, np.isfinite(search.best_norm)
 
 
-def cw_rate(steps):
-    """5e-3; fewer steps than 1,000 are longer in proportion, up to tenfold, to get as far."""
-    return 5e-3 * min(10, max(1, 1000 / steps))
+def cw_pace(margin, gradient, slope, steps):
+    """How fast Carlini and Wagner's attack goes, each image by what is known where it starts.
+
+    With all 1,000 steps: as the paper's tool, Adam at 5e-3 and a first constant of 1e-2. With fewer
+    steps one rate does not fit all: where boundaries are far it does not arrive, where they are
+    near it overshoots, and the searches with too small a constant are wasted. So both come from the
+    linearised margin, which a change of -margin * gradient / |gradient|^2 brings to 0:
+
+    - rate: all steps together can go a few times as far as the largest component of that change,
+      in tanh space. It falls tenfold during a search: early steps arrive, late ones settle.
+    - constant: 2 margin / |gradient|^2, for which the minimum of |change|^2 + constant * margin
+      lies on the boundary.
+
+    Args:
+        margin: (n,). gradient: of the margin by the images, (n, h, w, c). slope: of pixels by tanh
+            space there, (n, h, w, c). steps: of a search.
+
+    Returns:
+        rate and constant, float32 (n,), and the share of its rate that a search ends with.
+    """
+    if steps >= 1000:
+        return np.full(len(margin), 5e-3, "float32"), np.full(len(margin), 1e-2, "float32"), 1.0
+    axes, tiny = (1, 2, 3), 1e-6
+    in_tanh_space = np.abs(gradient * slope)
+    reach = np.square(in_tanh_space).sum(axis=axes) / in_tanh_space.max(axis=axes, initial=tiny)
+    reach = np.minimum(margin / np.maximum(reach, tiny), WIDEST)
+    constant = 2 * margin / np.maximum(np.square(gradient).sum(axis=axes), tiny)
+    return (5 * reach / steps).astype("float32"), constant.astype("float32"), 0.1
+
+
+# Pixels are kept so far inside of [-1, 1] that tanh space has a slope everywhere. Foolbox's
+# 0.999999 leaves next to none on black and white pixels: hundreds of steps pass before one moves.
+INSIDE = np.float32(0.99)
+WIDEST = 2 * np.arctanh(INSIDE)  # from black to white in tanh space
 
 
 class CarliniWagner:
     """Carlini and Wagner's L2 attack (2017), untargeted, confidence 0, each image at its own pace.
 
-    Minimises |x - x0|^2 + constant * max(margin, 0) by Adam in tanh space, for `searches` values of
+    Minimises |x - x0|^2 + constant * max(margin, 0) by Adam in tanh space, for `SEARCHES` values of
     the constant: ten times as large until the attack succeeds, then bisected. An image that makes
     no progress for a while goes on to its next constant; Foolbox waits for the whole batch.
     """
 
-    SEARCHES, CONSTANT = 5, 1e-2
+    SEARCHES = 5
 
-    def __init__(self, calls, x, y, steps, rate=None):
+    def __init__(self, calls, x, y, steps):
         n, shape = len(x), x.shape
         self.calls, self.x0, self.y, self.steps = calls, x, y, steps
-        self.rate = rate or cw_rate(steps)
         self.patience = max(steps // 20, 10)  # iterations
-        self.w0 = np.arctanh((2 * x - 1) * np.float32(0.999999))
-        self.start = self.to_pixels(self.w0)  # x, up to rounding
+        self.w0 = np.arctanh(INSIDE * (2 * x - 1))
         # Adam: what is added to w0, and the means of the gradient and of its square.
         self.delta, self.m, self.v = (np.zeros(shape, "float32") for _ in range(3))
         self.taken = np.zeros(n, "int64")
         # The search over the constant.
-        self.constant = np.full(n, self.CONSTANT, "float32")
+        z, gradient = calls.gradient(x, y, margin_loss)
+        _, slope = self.image(np.arange(n))
+        self.rate, self.constant, self.last_rate = cw_pace(margin(z, y), gradient, slope, steps)
         self.low, self.high = np.zeros(n, "float32"), np.full(n, np.inf, "float32")
         self.searches, self.succeeded = np.zeros(n, "int64"), np.zeros(n, bool)
         # The objective: lowest so far, and when progress was last checked.
         self.lowest, self.lowest_before = np.full(n, np.inf), np.full(n, np.inf)
         self.best, self.best_norm = x.copy(), np.full(n, np.inf, "float32")
 
-    @staticmethod
-    def to_pixels(w):
-        return np.float32(0.5) * np.tanh(w) + np.float32(0.5)
+    def image(self, rows):
+        """x0 + (tanh(w0 + delta) - tanh(w0)) / 2 in [0, 1], x0 itself at 0; and its slope."""
+        before, now = np.tanh(self.w0[rows]), np.tanh(self.w0[rows] + self.delta[rows])
+        return np.clip(self.x0[rows] + (now - before) / 2, 0, 1), (1 - now * now) / 2
 
     def step(self, rows):
         """One step of Adam; returns which images have been through all constants."""
-        image = self.to_pixels(self.w0[rows] + self.delta[rows])
+        image, slope = self.image(rows)
         z, gradient = self.calls.gradient(image, self.y[rows], margin_loss)
-        left, change = margin(z, self.y[rows]), image - self.start[rows]
+        left, change = margin(z, self.y[rows]), image - self.x0[rows]
         weight = self.constant[rows] * (left > 0)
-        slope = 4 * image * (1 - image) / 2  # of to_pixels
-        self.adam(rows, (per_image(weight) * gradient + 2 * change) * slope)
-        self.keep_best(rows, image, z.argmax(axis=1) != self.y[rows])
         objective = np.square(change).sum(axis=(1, 2, 3)) + weight * left
+        self.adam(rows, (2 * change + per_image(weight) * gradient) * slope)
+        self.keep_best(rows, image, z.argmax(axis=1) != self.y[rows])
         ended = self.no_progress(rows, objective) | (self.taken[rows] >= self.steps)
         self.next_constant(rows[ended])
         return self.searches[rows] >= self.SEARCHES
 
     def adam(self, rows, gradient):
-        """Kingma and Ba 2015, with its usual constants."""
+        """Kingma and Ba 2015, with its usual constants, at a rate that falls during a search."""
+        gone = per_image((self.taken[rows] / self.steps).astype("float32"))
+        rate = per_image(self.rate[rows]) * (1 - (1 - self.last_rate) * gone)
         self.taken[rows] += 1
         t = per_image(self.taken[rows].astype("float32"))
         self.m[rows] = m = 0.9 * self.m[rows] + np.float32(0.1) * gradient
         self.v[rows] = v = 0.999 * self.v[rows] + np.float32(0.001) * gradient * gradient
-        self.delta[rows] -= self.rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        self.delta[rows] -= rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
 
     def keep_best(self, rows, image, hit):
         self.succeeded[rows] |= hit
@@ -245,17 +267,57 @@ class CarliniWagner:
         self.lowest[rows] = self.lowest_before[rows] = np.inf
 
 
-# --------------------------------------------------------------------------------------- jsma, fixed
+# ------------------------------------------------------------------------------------------ jsma
 
 
-def jsma(images, steps=2000, progress=None):
+def jsma(start, steps=2000, progress=None):
     """The saliency map attack, towards the class that a gradient attack lands in."""
-    at = images.calls, images.x, images.y
-    target = target_classes(*at, images.z, images.gradient, images.seed)
-    return saliency_map(*at, target, steps=steps, untargeted=True, progress=progress)
+    at = start.calls, start.x, start.y, target_classes(start)
+    return saliency_map(*at, steps=steps, untargeted=True, progress=progress)
 
 
 MINIMAL = {"fgsm": fgsm, "bim": bim, "pgd": pgd, "cw": cw, "jsma": jsma}
+
+# ------------------------------------------------------------------------------------- fixed mode
+
+
+def fixed(name, epsilons, start, steps=None, progress=None):
+    """Attack at given epsilons. Of several, the first that succeeds counts."""
+    if name in ("cw", "jsma"):
+        return fixed_minimal(name, max(epsilons), start, steps, progress)
+    settings = {"steps": steps} if steps else {}
+    linf = {
+        "fgsm": foolbox.attacks.LinfFastGradientAttack,
+        "bim": partial(foolbox.attacks.LinfBasicIterativeAttack, **settings),
+        "pgd": partial(foolbox.attacks.LinfPGD, **settings),
+    }
+    return fixed_linf(on_log_odds(linf[name]()), epsilons, start, progress)
+
+
+def fixed_minimal(name, epsilon, start, steps=None, progress=None):
+    """cw and jsma have no epsilon of their own: what they find counts if it is small enough."""
+    settings = {"steps": steps} if steps else {}
+    found, success = MINIMAL[name](start, **settings, progress=progress)
+    success &= norms(found - start.x)["l2" if name == "cw" else "l0"] <= epsilon
+    return np.where(per_image(success), found, start.x), success
+
+
+def fixed_linf(foolbox_attack, epsilons, start, progress=None):
+    """One of Foolbox's Linf attacks, in batches."""
+    calls, result, success = start.calls, start.x.copy(), np.zeros(len(start.x), bool)
+    for first in range(0, len(result), calls.batch):
+        rows = slice(first, first + calls.batch)
+        inputs, labels = (ep.from_numpy(calls.like, a[rows]).raw for a in (start.x, start.y))
+        _, images, hits = foolbox_attack(
+            calls.fmodel, inputs, labels, epsilons=[float(e) for e in epsilons]
+        )
+        hits = ep.astensor(hits).numpy()
+        for found, hit in zip(images[::-1], hits[::-1], strict=True):  # the first ends on top
+            result[rows][hit] = ep.astensor(found).numpy()[hit]
+            success[rows] |= hit
+        if progress is not None:
+            progress(len(hits[0]))
+    return result, success
 
 
 def on_log_odds(foolbox_attack):
@@ -266,30 +328,3 @@ def on_log_odds(foolbox_attack):
 
     foolbox_attack.get_loss_fn = get_loss_fn
     return foolbox_attack
-
-
-def fixed(name, epsilons, images, steps=None, progress=None):
-    """Attack at given epsilons: fgsm, bim and pgd within Linf. The first that succeeds counts."""
-    if name in ("cw", "jsma"):  # without an epsilon of their own: what they find counts if small
-        found, success = MINIMAL[name](images, **({"steps": steps} if steps else {}))
-        size = norms(found - images.x)["l2" if name == "cw" else "l0"]
-        success &= size <= np.max(epsilons)
-        return np.where(per_image(success), found, images.x), success
-    make = {
-        "fgsm": foolbox.attacks.LinfFastGradientAttack,
-        "bim": partial(foolbox.attacks.LinfBasicIterativeAttack, steps=steps or 10),
-        "pgd": partial(foolbox.attacks.LinfPGD, steps=steps or 40),
-    }
-    run, calls, x = on_log_odds(make[name]()), images.calls, images.x
-    result, success = x.copy(), np.zeros(len(x), bool)
-    for start in range(0, len(x), calls.batch):
-        rows = slice(start, start + calls.batch)
-        inputs, labels = (ep.from_numpy(calls.like, a[rows]).raw for a in (x, images.y))
-        found, _, hit = run(calls.fmodel, inputs, labels, epsilons=[float(e) for e in epsilons])
-        hits = ep.astensor(hit).numpy()
-        for at_epsilon, hit in zip(found[::-1], hits[::-1], strict=True):  # the first ends on top
-            result[rows][hit] = np.clip(ep.astensor(at_epsilon).numpy(), 0, 1)[hit]
-            success[rows] |= hit
-        if progress is not None:
-            progress(len(x[rows]))
-    return result, success

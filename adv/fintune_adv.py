@@ -1,9 +1,11 @@
-"""Step 7: the baseline, adversarial training: tune the classifier on the training part of one attack's samples.
+"""Step 7: the baseline, adversarial training: tune the classifier on samples of one attack.
 
-    python adv/fintune_adv.py --dataset digits --model alexnet --attack fgsm
+    python adv/fintune_adv.py --dataset digits --model lenet --attack fgsm
 
-Reads the final checkpoint of models/<dataset>_<model>/ and adv/<attack>.h5 there. Writes at-<attack>/, as dare.py does. Only
-samples on which the attack succeeded are used. Cross-entropy, first layers frozen (params.frozen), Adam.
+Reads the final checkpoint of models/<dataset>_<model>_seed<N>/ and adv/<attack>.h5 there. Of the
+samples, those of the training part on which the attack succeeded are used. Cross-entropy, Adam,
+first layers frozen (train/params.py). Writes the classifier after every epoch to
+tuned/at-<attack>_lr<lr_rate>_run<run>/model.001.weights.h5 ..., and log.csv.
 """
 
 import sys
@@ -13,39 +15,56 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dare.dare import dataset, model, seed, study_arguments, tune_classifier
 from train import params
-from train.files import ATTACKS, UserError, artifact, options, run, sha256, stage, tuned_folder
+from train.artifacts import samples_path, sha256, stage, tuned_folder
+from train.fit import tune_classifier
+from train.flags import ATTACKS, UserError, names_in, options, start
+from train.utils import Study
 
-attack = "all"
+dataset = "digits"
+model = "lenet"
+seed = 0
+attack = "all"  # fgsm, bim, pgd, cw, jsma, several with commas, or all; a model for each
 lr_rate = 1e-4
-epoch = 20
-run_number = 0
+epoch = 20  # epochs of tuning; more than before go on from there
+run = 0  # number of the run: seed of the tuning
+
+
+def training_samples(study, attack):
+    """Images float32 (n, h, w, c) and labels (n,) to train on, and the SHA-256 of their file."""
+    path = samples_path(study.folder, attack)
+    with study.open_made(path, study.command("adv/generate_adv.py", attack=attack)) as file:
+        rows = np.flatnonzero((file["split"][()] == 0) & file["success"][()])
+        images, labels = file["image"][rows], file["label"][rows]
+    if not len(rows):
+        raise UserError(
+            f"{path} has no successful sample in its training part: make more (--samples)."
+        )
+    return images, labels, sha256(path)
+
+
+def train_on(study, attack, args):
+    """Adversarial training of the study's classifier on the samples of one attack."""
+    classifier = study.original()
+    settings = {"method": f"at-{attack}", "lr_rate": args.lr_rate, "run": args.run}
+    folder = tuned_folder(study.folder, **settings)
+    about = vars(args) | {"attack": attack}
+    with stage(folder / "tune.log", settings["method"], **about) as record:
+        images, labels, digest = training_samples(study, attack)
+        record.idle = not tune_classifier(
+            classifier, images, labels, folder, "categorical_crossentropy", args.lr_rate,
+            args.epoch, frozen=params.frozen[params.family(args.model)],
+            seed=(args.seed, args.run), made_from=study.made_from | settings | {"adv_sha256": digest},
+        )  # fmt: skip
 
 
 def main(argv=None):
-    constants = {"attack": attack, "lr_rate": lr_rate, "epoch": epoch, "run": run_number}
-    names = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants).attack
-    for name in ATTACKS if names == "all" else names.split(","):
-        one_attack(name, *study_arguments(__doc__, argv, **constants))
-
-
-def one_attack(name, args, folder, classifier, made_from, changed):
-    """Adversarial training on the samples of one attack; the arguments are study_arguments'."""
-    target, path = tuned_folder(folder, f"at-{name}", args.run, **changed), folder / "adv" / f"{name}.h5"
-    step = f"python adv/generate_adv.py --dataset {args.dataset} --model {args.model} --seed {args.seed} --attack {name}"
-    same = {k: made_from[k] for k in ("checkpoint_sha256", "data_sha256")}
-    with stage(target / "tune.log", f"at-{name}", **vars(args) | {"attack": name}):
-        with artifact(path, step, **same) as file:
-            rows = np.flatnonzero((file["split"][()] == 0) & file["success"][()])
-            images, labels = file["image"][()], file["label"][()]
-        if not len(rows):
-            raise UserError(f"{path} has no successful sample in its training part: make more (--samples).")
-        made_from |= {"method": f"at-{name}", "adv_sha256": sha256(path)}
-        frozen = params.frozen[params.family(args.model)]
-        loss, seed = "categorical_crossentropy", (args.seed, args.run)
-        tune_classifier(classifier, images, labels, rows, target, loss, args.lr_rate, args.epoch, frozen, None, seed, made_from)
+    constants = {"attack": attack, "lr_rate": lr_rate, "epoch": epoch, "run": run}
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    study = Study.open(args)
+    for name in names_in(args.attack, ATTACKS):
+        train_on(study, name, args)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -1,17 +1,19 @@
-"""Step 5: adversarial samples, crafted against the original model from images of x_train that it classifies correctly.
+"""Step 5: adversarial samples, made against the original model from images of x_train.
 
-    python adv/generate_adv.py --dataset digits --model alexnet --attack all --samples 500
-    python adv/generate_adv.py --dataset digits --model alexnet --attack pgd --mode fixed --epsilon 0.03
+    python adv/generate_adv.py --dataset digits --model lenet --attack all --samples 500
+    python adv/generate_adv.py --dataset digits --model lenet --attack pgd --mode fixed --epsilon 0.03
 
-Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>/. Writes adv/<attack>.h5 there, with a picture of
-some samples beside it, adv/<attack>.png. Finished chunks are kept: interrupted, the same command goes on after the last one
-and writes the same file. The samples are split 60/20/20 into train (adversarial training), validation (selection) and
-test (reported); all attacks attack the same images.
+Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
+adv/<attack>.h5 there, and adv/<attack>.png, a picture of some samples. Finished chunks are kept:
+interrupted, the same command goes on after the last one and writes the same file. All attacks start
+from the same images, which the model classifies correctly, and share their split 60/20/20 into
+train (adversarial training), validation (selection) and test (reported).
 """
 
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,17 +23,26 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-from adv.adapter import Calls, each, foolbox_model
 from adv.attacks import attack as run_attack
 from adv.attacks import norms
-from train.files import ATTACKS, UserError, attributes, data_sha256, options, pixels, run, set_attributes, stage, sweep, whole
-from train.utils import load_fitting_data, load_study, predict
+from adv.model import Calls, foolbox_model, per_image
+from train.artifacts import (
+    atomic_write,
+    attributes,
+    is_made,
+    remove_temporary_files,
+    samples_path,
+    set_attributes,
+    stage,
+)
+from train.flags import ATTACKS, UserError, names_in, options, start
+from train.utils import Study, class_names, pixels, predict
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 dataset = "digits"
-model = "alexnet"
+model = "lenet"
 seed = 0
 attack = "all"  # fgsm, bim, pgd, cw, jsma, several with commas, or all
 samples = 5000
@@ -39,126 +50,243 @@ mode = "minimal"  # minimal: the smallest perturbation of each image; fixed: one
 epsilon = None  # mode fixed: Linf for fgsm, bim, pgd; L2 for cw; features for jsma
 steps = None  # iterations, instead of the attack's own
 
-CHUNK = 1000  # images; what an interruption can cost. A larger one keeps the batches full for longer; slow cw has a quarter
+# Images that an interruption can cost. More keep the batches full for longer; slow cw has a quarter.
+CHUNK = 1000
 SPLIT = (0.6, 0.8)  # shares of the samples where validation and test begin
+SHOWN = 8  # samples in a picture
+
+
+# ------------------------------------------------------------------------------ images and splits
 
 
 def choose(classifier, x, y, samples, seed):
-    """Indices of `samples` random images of x (n, h, w, c) that the classifier gets right; sorted, int64.
+    """Indices of `samples` random images of x (n, h, w, c) that the classifier gets right.
 
-    Raises UserError if there are fewer.
+    Returns int64 (samples,), ascending. Raises UserError if there are fewer.
     """
     order = np.random.default_rng([seed, 2]).permutation(len(x))
     chosen = np.empty(0, "int64")
-    for start in range(0, len(x), 4 * samples):  # most are right: no need to classify all of x_train
-        block = order[start : start + 4 * samples]
+    for first in range(0, len(x), 4 * samples):  # most are right: no need to classify all of x
+        block = order[first : first + 4 * samples]
         rows = np.sort(block)
         right = rows[predict(classifier, x[rows]).argmax(axis=1) == y[rows]]
         chosen = np.concatenate([chosen, block[np.isin(block, right)]])
         if len(chosen) >= samples:
             return np.sort(chosen[:samples])
-    raise UserError(f"--samples {samples} is more than the {len(chosen)} of {len(x)} training images that the model gets right.")
+    raise UserError(
+        f"--samples {samples} is more than the {len(chosen)} of {len(x)} training images that the "
+        f"model gets right: ask for fewer."
+    )
 
 
 def splits(n, seed):
     """uint8 (n,): 0 train, 1 validation, 2 test, at random; the same for every attack."""
     rank = np.random.default_rng([seed, 3]).permutation(n)
-    return np.searchsorted([round(share * n) for share in SPLIT], rank, side="right").astype("uint8")
+    begins = [round(share * n) for share in SPLIT]
+    return np.searchsorted(begins, rank, side="right").astype("uint8")
 
 
-def parts_of(path):
+# ------------------------------------------------------------------------------------- the attack
+
+
+@dataclass
+class Chunk:
+    """What an attack found for some images, and what it took.
+
+    image: float32 (n, h, w, c). success: bool (n,). seconds: of the attack; inside: of these, in
+    the model.
+    """
+
+    image: np.ndarray
+    success: np.ndarray
+    seconds: float
+    inside: float
+
+    @classmethod
+    def read(cls, path):
+        with h5py.File(path, "r") as file:
+            seconds, inside = float(file.attrs["seconds"]), float(file.attrs["inside"])
+            return cls(file["image"][()], file["success"][()], seconds, inside)
+
+    def write(self, path, **made_from):
+        with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
+            set_attributes(file, **made_from, seconds=self.seconds, inside=self.inside)
+            file["image"], file["success"] = self.image, self.success
+
+    @classmethod
+    def join(cls, chunks):
+        image, success = (
+            np.concatenate([getattr(chunk, name) for chunk in chunks])
+            for name in ("image", "success")
+        )
+        seconds, inside = sum(c.seconds for c in chunks), sum(c.inside for c in chunks)
+        return cls(image, success, seconds, inside)
+
+
+def parts_folder(path):
     """Where the finished chunks of the samples file `path` wait for the others."""
     return path.parent / f".{path.stem}.parts"
 
 
-def generate(name, calls, classifier, x, y, index, path, seed, mode, epsilon, steps, made_from):
-    """Attack images x[index] into the file `path`; as attack() of adv/attacks.py, in chunks that survive an interruption.
+def attack_chunk(name, calls, classifier, x, y, made_from, seed, progress):
+    """One attack on images x (n, h, w, c), uint8, with labels y (n,). Returns a Chunk."""
+    begun, calls.seconds = time.perf_counter(), 0.0
+    image, success = run_attack(
+        name, classifier, pixels(x), y, made_from["mode"], made_from["epsilon"], seed,
+        made_from["steps"], progress, calls,
+    )  # fmt: skip
+    return Chunk(image, success, time.perf_counter() - begun, calls.seconds)
 
-    Returns what the log records: seconds of attacking, images a second, success rate.
+
+def attack_all(name, calls, classifier, x, y, index, path, made_from):
+    """One attack on images x[index], in chunks that survive the end of the process at any moment.
+
+    A finished chunk waits in parts_folder(path), with made_from as its attributes; one that was
+    made from something else is made anew. Returns a Chunk of all.
     """
-    parts = parts_of(path)
+    parts, chunks, hits = parts_folder(path), [], 0
     parts.mkdir(parents=True, exist_ok=True)
-    sweep(parts)
-    made_from = {k: v for k, v in made_from.items() if v is not None}
-    seconds, inside, found = 0.0, 0.0, []
+    remove_temporary_files(parts)
+    size = CHUNK // 4 if name == "cw" else CHUNK
     with tqdm(total=len(index), desc=name, unit="image", disable=None) as bar:
-        hits = 0
-        chunk = CHUNK // 4 if name == "cw" else CHUNK
-        for start in range(0, len(index), chunk):
-            rows = index[start : start + chunk]
-            part, made_so = parts / f"{start:06d}.h5", made_from | {"images": len(rows)}
-            if {k: attributes(part).get(k) for k in made_so} != made_so:
-                begun, calls.seconds = time.perf_counter(), 0.0
-                image, success = run_attack(name, classifier, pixels(x[rows]), y[rows], mode, epsilon, seed + start, steps, bar.update, calls)
-                with whole(part) as temporary, h5py.File(temporary, "w") as file:
-                    set_attributes(file, **made_so, seconds=time.perf_counter() - begun, inside=calls.seconds)
-                    file["image"], file["success"] = image, success
-            else:
+        for first in range(0, len(index), size):
+            rows, part = index[first : first + size], parts / f"{first:06d}.h5"
+            made_so = without_none(made_from) | {"images": len(rows)}
+            if made_so.items() <= attributes(part).items():
                 bar.update(len(rows))
-            with h5py.File(part, "r") as file:
-                found.append((file["image"][()], file["success"][()]))
-                seconds, inside = seconds + file.attrs["seconds"], inside + file.attrs["inside"]
-            hits += found[-1][1].sum()
-            bar.set_postfix_str(f"success {100 * hits / (start + len(rows)):.1f}%")
-    image, success = (np.concatenate(part) for part in zip(*found, strict=True))
-    if not success.any():
-        raise UserError(f"{name} changed the decision on none of {len(index)} images: attack with a larger epsilon, or check the model's gradients.")
-    picture(path.with_suffix(".png"), pixels(x[index[success][:8]]), image[success][:8], y[index[success][:8]], classifier, name)
-    with whole(path) as temporary, h5py.File(temporary, "w") as file:  # last: where it is, the samples are complete
+            else:
+                seed = made_from["seed"] + first
+                one = x[rows], y[rows], made_from, seed, bar.update
+                attack_chunk(name, calls, classifier, *one).write(part, **made_so)
+            chunks.append(Chunk.read(part))
+            hits += chunks[-1].success.sum()
+            bar.set_postfix_str(f"success {100 * hits / (first + len(rows)):.1f}%")
+    return Chunk.join(chunks)
+
+
+def without_none(settings):
+    return {k: v for k, v in settings.items() if v is not None}
+
+
+# ------------------------------------------------------------------------------------- the result
+
+
+def write_samples(path, found, original, label, index, made_from):
+    """The samples file (design section 9), last of all: where it is, the samples are complete.
+
+    found: Chunk. original: the pixels it started from. label, index: int (n,).
+    """
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, **made_from)
-        file["image"], file["success"], file["index"] = image, success, index
-        file["label"], file["split"] = y[index], splits(len(index), seed)
-        for norm, size in norms(image - pixels(x[index])).items():
+        file["image"], file["success"], file["index"] = found.image, found.success, index
+        file["label"], file["split"] = label, splits(len(index), made_from["seed"])
+        for norm, size in norms(found.image - original).items():
             file[norm] = size
-    print(
-        f"{path}: {success.sum()} of {len(index)} succeed ({100 * success.mean():.1f}%), {len(index) / seconds:.1f} images/s, "
-        f"{100 * (1 - inside / seconds):.0f}% of the time outside the model",
-        flush=True,
-    )
-    return {"attack_seconds": round(seconds, 2), "images_per_second": round(len(index) / seconds, 2), "success": round(float(success.mean()), 4)}
 
 
-def picture(path, original, adversarial, label, classifier, name):
-    """A grid: original, adversarial, and their difference, each magnified to full contrast, with both predictions."""
+def picture(path, original, adversarial, label, classifier, name, names):
+    """A grid: originals, adversarials, their differences, and what the classifier takes them for.
+
+    Each difference is magnified to full contrast. names: of the classes.
+    """
     difference = adversarial - original
     largest = np.abs(difference).max(axis=(1, 2, 3))
-    rows = [(original, "original"), (adversarial, name), (0.5 + 0.5 * difference / each(largest), "difference")]
-    predictions = [predict(classifier, images).argmax(axis=1) for images in (original, adversarial)]
-    figure, axes = plt.subplots(3, len(label), figsize=(1.2 * len(label) + 0.6, 4.4), squeeze=False, layout="constrained")
-    for i, (images, title) in enumerate(rows):
-        axes[i, 0].set_ylabel(title)
-        for j, image in enumerate(images):
-            axes[i, j].imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
-            axes[i, j].set(xticks=[], yticks=[])
-            caption = f"is {label[j]}, taken for {predictions[i][j]}" if i < 2 else f"x{0.5 / largest[j]:.3g}"
-            axes[i, j].set_title(caption, fontsize=6)
-    with whole(path, ".png") as temporary:
+    magnified = 0.5 + 0.5 * difference / per_image(largest)
+    predicted = predict(classifier, adversarial).argmax(axis=1)
+    rows = {
+        "original": (original, [names[k] for k in label]),
+        name: (adversarial, [f"taken for\n{names[k]}" for k in predicted]),
+        "difference": (magnified, [f"x{0.5 / size:.3g}" for size in largest]),
+    }
+    figure, axes = plt.subplots(
+        3, len(label), figsize=(1.2 * len(label) + 0.6, 4.6), squeeze=False, layout="constrained"
+    )
+    for row, (title, (images, captions)) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(title)
+        for axis, image, caption in zip(row, images, captions, strict=True):
+            axis.imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(caption, fontsize=7)
+    with atomic_write(path, ".png") as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
 
 
+def report(path, found):
+    """Say how it went, and warn where it means little. Returns what the log records."""
+    n, hits, share = len(found.success), int(found.success.sum()), float(found.success.mean())
+    speed = n / found.seconds
+    outside = 100 * (1 - found.inside / found.seconds)
+    print(
+        f"{path}: {hits} of {n} succeed ({100 * share:.1f}%), {speed:.1f} images/s, "
+        f"{outside:.0f}% of the time outside the model",
+        flush=True,
+    )
+    if share < 0.5:
+        print(
+            f"Warning: {path.stem} succeeds on less than half of the images: what is made from "
+            f"its samples rests on the easy ones.",
+            flush=True,
+        )
+    return {
+        "attack_seconds": round(found.seconds, 2),
+        "images_per_second": round(speed, 2),
+        "success": round(share, 4),
+    }
+
+
+def generate(name, calls, study, x, y, index, path, made_from):
+    """Attack images x[index] and write the samples file `path`, its picture first.
+
+    made_from: attributes of the file, with mode, epsilon, steps and seed. Returns what the log
+    records. Raises UserError if not one image can be attacked.
+    """
+    found = attack_all(name, calls, study.classifier, x, y, index, path, made_from)
+    if not found.success.any():
+        raise UserError(
+            f"{name} changed the decision on none of {len(index)} images: attack with a larger "
+            f"epsilon, or check the model's gradients."
+        )
+    original, label = pixels(x[index]), y[index]
+    shown = np.flatnonzero(found.success)[:SHOWN]
+    names = class_names(study.dataset, study.classifier.output_shape[-1])
+    some = original[shown], found.image[shown], label[shown]
+    picture(path.with_suffix(".png"), *some, study.classifier, name, names)
+    write_samples(path, found, original, label, index, made_from)
+    return report(path, found)
+
+
 def main(argv=None):
-    constants = {"attack": attack, "samples": samples, "mode": mode, "epsilon": epsilon, "steps": steps}
+    constants = {"attack": attack, "samples": samples, "mode": mode, "epsilon": epsilon}
+    constants |= {"steps": steps}
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
     if (args.mode == "fixed") != (args.epsilon is not None):
-        raise UserError(f"--mode {args.mode} with --epsilon {args.epsilon}: mode fixed needs an epsilon, mode minimal takes none.")
-    folder, classifier, _, digest = load_study(args)
-    x, y = load_fitting_data(args, "train", classifier)
+        raise UserError(
+            f"--mode {args.mode} with --epsilon {args.epsilon}: mode fixed needs an epsilon, mode "
+            f"minimal takes none."
+        )
+    study = Study.open(args)
+    x, y = study.data("train")
     if args.samples > len(x):
-        raise UserError(f"--samples {args.samples} is more than the {len(x)} images of x_train.")
-    calls = Calls(foolbox_model(classifier))
-    data, index = data_sha256(args.dataset), choose(classifier, x, y, args.samples, args.seed)
-    for name in ATTACKS if args.attack == "all" else args.attack.split(","):
-        path = folder / "adv" / f"{name}.h5"
-        settings = {k: getattr(args, k) for k in ("dataset", "model", "seed", "samples", "mode", "epsilon", "steps")}
-        made_from = settings | {"attack": name, "checkpoint_sha256": digest, "data_sha256": data}
-        if {k: attributes(path).get(k) for k in made_from} == made_from:
-            print(f"{path} is there.")
-        else:
-            with stage(folder / "adv" / f"{name}.log", name, **settings) as log:
-                log |= generate(name, calls, classifier, x, y, index, path, args.seed, args.mode, args.epsilon, args.steps, made_from)
-        shutil.rmtree(parts_of(path), ignore_errors=True)  # here, not in generate: a run that was killed behind its last write leaves them
+        raise UserError(
+            f"--samples {args.samples} is more than the {len(x)} images of x_train: ask for fewer."
+        )
+    calls, index = Calls(foolbox_model(study.classifier)), None
+    settings = {k: getattr(args, k) for k in ("samples", "mode", "epsilon", "steps")}
+    for name in names_in(args.attack, ATTACKS):
+        path = samples_path(study.folder, name)
+        made_from = study.made_from | settings | {"attack": name}
+        with stage(path.with_suffix(".log"), name, **vars(args) | {"attack": name}) as record:
+            record.idle = is_made(path, made_from)
+            if record.idle:
+                print(f"{path} is there.")
+            else:
+                if index is None:
+                    index = choose(study.classifier, x, y, args.samples, args.seed)
+                record |= generate(name, calls, study, x, y, index, path, made_from)
+        # Not in generate: a run that was killed after its last write leaves them.
+        shutil.rmtree(parts_folder(path), ignore_errors=True)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

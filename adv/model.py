@@ -5,6 +5,7 @@ as NumPy arrays, in batches.
 """
 
 import time
+from dataclasses import dataclass
 
 import eagerpy as ep
 import foolbox
@@ -66,7 +67,7 @@ def foolbox_model(model):
         def forward(self, x):
             return logits(x, training=False)
 
-    device = keras.src.backend.torch.core.get_device()
+    device = next((v.value.device for v in logits.weights), None)  # where Keras has put them
     return foolbox.PyTorchModel(Logits().eval(), bounds=(0, 1), device=device)
 
 
@@ -180,6 +181,37 @@ class Calls:
         self.seconds += time.perf_counter() - begun
         self.gradients += len(x)
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+@dataclass
+class Start:
+    """Where an attack starts.
+
+    calls: the model. x: float32 (n, h, w, c), images. y: int64 (n,), their labels. logits:
+    (n, classes). gradient: of the log-odds against y, (n, h, w, c). seed: of what is random.
+    """
+
+    calls: Calls
+    x: np.ndarray
+    y: np.ndarray
+    logits: np.ndarray
+    gradient: np.ndarray
+    seed: int = 0
+
+    @classmethod
+    def at(cls, calls, x, y, seed=0):
+        """The start from images x with labels y; costs one gradient of each."""
+        return cls(calls, x, y, *calls.gradient(x, y, log_odds), seed)
+
+    def of(self, rows):
+        """The same for some of the images."""
+        x, y, logits, gradient = (a[rows] for a in (self.x, self.y, self.logits, self.gradient))
+        return Start(self.calls, x, y, logits, gradient, self.seed)
+
+    @property
+    def margin(self):
+        """Logit of the right class minus the largest other one, (n,)."""
+        return margin(self.logits, self.y)
 
 
 def in_full_batches(n, batch, step, progress=None):

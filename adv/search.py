@@ -14,50 +14,59 @@ from adv.model import in_full_batches, log_odds, margin, per_image
 # ------------------------------------------------------------------------------------ line search
 
 
-def line_search(calls, x, y, z, gradient, direction, coarse=1000, fine=20, progress=None):
+def line_search(start, direction, coarse=1000, fine=20, progress=None):
     """The smallest step along `direction` that changes the decision; costs forward passes only.
 
     Tries the sizes 1/coarse, 2/coarse ... 1 and, for a hit among the first `fine`, so many finer
     ones below it.
 
     Args:
-        z, gradient: what calls.gradient(x, y, log_odds) returns. direction: (n, h, w, c).
+        start: Start. direction: (n, h, w, c). progress: called with numbers of finished images.
 
     Returns:
         adversarial images, success, and the class that they are taken for (-1 without success).
     """
-    n = len(x)
-    slope = np.maximum((gradient * direction).sum(axis=(1, 2, 3)), 1e-12)
-    guess = margin(z, y) / slope * coarse
-    label = np.full(n, -1)
-    size = np.zeros(n, "float32")
+    line = Line(start, direction)
+    slope = np.maximum((start.gradient * direction).sum(axis=(1, 2, 3)), 1e-12)
+    everyone, unit = np.arange(len(start.x)), np.float32(1 / coarse)
+    grid = GridSearch(coarse, start.margin, start.margin / slope * coarse)
+    line.search(grid, everyone, np.full(len(everyone), unit), progress)
 
-    def search(grid, images, unit, progress=None):
-        """Grid search for x[images]; `unit` is the size of its first step, (images,)."""
+    again = np.flatnonzero((grid.high > 0) & (grid.high <= fine))
+    if len(again):
+        finer = grid.finer(again, fine)
+        line.search(finer, again, (grid.high[again] * (unit / fine)).astype("float32"))
+    return line.at(everyone, line.size), line.label >= 0, line.label
+
+
+class Line:
+    """Images on their way along a direction; the smallest success of each so far.
+
+    size: float32 (n,), how far along, 0 without success. label: the class there, -1 without.
+    """
+
+    def __init__(self, start, direction):
+        self.start, self.direction = start, direction
+        self.size = np.zeros(len(start.x), "float32")
+        self.label = np.full(len(start.x), -1)
+
+    def at(self, rows, size):
+        """The images `rows`, so far along."""
+        return np.clip(self.start.x[rows] + per_image(size) * self.direction[rows], 0, 1)
+
+    def search(self, grid, images, unit, progress=None):
+        """GridSearch for some images; unit: size of the first step of each, (images,)."""
 
         def step(rows):
-            number = grid.next_numbers(rows)
-            at = images[rows]
-            trial = unit[rows] * number.astype("float32")
-            z = calls.logits(np.clip(x[at] + per_image(trial) * direction[at], 0, 1))
-            predicted = z.argmax(axis=1)
-            hit = predicted != y[at]
-            label[at[hit]], size[at[hit]] = predicted[hit], trial[hit]
-            return grid.record(rows, number, margin(z, y[at]), hit)
+            number, some = grid.next_numbers(rows), images[rows]
+            size = unit[rows] * number.astype("float32")
+            z = self.start.calls.logits(self.at(some, size))
+            label, y = z.argmax(axis=1), self.start.y[some]
+            hit = label != y
+            self.label[some[hit]], self.size[some[hit]] = label[hit], size[hit]
+            return grid.record(rows, number, margin(z, y), hit)
 
-        in_full_batches(len(images), calls.batch, step, progress)
-
-    grid = GridSearch(coarse, margin(z, y), guess)
-    search(grid, np.arange(n), np.full(n, 1 / coarse, "float32"), progress)
-    again = np.flatnonzero((grid.high > 0) & (grid.high <= fine))
-    hits = grid.high[again]
-    if len(again):
-        finer = GridSearch(fine, grid.margin_low[again])
-        finer.low, finer.high[:] = fine * (hits - 1) // hits, fine
-        finer.margin_high = grid.margin_high[again]
-        search(finer, again, (hits / (coarse * fine)).astype("float32"))
-    success = label >= 0
-    return np.clip(x + per_image(size) * direction, 0, 1), success, label
+        in_full_batches(len(images), self.start.calls.batch, step, progress)
 
 
 class GridSearch:
@@ -77,11 +86,20 @@ class GridSearch:
         self.guess = np.clip(np.broadcast_to(guess, n), 1, count / 2)
         self.halve = np.zeros(n, bool)
 
+    def finer(self, rows, count):
+        """The search for `rows` among `count` numbers up to the one found; the last one is it."""
+        grid = GridSearch(count, self.margin_low[rows])
+        grid.low = count * self.low[rows] // self.high[rows]
+        grid.high[:], grid.margin_high = count, self.margin_high[rows]
+        return grid
+
     def next_numbers(self, rows):
+        """Which number to try next, for each of some images."""
         low, high = self.low[rows], self.high[rows]
         larger = np.where(low == 0, self.guess[rows], np.minimum(2 * low, self.count))
         share = self.margin_low[rows] / (self.margin_low[rows] - self.margin_high[rows])
-        crossing = np.clip(np.ceil(low + (high - low) * share), low + 1, np.maximum(high, low + 2) - 1)
+        crossing = np.ceil(low + (high - low) * share)
+        crossing = np.clip(crossing, low + 1, np.maximum(high, low + 2) - 1)
         between = np.where(self.halve[rows], (low + high) // 2, crossing)
         return np.where(high == 0, np.ceil(larger), between).astype("int64")
 
@@ -145,15 +163,16 @@ class EpsilonSearch:
     LATE = 0.8  # share of the steps to the bound, from which on a success counts as near it
     HOPELESS = 1.5  # an attempt ends if all its steps left would have to gain so much more
 
-    def __init__(
-        self, calls, x, y, z, gradient, take_step, size, steps, rel_stepsize, predictable=True
-    ):
-        """z, gradient: what calls.gradient(x, y, log_odds) returns, where every attempt begins.
+    def __init__(self, start, take_step, size, steps, rel_stepsize, predictable=True):
+        """What every attempt begins with, and nothing known yet.
 
-        take_step(x, x0, gradient, epsilon) -> x; size(change) -> (n,), what epsilon bounds.
+        start: Start. take_step(x, x0, gradient, epsilon) -> x. size(change) -> (n,), what epsilon
+        bounds. steps: of an attempt. rel_stepsize: of a step, as a share of epsilon. predictable:
+        whether the search may end where no smaller success is expected.
         """
-        n = len(x)
-        self.calls, self.x0, self.y, self.gradient_at_0 = calls, x, y, gradient
+        n, x = len(start.x), start.x
+        self.calls, self.x0, self.y = start.calls, x, start.y
+        self.gradient_at_0, self.margin_at_0 = start.gradient, start.margin
         self.take_step, self.size, self.steps = take_step, size, steps
         self.to_bound = round(1 / rel_stepsize)  # steps until epsilon bounds the change
         self.largest = 1 / rel_stepsize if predictable else np.inf  # every step goes to 0 or 1
@@ -161,7 +180,6 @@ class EpsilonSearch:
         # The present attempt.
         self.epsilon = np.full(n, self.START, "float32")
         self.x, self.taken = x.copy(), np.zeros(n, "int64")
-        self.margin_at_0 = margin(z, y)
         self.margin_before = self.margin_at_0.copy()
         # What is known from those before it.
         self.attempts = np.zeros(n, "int64")
@@ -220,7 +238,7 @@ class EpsilonSearch:
         return near & (attempt.steps > self.to_bound) & far
 
     def choose_epsilon(self, rows, attempt):
-        """The rule of the class, for attempts that have ended; returns which images are finished."""
+        """The rule of the class for attempts that have ended; returns which images are finished."""
         self.keep_smallest(rows, attempt)
         self.narrow(rows, attempt)
         expected = self.expected(rows, attempt)
@@ -256,9 +274,8 @@ class EpsilonSearch:
         high = np.where(attempt.hit, np.minimum(self.high[rows], reached), self.high[rows])
         failed = ~attempt.hit & np.isfinite(high)
         self.high[rows] = high
-        self.low[rows] = np.where(
-            failed, np.maximum(self.low[rows], attempt.epsilon), self.low[rows]
-        )
+        low = self.low[rows]
+        self.low[rows] = np.where(failed, np.maximum(low, attempt.epsilon), low)
 
     def expected(self, rows, attempt):
         """The epsilon at which all steps together are expected to just reach the boundary."""

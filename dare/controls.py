@@ -1,20 +1,24 @@
-"""Step 7: models that cost nothing, to compare DARE with. Any other model scores on samples made against the original.
+"""Step 7: control models. Each takes one piece of DARE away, so that the rest can be judged.
 
-    python dare/controls.py --dataset digits --model alexnet
+    python dare/controls.py --dataset digits --model lenet
+    python dare/controls.py --dataset digits --model lenet --control noise --lr_rate 1e-4
 
-Reads what dare.py reads, and dare/. Writes, each as dare.py does, under the name that it has in robustness.csv:
+Any model that differs from the original scores on samples that were made against the original.
+Reads what dare.py reads, and tuned/dare_*. Writes as dare.py does, into tuned/control-<name>_*:
 
-- control-checkpoint: the historical checkpoints that were mined, as they are; an "epoch" here is theirs.
-- control-swa: the average of their weights, batch normalisation's statistics re-estimated on x_train.
-- control-finetune: cross-entropy on the same modified images, the same layers, optimiser and epochs as dare.
-- control-noise: for every epoch of dare, a random change of the same weights, of the same norm in every weight tensor.
-- control-seed: the final models of other training seeds, where there are any.
+- self: DARE's tuning, but the targets are the original's own activations: no history.
+- single: the targets are those of one earlier checkpoint for all images: no choice per image.
+- batchnorm: the same passes, but no weight moves. Only batch normalisation's statistics follow.
+- finetune: cross-entropy on the same images, layers, optimiser, epochs and rates: no regression.
+- noise: for every epoch of dare, its weights moved as far, in a random direction.
+- swa: the mean of the mined checkpoints' weights.
 
-They go through the same selection and stand in every table.
+control-checkpoint (the mined checkpoints as they are) and control-seed (the final models of other
+training seeds) need no step of their own: test.py scores these checkpoints where they lie.
 """
 
-import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,41 +27,172 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from dare.dare import read_mined, study_arguments, tune_classifier
-from dare.get_ats import default_layer
-from train.files import (
-    artifact,
-    attributes,
+from dare.dare import BATCH, open_targets, tune_study, tuned_rate
+from dare.get_ats import Mined, record_activations
+from train.artifacts import (
+    atomic_write,
     checkpoint_path,
     epochs_in,
-    model_folder,
-    pixels,
-    run,
+    is_made,
+    need,
+    remove_temporary_files,
     set_attributes,
     sha256,
     stage,
-    sweep,
+    study_folder,
+    targets_path,
     tuned_folder,
     weights_path,
-    whole,
 )
-from train.utils import final_checkpoint, load_fitting_data, load_weights, save_weights
+from train.fit import tune_classifier
+from train.flags import CONTROLS, names_in, options, start
+from train.utils import Rows, Study, final_checkpoint, load_weights, pixels, save_weights
 
-lr_rate = None  # of control-finetune; None: as dare
-epoch = 10  # of control-finetune
-run_number = 0
+dataset = "digits"
+model = "lenet"
+seed = 0
+control = "all"  # self, single, batchnorm, finetune, noise, swa, several with commas, or all
+lr_rate = None  # as dare
+epoch = 10  # as dare
+per = 0.95  # as dare
+choose_layer = None  # as dare
+run = 0  # as dare
 
-IMAGES = 10_000  # of x_train, that re-estimate batch normalisation
+BATCH_NORM_IMAGES = 10_000  # of x_train, from which swa estimates batch normalisation's statistics
 
 
-def copy_weights(source, path, **made_from):
-    """Copy a checkpoint under another name, with other attributes."""
-    with whole(path) as temporary:
-        shutil.copyfile(source, temporary)
-        with h5py.File(temporary, "a") as file:
-            for name in list(file.attrs):
-                del file.attrs[name]
+def control_self(study, args, layer, rate):
+    """DARE towards the original's own activations."""
+    targets = partial(open_targets_of, name="self", choose=lambda mined: study.checkpoint)
+    tune_study(study, args.epoch, "control-self", layer, args.per, None, rate, args.run, targets)
+
+
+def control_single(study, args, layer, rate):
+    """DARE towards the activations of the checkpoint that most images chose."""
+
+    def most_chosen(mined):
+        return checkpoint_path(study.folder, np.bincount(mined.epoch).argmax())
+
+    targets = partial(open_targets_of, name="single", choose=most_chosen)
+    tune_study(study, args.epoch, "control-single", layer, args.per, None, rate, args.run, targets)
+
+
+def control_batchnorm(study, args, layer, rate):
+    """DARE's passes over the images without moving a weight."""
+    tune_study(study, args.epoch, "control-batchnorm", layer, run=args.run)
+
+
+def control_finetune(study, args, layer, rate):
+    """Cross-entropy on the modified images, up to DARE's layer, in DARE's batches."""
+    settings = {"method": "control-finetune", "layer": layer, "lr_rate": rate, "run": args.run}
+    folder = tuned_folder(study.folder, **settings)
+    x, y = study.data("validation")
+    with stage(folder / "tune.log", "control-finetune", **study.names, **settings) as record:
+        with open_targets(study, layer) as file:
+            index, ats_sha256 = file["index"][()], sha256(file.filename)
+        tuned = tune_classifier(
+            study.original(), Rows(x, index), y[index], folder, "categorical_crossentropy",
+            rate, args.epoch, until=layer, batch=BATCH, seed=(study.seed, args.run),
+            made_from=study.made_from | settings | {"ats_sha256": ats_sha256},
+        )  # fmt: skip
+        record.idle = not tuned
+
+
+def control_noise(study, args, layer, rate):
+    """The original with its weights moved as far as DARE moved them, epoch by epoch."""
+    settings = {"layer": layer, "per": args.per, "lr_rate": rate, "run": args.run}
+    source = tuned_folder(study.folder, "dare", **settings)
+    folder = tuned_folder(study.folder, "control-noise", **settings)
+    flags = {"lr_rate": rate, "per": args.per, "choose_layer": layer, "run": args.run}
+    need(weights_path(source, args.epoch), study.command("dare/dare.py", **flags))
+    original, classifier = study.original().get_weights(), study.classifier
+    with stage(folder / "tune.log", "control-noise", **study.names, **settings) as record:
+        remove_temporary_files(folder)
+        record.idle = True
+        for e in tqdm(range(1, args.epoch + 1), desc="noise", disable=None):
+            tuned, path = weights_path(source, e), weights_path(folder, e)
+            made_from = study.made_from | settings | {"method": "control-noise", "epoch": e}
+            made_from |= {"dare_sha256": sha256(tuned)}
+            if not is_made(path, made_from):
+                moved = load_weights(classifier, tuned).get_weights()
+                rng = np.random.default_rng([study.seed, args.run, e, 4])
+                add_noise(classifier, original, moved, rng)
+                save_weights(classifier, path, **made_from)
+                record.idle = False
+
+
+def control_swa(study, args, layer, rate):
+    """The mean of the mined checkpoints' weights (stochastic weight averaging)."""
+    folder = tuned_folder(study.folder, "control-swa")
+    path = weights_path(folder, 1)
+    with stage(folder / "tune.log", "control-swa", **study.names) as record:
+        remove_temporary_files(folder)
+        mined = mined_checkpoints(study, layer)
+        made_from = study.made_from | {"method": "control-swa", "epoch": 1, "run": 0}
+        made_from |= {"first": min(mined), "last": max(mined)}
+        record.idle = is_made(path, made_from)
+        if not record.idle:
+            average_weights(study.classifier, list(mined.values()))
+            estimate_batch_norm(study.classifier, study.data("train")[0][:BATCH_NORM_IMAGES])
+            save_weights(study.classifier, path, **made_from)
+
+
+MAKE = {
+    "self": control_self,
+    "single": control_single,
+    "batchnorm": control_batchnorm,
+    "finetune": control_finetune,
+    "noise": control_noise,
+    "swa": control_swa,
+}
+
+
+# -------------------------------------------------------- what needs no step, for test.py to score
+
+
+def mined_checkpoints(study, layer):
+    """{epoch: path} of the historical checkpoints that were mined (control-checkpoint)."""
+    with open_targets(study, layer) as file:
+        first, last = int(file.attrs["first"]), int(file.attrs["last"])
+    return {e: checkpoint_path(study.folder, e) for e in range(first, last + 1)}
+
+
+def other_seeds(study):
+    """{seed: path} of the final checkpoints of the same network's other training seeds."""
+    pattern = study_folder(study.dataset, study.model, "*").name
+    folders = {
+        int(folder.name.rsplit("_seed", 1)[1]): folder
+        for folder in study.folder.parent.glob(pattern)
+        if folder != study.folder and epochs_in(folder / "checkpoints")
+    }
+    return {seed: final_checkpoint(folder) for seed, folder in sorted(folders.items())}
+
+
+# ------------------------------------------------------------------------------- targets, weights
+
+
+def open_targets_of(study, layer, name, choose):
+    """The open file of the targets ats_<layer>_<name>.h5, of one checkpoint for all images.
+
+    The images are those that were mined; choose(mined) -> the checkpoint. Made where it is missing.
+    """
+    path = targets_path(study.folder, f"{layer}_{name}")
+    with open_targets(study, layer) as file:
+        mined = Mined.read(file)
+        checkpoint = choose(mined)
+        made_from = study.made_from | {"choose_layer": layer, "ats_sha256": sha256(file.filename)}
+        made_from |= {"target_sha256": sha256(checkpoint)}
+    if not is_made(path, made_from):
+        x, _ = study.data("validation")
+        with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
             set_attributes(file, **made_from)
+            for field in ("index", "epoch", "probability", "final_probability"):
+                file[field] = getattr(mined, field)
+            all_of_one = np.zeros(len(mined.index), int)
+            record_activations(
+                file, study.classifier, layer, x, mined.index, all_of_one, [checkpoint]
+            )
+    return h5py.File(path, "r")
 
 
 def average_weights(classifier, paths):
@@ -70,84 +205,45 @@ def average_weights(classifier, paths):
 
 
 def estimate_batch_norm(classifier, x, batch=250):
-    """Set the moving statistics of every batch normalisation to their mean over batches of images x (n, h, w, c)."""
+    """Set batch normalisation's moving statistics to their mean over batches of x (n, h, w, c)."""
     layers = [layer for layer in classifier.layers if type(layer).__name__ == "BatchNormalization"]
     momentum = [layer.momentum for layer in layers]
-    for i, start in enumerate(tqdm(range(0, len(x) if layers else 0, batch), desc="batch normalisation", disable=None)):
+    starts = range(0, len(x) if layers else 0, batch)
+    for i, first in enumerate(tqdm(starts, desc="batch normalisation", disable=None)):
         for layer in layers:
             layer.momentum = i / (i + 1)  # so that the moving average is the plain one
-        classifier(pixels(x[start : start + batch]), training=True)
+        classifier(pixels(x[first : first + batch]), training=True)
     for layer, value in zip(layers, momentum, strict=True):
         layer.momentum = value
 
 
 def add_noise(classifier, original, tuned, rng):
-    """Move the original weights as far as tuning moved them, tensor by tensor, in a random direction.
+    """Move the original weights as far as tuning did, tensor by tensor, in a random direction.
 
-    Only what tuning changed is changed: weights outside the slice, and layers after the chosen one, stay. Moving variances
-    stay positive.
+    original, tuned: lists of arrays, as get_weights gives. Only what tuning changed is changed:
+    weights outside the slice, and layers after the chosen one, stay. Batch normalisation's
+    statistics stay the original's: they are no weights, and random ones destroy any network.
     """
     noisy = []
-    for name, before, after in zip([v.path for v in classifier.weights], original, tuned, strict=True):
-        change = after - before
-        noise = np.where(change != 0, rng.standard_normal(before.shape), 0).astype(before.dtype)
+    names = [variable.path for variable in classifier.weights]
+    for name, before, after in zip(names, original, tuned, strict=True):
+        change = np.zeros_like(before) if "/moving_" in name else after - before
+        noise = np.where(change != 0, rng.standard_normal(before.shape), 0)
         length = np.linalg.norm(noise)
-        noise *= np.linalg.norm(change) / length if length else 0
-        value = before + noise
-        noisy.append(np.maximum(value, before * 1e-3) if name.endswith("moving_variance") else value)
+        scale = np.linalg.norm(change) / length if length else 0
+        noisy.append((before + scale * noise).astype(before.dtype))
     classifier.set_weights(noisy)
 
 
 def main(argv=None):
-    constants = {"lr_rate": lr_rate, "epoch": epoch, "run": run_number}
-    args, folder, classifier, made_from, changed = study_arguments(__doc__, argv, **constants)
-    same = {k: made_from[k] for k in ("checkpoint_sha256", "data_sha256")}
-    here = {k: v for k, v in made_from.items() if k != "lr_rate"}
-    layer, final = default_layer(classifier), final_checkpoint(folder)
-
-    def target(name, epoch, **about):
-        sub = tuned_folder(folder, name, args.run)
-        sub.mkdir(parents=True, exist_ok=True)
-        sweep(sub)
-        return weights_path(sub, epoch), here | {"method": name, "epoch": epoch} | about
-
-    with stage(folder / "controls.log", "controls", **vars(args)):
-        x, y = load_fitting_data(args, "validation", classifier)
-        path = folder / f"ats_{layer}.h5"
-        with artifact(path, f"python dare/get_ats.py --dataset {args.dataset} --model {args.model}", choose_layer=layer, **same) as file:
-            rows, first, last = read_mined(file).index, int(file.attrs["first"]), int(file.attrs["last"])
-        mined = [checkpoint_path(folder, e) for e in range(first, last + 1)]
-        for e, source in enumerate(mined, first):
-            where, about = target("control-checkpoint", e, epochs=last)
-            copy_weights(source, where, **about)
-
-        average_weights(classifier, mined)
-        estimate_batch_norm(classifier, load_fitting_data(args, "train", classifier)[0][:IMAGES])
-        where, about = target("control-swa", 1, epochs=1)
-        save_weights(classifier, where, **about)
-
-        others = [model_folder(args.dataset, args.model), *sorted(folder.parent.glob(f"{args.dataset}_{args.model}_seed*"))]
-        others = [p for p in others if p != folder and epochs_in(p / "checkpoints")]
-        for number, other in enumerate(others, 1):
-            where, about = target("control-seed", number, epochs=len(others), other=other.name)
-            copy_weights(final_checkpoint(other), where, **about)
-
-        load_weights(classifier, final)
-        about = made_from | {"method": "control-finetune", "ats_sha256": sha256(path)}
-        where = tuned_folder(folder, "control-finetune", args.run, **changed)
-        loss, seeds = "categorical_crossentropy", (args.seed, args.run)
-        tune_classifier(classifier, x, y, rows, where, loss, args.lr_rate, args.epoch, until=layer, seed=seeds, made_from=about)
-
-        original = load_weights(classifier, final).get_weights()
-        dare = tuned_folder(folder, "dare", args.run, **changed)
-        with_dare = epochs_in(dare)
-        for e in tqdm(with_dare, desc="noise", disable=None):
-            source = weights_path(dare, e)
-            tuned = load_weights(classifier, source).get_weights()
-            add_noise(classifier, original, tuned, np.random.default_rng([*seeds, e, 4]))
-            where, about = target("control-noise", e, epochs=with_dare[-1], dare_sha256=sha256(source), lr_rate=attributes(source)["lr_rate"])
-            save_weights(classifier, where, **about)
+    constants = {"control": control, "lr_rate": lr_rate, "epoch": epoch, "per": per}
+    constants |= {"choose_layer": choose_layer, "run": run}
+    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    study = Study.open(args)
+    layer, rate = study.layer(args.choose_layer), tuned_rate(args.lr_rate, args.model)
+    for name in names_in(args.control, CONTROLS):
+        MAKE[name](study, args, layer, rate)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import tune_study
+from dare.dare import tune_study, tuned_rate
 from train.flags import options, start
+from train.utils import Study
 
 dataset = "digits"
 model = "lenet"
@@ -26,7 +27,10 @@ run = 0
 def main(argv=None):
     constants = {"lr_rate": lr_rate, "epoch": epoch, "per": per, "run": run}
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
-    tune_study("dare-last", args, layer=lambda classifier: classifier.layers[-1].name)
+    study = Study.open(args)
+    rate = tuned_rate(args.lr_rate, args.model)
+    last = study.classifier.layers[-1].name
+    tune_study(study, args.epoch, "dare-last", last, args.per, lr_rate=rate, run=args.run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ablation dare-s: DARE without slicing. All weights up to the chosen layer move, all neurons count.
+"""Ablation dare-s: DARE without slicing. All weights up to the chosen layer move.
 
     python dare/dare-s.py --dataset digits --model lenet
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import tune_study
+from dare.dare import tune_study, tuned_rate
 from train.flags import options, start
+from train.utils import Study
 
 dataset = "digits"
 model = "lenet"
@@ -25,7 +26,10 @@ run = 0
 def main(argv=None):
     constants = {"lr_rate": lr_rate, "epoch": epoch, "choose_layer": choose_layer, "run": run}
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
-    tune_study("dare-s", args)
+    study = Study.open(args)
+    rate = tuned_rate(args.lr_rate, args.model)
+    layer = study.layer(args.choose_layer)
+    tune_study(study, args.epoch, "dare-s", layer, lr_rate=rate, run=args.run)
 
 
 if __name__ == "__main__":

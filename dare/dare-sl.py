@@ -31,19 +31,21 @@ def main(argv=None):
     constants = {"lr_rate": lr_rate, "epoch": epoch, "run": run}
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
     study = Study.open(args)
-    args.lr_rate = tuned_rate(args.lr_rate, args.model)
-    settings = {"method": "dare-sl", "lr_rate": args.lr_rate, "run": args.run}
+    rate = tuned_rate(args.lr_rate, args.model)
+    settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     folder = tuned_folder(study.folder, **settings)
     x, y = study.data("validation")
-    with stage(folder / "tune.log", "dare-sl", **vars(args)):
-        targets, path = open_targets(study, study.layer(None))
-        with targets as file:
-            index = file["index"][()]
-        tune_classifier(
-            study.classifier, Rows(x, index), y[index], folder, "mse", args.lr_rate, args.epoch,
+    with stage(
+        folder / "tune.log", "dare-sl", **study.names, **settings, epochs=args.epoch
+    ) as record:
+        with open_targets(study, study.layer(None)) as file:
+            index, ats_sha256 = file["index"][()], sha256(file.filename)
+        tuned = tune_classifier(
+            study.classifier, Rows(x, index), y[index], folder, "mse", rate, args.epoch,
             frozen=params.frozen[params.family(args.model)], seed=(args.seed, args.run),
-            made_from=study.made_from | settings | {"ats_sha256": sha256(path)},
+            made_from=study.made_from | settings | {"ats_sha256": ats_sha256},
         )  # fmt: skip
+        record.idle = not tuned
 
 
 if __name__ == "__main__":

@@ -19,7 +19,14 @@ import numpy as np
 from dare.get_ats import Mined
 from dare.nnslicer import key_neurons, load_slice
 from train import params
-from train.artifacts import sha256, slice_path, stage, targets_path, tuned_folder
+from train.artifacts import (
+    epochs_in,
+    sha256,
+    slice_path,
+    stage,
+    targets_path,
+    tuned_folder,
+)
 from train.backend import keras, ops
 from train.fit import fit
 from train.flags import UserError, options, start
@@ -39,7 +46,7 @@ BATCH = 128
 
 
 class InsideSlice(keras.constraints.Constraint):
-    """Puts the weights outside the slice back after every update (design section 6).
+    """Puts the weights outside the slice back after every update (ASE 2022).
 
     mask: bool (n_in, n_out), shared by all taps of a kernel. kernel: the weights before tuning.
     """
@@ -75,7 +82,7 @@ def transform(classifier, layer, masks=None):
 
 
 def synchronise(regression, classifier):
-    """Copy the weights of the regression model back into the layers of the classifier (section 6).
+    """Copy the weights of the regression model back into the classifier (ASE 2022).
 
     The layers after the chosen one, which the regression model lacks, stay as they are. Called the
     other way round it brings a regression model to where its classifier is.
@@ -87,7 +94,7 @@ def synchronise(regression, classifier):
 
 
 def regression_loss(activation, target, key):
-    """Mean squared difference over the key neurons of each image's class (design section 6).
+    """Mean squared difference over the key neurons of each image's class (ASE 2022).
 
     activation, target: (batch, ..., neurons). key: 1 for a key neuron, else 0, (batch, 1...,
     neurons): a key channel counts at all its positions. Returns (batch,).
@@ -102,13 +109,14 @@ def tune(
     classifier, layer, mined, x, y, folder, lr_rate, epochs,
     masks=None, key=None, batches=None, seed=(0,), made_from=None,
 ):  # fmt: skip
-    """Transform, tune and synchronise (ASE 2022; design section 6).
+    """Transform, tune and synchronise (ASE 2022).
 
     Args:
         classifier: the trained network; ends with the tuned weights. layer: the chosen layer.
         mined: Mined, whose index points into images x (n, h, w, c) and int labels y (n,), and
             whose activations are the targets.
-        folder: gets the classifier after every epoch, and log.csv. lr_rate, epochs: of Adam.
+        folder: gets the classifier after every epoch, and log.csv.
+        lr_rate, epochs: of Adam; lr_rate None: no weight moves, only batch normalisation follows.
         masks: {layer name: bool (n_in, n_out)}, the slice; None: all weights may move (dare-s).
         key: bool (classes, neurons), the key neurons; None: all neurons (dare-s).
         batches: an epoch has so many batches of 128, and an Adam of its own; None: all images.
@@ -121,6 +129,9 @@ def tune(
     """
     set_seed(*seed)
     regression = transform(classifier, layer, masks)
+    if lr_rate is None:
+        for weight in regression.trainable_variables:
+            weight.trainable = False
     shape = regression.output_shape[1:]
     if mined.activation.shape[1:] != shape:
         raise UserError(
@@ -141,7 +152,7 @@ def tune(
     target, key_of_image = keras.Input(shape, name="target"), keras.Input(neurons, name="key")
     loss = regression_loss(regression.output, target, key_of_image)
     trained = keras.Model([regression.inputs[0], target, key_of_image], loss)
-    trained.compile(keras.optimizers.Adam(lr_rate), loss=lambda _, value: value)
+    trained.compile(keras.optimizers.Adam(lr_rate or 1), loss=lambda _, value: value)
     shuffled = Batches(len(labels), make, BATCH, (*seed, 1), most=batches)
 
     fit(
@@ -177,10 +188,9 @@ def read_slice(study, layer, per):
 
 
 def open_targets(study, layer):
-    """The study's open ats file of a layer, and its path; for `with`."""
-    path = targets_path(study.folder, layer)
+    """The study's open ats file of a layer, for `with`."""
     step = study.command("dare/get_ats.py", choose_layer=layer)
-    return study.open_made(path, step, choose_layer=layer), path
+    return study.open_made(targets_path(study.folder, layer), step, choose_layer=layer)
 
 
 def tuned_rate(lr_rate, model, released=False):
@@ -189,39 +199,46 @@ def tuned_rate(lr_rate, model, released=False):
     return lr_rate or rates[params.family(model)]
 
 
-def tune_study(method, args, layer=None):
-    """What dare.py, dare-s.py and dare-last.py do: find the artifacts and tune.
+def tune_study(
+    study, epochs, method, layer, per=None, batches=None, lr_rate=None, run=0, targets=open_targets
+):
+    """Tune a study's classifier into the folder that its settings name; see `tune`.
 
-    args: the flags; without `per` nothing is sliced. layer: of the classifier -> its name, instead
-    of --choose_layer.
+    per: None: no slice. targets: (study, layer) -> an open file of targets.
     """
-    study = Study.open(args)
-    layer = layer(study.classifier) if layer else study.layer(args.choose_layer)
-    batches, per = getattr(args, "batches", None), getattr(args, "per", None)
-    args.lr_rate = tuned_rate(args.lr_rate, args.model, released=batches is not None)
     settings = {"method": method, "layer": layer, "per": per, "batches": batches}
-    settings |= {"lr_rate": args.lr_rate, "run": args.run}
+    settings |= {"lr_rate": lr_rate, "run": run}
     folder = tuned_folder(study.folder, **settings)
     x, y = study.data("validation")
-    with stage(folder / "tune.log", method, **vars(args) | settings):
-        made_from = study.made_from | settings
+    with stage(folder / "tune.log", method, **study.names, **settings, epochs=epochs) as record:
+        made_from, before = study.made_from | settings, epochs_in(folder)
         masks = key = None
         if per is not None:
             masks, key, made_from["slice_sha256"] = read_slice(study, layer, per)
-        targets, path = open_targets(study, layer)
-        with targets as file:
-            made_from["ats_sha256"] = sha256(path)
+        with targets(study, layer) as file:
+            made_from["ats_sha256"] = sha256(file.filename)
             tune(
-                study.classifier, layer, Mined.read(file), x, y, folder, args.lr_rate, args.epoch,
-                masks, key, batches, (args.seed, args.run), made_from,
+                study.original(), layer, Mined.read(file), x, y, folder, lr_rate, epochs,
+                masks, key, batches, (study.seed, run), made_from,
             )  # fmt: skip
+        record.idle = epochs_in(folder) == before
 
 
 def main(argv=None):
     constants = {"lr_rate": lr_rate, "epoch": epoch, "per": per, "choose_layer": choose_layer}
     constants |= {"batches": batches, "run": run}
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
-    tune_study("dare" if args.batches is None else "dare-released", args)
+    study, released = Study.open(args), args.batches is not None
+    tune_study(
+        study,
+        args.epoch,
+        method="dare-released" if released else "dare",
+        layer=study.layer(args.choose_layer),
+        per=args.per,
+        batches=args.batches,
+        lr_rate=tuned_rate(args.lr_rate, args.model, released),
+        run=args.run,
+    )
 
 
 if __name__ == "__main__":

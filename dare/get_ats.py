@@ -43,7 +43,7 @@ IMAGES_AT_ONCE = 2048  # activations of this many images are in memory at a time
 
 @dataclass
 class Mined:
-    """The modified images (design section 5), ordered by best epoch and index.
+    """The modified images (ASE 2022), ordered by best epoch and index.
 
     index: int64 (m,), into x_validation. epoch: int32 (m,), the best one. probability,
     final_probability: float32 (m,), of the right class, by that checkpoint and by the final model.
@@ -64,7 +64,10 @@ class Mined:
 
 
 def mine(checkpoints, x, y, model, layer, path=None, history=None, made_from=None):
-    """The two passes of design section 5 (ASE 2022, data augmentation from the training history).
+    """Data augmentation from the training history (ASE 2022), in two passes.
+
+    First the probabilities of all checkpoints, then the activations of each image at its best one:
+    one forward pass a checkpoint, and one more.
 
     Args:
         checkpoints: {epoch: weights file}, the historical ones and, last, the final model's.
@@ -151,7 +154,7 @@ def best_checkpoint(probability, right):
     """For every image the row of its best historical checkpoint, or -1; the last row is the final.
 
     A right final model is improved on by a higher probability, a wrong one only by a checkpoint
-    that is right, too (design section 5). Of equal probabilities the earliest checkpoint counts:
+    that is right, too (ASE 2022). Of equal probabilities the earliest checkpoint counts:
     only more is an improvement.
     """
     history, final = probability[:-1], probability[-1]
@@ -199,7 +202,7 @@ def main(argv=None):
     checkpoints = study.history(args.first, args.last)
     layer = study.layer(args.choose_layer)
     x, y = study.data("validation")
-    begin, end = list(checkpoints)[0], list(checkpoints)[-2]
+    begin, end = next(iter(checkpoints)), list(checkpoints)[-2]
     made_from = study.made_from | {"choose_layer": layer, "first": begin, "last": end}
     path = targets_path(study.folder, layer)
     history = study.folder / f"history_{study.made_from['data_sha256'][:12]}.h5"

@@ -63,7 +63,7 @@ class SlicedLayer:
 
 
 def slice_model(model, x, y, per):
-    """Slices of a classifier (design section 4; NNSlicer, section 4).
+    """Slices of a classifier (NNSlicer, section 4).
 
     Args:
         model: a chain of Keras layers of the kinds above, ending in one output per class.
@@ -141,8 +141,8 @@ def relative_activations(model, layers, x, y):
     tensors = [model.inputs[0], *(layer.output for layer in layers)]
     probe = keras.Model(model.inputs[0], [neurons(tensor) for tensor in tensors])
     sums = [np.zeros((classes, tensor.shape[-1])) for tensor in tensors]
-    for start in tqdm(range(0, len(x), IMAGES_AT_ONCE), desc="activations", disable=None):
-        rows = slice(start, start + IMAGES_AT_ONCE)
+    for first in tqdm(range(0, len(x), IMAGES_AT_ONCE), desc="activations", disable=None):
+        rows = slice(first, first + IMAGES_AT_ONCE)
         of_class = np.eye(classes)[y[rows]].T  # (classes, images)
         for total, activation in zip(sums, predict(probe, x[rows]), strict=True):
             total += of_class @ activation
@@ -174,9 +174,9 @@ def summed_taps(layer):
 def slice_layer(weights, contribution, d_out, d_in, per):
     """The slices of one layer, and the contributions of its inputs.
 
-    For a synapse j -> i, local(c, i, j) = CONTRIB_i(c) * D_i(c) * w_ij * D_j(c) = g * w_ij * D_j(c).
-    A neuron's g does not change the order of its own synapses but for its sign, and the sums over
-    c and i of signs are products of matrices.
+    For a synapse j -> i, local(c, i, j) = CONTRIB_i(c) * D_i(c) * w_ij * D_j(c).
+    CONTRIB_i * D_i is the same for all synapses of a neuron: only its sign, g, changes their
+    order. And the sums over c and over i of the signs of local are products of matrices.
 
     Args:
         weights: (n_in, n_out), taps summed.
@@ -188,30 +188,51 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     """
     classes, (n_in, n_out) = len(contribution), weights.shape
     keep = ceil_share(per, n_in)
-    g = np.sign(contribution * d_out)  # (classes, n_out)
     d = d_in.astype("float32")  # as the activations are
     mask = np.empty((n_in, n_out), bool)
     class_mask = np.empty((classes, n_in, n_out), bool)
 
     def slice_neurons(block, w, rank):
-        """One block of neurons; w: float32 (neurons, n_in); returns their part of CONTRIB_j."""
+        """The formulas for a block of neurons, w: float32 (neurons, n_in); their CONTRIB_j(c)."""
+        g = np.sign(contribution[:, block] * d_out[:, block])  # (classes, neurons)
         largest_local = np.empty((classes, len(w)))
         for c in range(classes):
-            local = rank.product(w, d[c], g[c, block])  # g * w_ij * D_j(c)
+            local = rank.product(g[c], w, d[c])
             class_mask[c, :, block] = rank.largest(local, keep).T
             largest_local[c] = rank.largest_absolute(local)
-        inverse = np.divide(g[:, block], largest_local, where=largest_local > 0, out=largest_local)
-        sign_w = np.sign(w)
-        votes = (g[:, block].T.astype("float32") @ np.sign(d)) * sign_w  # sum_c sign(local)
-        ties = (inverse.T @ d_in) * w  # sum_c local / max |local(c, i, :)|
-        mask[:, block] = rank.largest(4 * classes * votes.astype("float64") + ties, keep).T
-        return np.sign(d) * (g[:, block].astype("float32") @ sign_w)  # sum_i sign(local)
+        votes = signs_over_classes(g, w, d)
+        ties = shares_over_classes(g, w, d_in, largest_local)
+        mask[:, block] = rank.largest(votes_then_ties(votes, ties, classes), keep).T
+        return signs_over_neurons(g, w, d)
 
     contribution_in = sum(over_blocks_of_neurons(slice_neurons, weights))
-    sliced = SlicedLayer(
-        mask, class_mask, contribution.astype("float32"), d_out.astype("float32")
-    )
+    sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
     return sliced, contribution_in.astype("float64")
+
+
+# The sums of slice_layer, as products of matrices: local = g * w * d, and sign(g * w * d) is
+# sign(g) * sign(w) * sign(d). g: (classes, neurons). w: (neurons, n_in). d: (classes, n_in).
+
+
+def signs_over_classes(g, w, d):
+    """Sum over c of sign(local), float32 (neurons, n_in)."""
+    return (g.T.astype("float32") @ np.sign(d)) * np.sign(w)
+
+
+def shares_over_classes(g, w, d, largest_local):
+    """Sum over c of local / max |local(c, i, :)|, float64 (neurons, n_in)."""
+    share = np.divide(g, largest_local, where=largest_local > 0, out=np.zeros_like(largest_local))
+    return (share.T @ d) * w
+
+
+def signs_over_neurons(g, w, d):
+    """Sum over i of sign(local): CONTRIB_j(c), float32 (classes, n_in)."""
+    return np.sign(d) * (g.astype("float32") @ np.sign(w))
+
+
+def votes_then_ties(votes, ties, classes):
+    """One number that ranks by votes first, which are whole, and then by ties, in +-classes."""
+    return 4 * classes * votes.astype("float64") + ties
 
 
 def over_blocks_of_neurons(work, weights):
@@ -224,17 +245,17 @@ def over_blocks_of_neurons(work, weights):
     at_once = max(1, min(SYNAPSES_AT_ONCE // n_in, -(-n_out // cores)))
     starts = range(0, n_out, at_once)
 
-    def of_one_core(first):
-        rank, w = Ranking(at_once, n_in), np.empty((at_once, n_in), "float32")
-        for start in starts[first::cores]:
-            block = slice(start, min(start + at_once, n_out))
-            here = w[: block.stop - start]
-            here[:] = weights[:, block].T
-            yield work(block, here, rank)
+    def of_one_core(core):
+        rank, memory = Ranking(at_once, n_in), np.empty((at_once, n_in), "float32")
+        for first in starts[core::cores]:
+            block = slice(first, min(first + at_once, n_out))
+            w = memory[: block.stop - first]
+            w[:] = weights[:, block].T
+            yield work(block, w, rank)
 
     # Threads of BLAS inside of ours would wait for each other.
     with ThreadPoolExecutor(cores) as pool, ThreadpoolController().limit(limits=1):
-        parts = pool.map(lambda first: list(of_one_core(first)), range(cores))
+        parts = pool.map(lambda core: list(of_one_core(core)), range(cores))
         return [result for part in parts for result in part]
 
 
@@ -250,8 +271,8 @@ class Ranking:
         self.kept = np.empty((rows, n + 64), bool)[:, :n]  # rows that share no lines of the cache
         self.by_index = np.arange(n, 0, -1, dtype="float32")
 
-    def product(self, w, d, g):
-        """g_i * w_ij * d_j (rows, n). A row of zeros, all tied, is put in the order of ties."""
+    def product(self, g, w, d):
+        """local = g_i * w_ij * d_j (rows, n). A row of zeros, all tied, gets the order of ties."""
         local = self.local[: len(w)]
         np.multiply(w, d, out=local)
         local *= g.astype("float32")[:, None]

@@ -1,72 +1,138 @@
 """Step 9: the paper's tables, figures and one report, from the recorded runs.
 
-    python dare/tables.py                                  # everything under models/
-    python dare/tables.py --dataset digits --model alexnet # one model folder (all its training seeds)
-    python dare/tables.py --paper                          # the same tables from the paper's own figures
+    python dare/tables.py                                   # everything under models/
+    python dare/tables.py --dataset digits --model lenet    # one network, all its training seeds
+    python dare/tables.py --paper                           # the same from the paper's own figures
 
-Reads models/*/robustness.csv, adaptive.csv, log.csv, slices and targets, and dare/paper/*.csv. Writes table.md, table.tex,
-table.csv, figures/ and report.html, a single file that needs nothing else, to models/, or to the folder of the model that
-was asked for. Nothing is typed in by hand: a number that is not in those files is not in the tables.
+Reads models/*/robustness.csv, scores.h5, adaptive.h5, log.csv, slices, targets and samples, and
+dare/paper/*.csv. Writes table.md, table.tex, table.csv, table_differences.csv,
+table_verdict.csv, figures/ and report.html, one file that needs nothing else, to models/, to
+models/<dataset>_<model>/ of the network that was asked for, or to models/paper/. A number that
+is not in those files is not in the tables.
 """
 
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import h5py
 import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon
 
 from dare import report
-from dare.report import methods_in_order
-from train import files
-from train.files import ATTACKS, UserError, options, run, stage, whole, write_text
+from dare.differences import differences_table, paper_differences
+from dare.intervals import bootstrap, wilson
+from dare.report import Content, Section
+from dare.runs import (
+    KEYS,
+    LOSS_ALLOWED,
+    PAPER,
+    RULES,
+    Recorded,
+    methods_in_order,
+    models_of,
+    of_network,
+    paper_accuracy,
+    paper_runs,
+)
+from dare.verdict import summary, verdict, warnings
+from train import artifacts
+from train.artifacts import atomic_write, checkpoint_path, stage, write_text
+from train.flags import ATTACKS, UserError, options, start
 
 dataset = None  # None: all
 model = None
 paper = False  # from dare/paper alone
 
-PAPER = Path(__file__).parent / "paper"
-RUNS_NEEDED = 5  # of a one-sided signed-rank test: with fewer, no outcome has p < 0.05
-KEYS = ["dataset", "model"]
+ROBUSTNESS_NOTE = (
+    "Empirical robustness in %: accuracy on the n reported samples of an attack. In square "
+    "brackets the 95% interval (Wilson's, of one run; of the mean over attacks by bootstrap over "
+    "images); ± is the standard deviation over runs; in round brackets the paper's mean. Clean "
+    "accuracy is on the reporting half of the test images, its change against the original in "
+    "points. † loses more than 1 point. Bold: the highest of all other rows, controls too."
+)
+PAPER_NOTE = (
+    "Empirical robustness in %, mean ± standard deviation over nine runs. † loses more than 1 "
+    "point of clean accuracy. Bold: the highest of all other rows."
+)
+DIFFERENCES_NOTE = (
+    "Points of empirical robustness on the same samples, with the 95% bootstrap interval (images, "
+    "runs and source models drawn again). p, corrected: for all tests of this table (Holm). r runs "
+    "cannot give a smaller p than 2 / 2^r before correction: with few, the intervals say more."
+)
+VERDICT_NOTE = (
+    "Differences in points, DARE minus another model, with 95% intervals: of the mean over attacks "
+    "of empirical robustness, and, every model attacked itself, of the mean over all Linf epsilons "
+    "above 0 of worst-case robust accuracy. Clean: change of clean accuracy in points. Yes: the "
+    "interval is above 0. No: it is below 1 point. Undecided: neither, or a model is no comparison."
+)
+SETTINGS_NOTE = (
+    "The most robust epoch of every learning rate, and the selected epochs: robustness on the "
+    "validation part and, of selected epochs, on the reported part; clean accuracy on the two "
+    "halves of the test images."
+)
 
 
-def paper_runs():
-    """The nine runs of every cell of the TOSEM paper, with the columns of robustness.csv that the tables use."""
-    runs = pd.read_csv(PAPER / "robustness.csv").rename(columns={"group": "source"})
-    accuracy = pd.read_csv(PAPER / "accuracy.csv")
-    accuracy["test_accuracy"] *= 100
-    original = accuracy[accuracy["method"] == "original"].assign(source="M0", run=1, attack="clean", empirical_robustness=np.nan)
-    return pd.concat([runs.merge(accuracy, on=["model", "dataset", "method"], how="left"), original], ignore_index=True)
+# ------------------------------------------------------------------------------------- robustness
 
 
-def recorded_runs(folders):
-    """The selected rows of the test part of every robustness.csv, and all rows; `method` gets what was not the default."""
-    tables = [pd.read_csv(folder / "robustness.csv", keep_default_na=True).assign(folder=folder.name) for folder in folders]
-    rows = pd.concat(tables, ignore_index=True)
-    usual = rows[rows["method"] == "dare"].groupby("folder").agg(per=("per", lambda p: p.max()), layer=("choose_layer", lambda c: c.mode().iloc[0]))
-    for index, row in rows[rows["method"].isin(["dare", "dare-s"])].iterrows():
-        changed = f" per {row['per']:g}" if row["per"] < usual["per"].get(row["folder"], 1) else ""
-        layer = usual["layer"].get(row["folder"])
-        rows.loc[index, "method"] += changed + (f" at {row['choose_layer']}" if layer is not None and row["choose_layer"] != layer else "")
-    return rows[rows["selected"] & (rows["split"] == "test")].reset_index(drop=True), rows
+def robustness_table(runs, recorded=None):
+    """Every cell of the robustness tables, one row a data set, model, method and attack.
 
+    runs: selected rows of the test part. recorded: where the intervals of the mean come from.
 
-def robustness_table(runs):
-    """Attack x method for each data set and model: mean, standard deviation and number of runs, and whether it is the best."""
-    attacked = runs[runs["method"] != "original"]
-    cells = attacked.groupby([*KEYS, "attack", "method"], sort=False)["empirical_robustness"]
-    cells = cells.agg(mean="mean", std=lambda v: v.std(ddof=1), runs="count").reset_index()
-    own = ~cells["method"].str.startswith("control-")
-    best = cells[own].groupby([*KEYS, "attack"])["mean"].transform("max")
-    cells["best"] = cells["mean"].eq(best) & own
+    Returns a DataFrame with the columns dataset, model, method, attack (also "mean", that over the
+    attacks), runs, n, mean, std (over runs), low, high (95%: Wilson's of a single run; "mean":
+    bootstrap over images), clean, change (of clean accuracy, points), loses (more than 1 point),
+    best (of the rows that do not). Percent.
+    """
+    keys = [*KEYS, "label"]
+    runs = runs.assign(n=runs.get("n", np.nan))
+    of_runs = runs.groupby([*keys, "folder", "run"], sort=False)
+    means = of_runs["empirical_robustness"].mean().reset_index().assign(attack="mean", n=np.nan)
+    cells = pd.concat([runs, means]).groupby([*keys, "attack"], sort=False)
+    cells = cells.agg(
+        runs=("empirical_robustness", "count"), n=("n", "mean"),
+        mean=("empirical_robustness", "mean"), std=("empirical_robustness", "std"),
+    ).reset_index()  # fmt: skip
+    models = runs.drop_duplicates([*keys, "folder", "run"]).groupby(keys)
+    clean = models[["test_accuracy", "change"]].mean().rename(columns={"test_accuracy": "clean"})
+    cells = cells.merge(clean, on=keys).rename(columns={"label": "method"})
+
+    low, high = wilson(cells["mean"] * cells["n"] / 100, cells["n"])
+    single = (cells["runs"] == 1) & (cells["method"] != "original")
+    cells["low"], cells["high"] = (np.where(single, 100 * v, np.nan) for v in (low, high))
+    for row in cells[cells["attack"] == "mean"].itertuples() if recorded else ():
+        if row.method != "original":
+            found = mean_interval(recorded, runs, row.dataset, row.model, row.method)
+            cells.loc[row.Index, ["low", "high"]] = found
+
+    cells["loses"] = cells["change"] < -LOSS_ALLOWED - 1e-9
+    may_win = cells["mean"].where(~cells["loses"] & (cells["method"] != "original"))
+    best = may_win.groupby([cells[k] for k in (*KEYS, "attack")]).transform("max")
+    cells["best"] = may_win.eq(best)
     return cells
 
 
+def mean_interval(recorded, chosen, dataset, model, label):
+    """95% interval in % of the mean over attacks of a method's models, over images and runs."""
+    attacks = recorded.attacks(dataset, model)
+    sources = [
+        np.stack([recorded.right(folder, digest, attacks) for digest in runs.values()])
+        for folder, runs in models_of(of_network(chosen, dataset, model), label).items()
+    ]
+    return [100 * v[-1] for v in bootstrap(sources)[1:]] if attacks else [np.nan, np.nan]
+
+
 def wins(cells):
-    """(scenarios that DARE wins against adversarial training, all scenarios); a scenario is a data set, model and attack."""
+    """(scenarios that DARE wins against adversarial training, all of them).
+
+    A scenario is a data set, model and attack.
+    """
     rivals = cells[(cells["method"] == "dare") | cells["method"].str.startswith("at-")]
+    rivals = rivals[rivals["attack"] != "mean"]
     wide = rivals.pivot_table(index=[*KEYS, "attack"], columns="method", values="mean")
     if "dare" not in wide or wide.shape[1] < 2:
         return 0, 0
@@ -74,211 +140,263 @@ def wins(cells):
     return int((wide["dare"] > wide.drop(columns="dare").max(axis=1)).sum()), len(wide)
 
 
-def wilcoxon_table(runs):
-    """One-sided Wilcoxon signed-rank tests, DARE against every other method, over the runs of a scenario (TOSEM 2024).
+def published_means():
+    """{(dataset, model, method, attack): the paper's mean}; attack also "clean" and "mean"."""
+    cells = robustness_table(paper_runs()).set_index([*KEYS, "method", "attack"])["mean"].to_dict()
+    return cells | {(*key, "clean"): value for key, value in paper_accuracy().items()}
 
-    p is NaN and `note` says why where there are fewer than RUNS_NEEDED pairs or no difference at all.
+
+def shown(cells, published=None):
+    """The robustness table of one network as strings: a row a method, a column an attack.
+
+    cells: of robustness_table. published: of published_means, in round brackets where it has the
+    cell. The best row of a column is bold (**); a method that loses more than 1 point has a †.
     """
-    rows = []
-    for (name, network, attack), group in runs[runs["method"] != "original"].groupby([*KEYS, "attack"], sort=False):
-        wide = group.pivot_table(index=["source", "run"], columns="method", values="empirical_robustness")
-        for baseline in methods_in_order(wide.columns):
-            if "dare" not in wide or baseline == "dare":
-                continue
-            pairs = wide[["dare", baseline]].dropna()
-            row = {"dataset": name, "model": network, "attack": attack, "baseline": baseline, "runs": len(pairs), "p_value": np.nan, "note": ""}
-            if len(pairs) < RUNS_NEEDED:
-                row["note"] = f"{len(pairs)} runs, {RUNS_NEEDED} needed"
-            elif (pairs["dare"] == pairs[baseline]).all():
-                row["note"] = "no difference"
-            else:
-                row["p_value"] = wilcoxon(pairs["dare"], pairs[baseline], alternative="greater", method="approx").pvalue
-            rows.append(row)
-    return pd.DataFrame(rows)
 
+    def text(row, attack, value):
+        theirs = (published or {}).get((row.dataset, row.model, row.method, attack))
+        return value if theirs is None else f"{value} ({theirs:.1f})"
 
-def accuracy_table(runs):
-    """Clean accuracy in % before and after each method, mean over runs, beside the paper's."""
-    ours = runs.drop_duplicates([*KEYS, "source", "run", "method"]).groupby([*KEYS, "method"], sort=False)["test_accuracy"]
-    theirs = pd.read_csv(PAPER / "accuracy.csv").set_index([*KEYS, "method"])["test_accuracy"] * 100
-    table = ours.mean().to_frame("clean").reset_index()
-    order = {name: i for i, name in enumerate(methods_in_order(table["method"]))}
-    table = table.sort_values([*KEYS, "method"], key=lambda column: column.map(order) if column.name == "method" else column, ignore_index=True)
-    table["paper"] = [theirs.get(tuple(row), np.nan) for row in table[[*KEYS, "method"]].itertuples(index=False)]
+    def cell(row):
+        value = f"{row.mean:.1f}"
+        value += f" ± {row.std:.1f}" if row.runs > 1 else ""
+        value += f" [{row.low:.1f}, {row.high:.1f}]" if np.isfinite(row.low) else ""
+        return text(row, row.attack, f"**{value}**" if row.best else value)
+
+    cells = cells.assign(text=[cell(row) for row in cells.itertuples(index=False)])
+    methods = cells.drop_duplicates("method").set_index("method", drop=False)
+    methods = methods.loc[methods_in_order(methods.index)]
+    rows = list(methods.itertuples(index=False))
+    table = pd.DataFrame({"method": [r.method + (" †" if r.loses else "") for r in rows]})
+    if (methods["runs"] > 1).any():
+        table["runs"] = [str(r.runs) for r in rows]
+    table["clean"] = [text(r, "clean", f"{r.clean:.1f}") for r in rows]
+    table["change"] = ["" if r.method == "original" else f"{r.change:+.1f}" for r in rows]
+    for attack in [a for a in (*ATTACKS, "mean") if a in set(cells["attack"])]:
+        column = cells[cells["attack"] == attack].set_index("method")
+        n = sorted({int(v) for v in (column["n"].min(), column["n"].max()) if v > 0})
+        title = f"{attack}, n {'-'.join(map(str, n))}" if n else attack
+        table[title] = column["text"].reindex(methods.index).fillna("").to_numpy()
     return table
 
 
-def models_table(folders):
-    """Parameters in millions and accuracy of the trained networks, beside the seed's table."""
-    import h5py
-
-    seed_table = pd.read_csv(PAPER / "models.csv").set_index(KEYS)
-    rows = []
-    for folder in folders:
-        about = pd.read_csv(folder / "robustness.csv", nrows=1).iloc[0]
-        path = files.checkpoint_path(folder, int(about["epoch"]))
-        sizes = []
-        with h5py.File(path) as file:
-            file.visititems(lambda _, item, sizes=sizes: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
-        theirs = seed_table.loc[(about["dataset"], about["model"])] if (about["dataset"], about["model"]) in seed_table.index else {}
-        rows.append(
-            {"dataset": about["dataset"], "model": about["model"], "source": about["source"], "epochs": int(about["epoch"])}
-            | {"parameters (M)": sum(sizes) / 1e6, "paper's": theirs.get("params_millions", np.nan)}
-            | {"clean accuracy": about["test_accuracy"], "paper's accuracy": theirs.get("test_accuracy_percent", np.nan)}
-        )
-    return pd.DataFrame(rows)
+# ----------------------------------------------------------------------------------- other tables
 
 
-def ablation_table(rows):
-    """Mean robustness over attacks (test part) and clean accuracy of every variant of DARE that was run, best epoch each."""
-    chosen = rows[rows["method"].str.startswith("dare") & (rows["split"] == "validation")]
-    keys = [*KEYS, "source", "run", "method", "lr_rate"]
-    epochs = chosen.groupby([*keys, "epoch"], sort=False)["empirical_robustness"].mean().reset_index()
-    best = epochs.loc[epochs.groupby(keys, sort=False)["empirical_robustness"].idxmax(), [*keys, "epoch"]]
-    tested = rows[rows["split"] == "test"].merge(best, on=[*keys, "epoch"])
-    table = tested.groupby([*keys, "epoch"], sort=False).agg(
-        robustness=("empirical_robustness", "mean"), clean=("test_accuracy", "first"), selected=("selected", "first")
+def models_table(recorded):
+    """Parameters in millions and accuracy of the trained networks, beside the authors' table."""
+    theirs = pd.read_csv(PAPER / "models.csv").set_index(KEYS)
+    originals = recorded.rows[recorded.rows["method"] == "original"].drop_duplicates("folder")
+    table = originals[[*KEYS, "source", "epoch"]].rename(columns={"epoch": "epochs"})
+    paths = map(checkpoint_path, originals["folder"].map(recorded.folders), originals["epoch"])
+    authors = theirs.reindex(pd.MultiIndex.from_frame(originals[KEYS]))
+    table["parameters (M)"] = [parameters(path) / 1e6 for path in paths]
+    table["authors' parameters"] = authors["params_millions"].to_numpy()
+    table["clean accuracy"] = originals["test_accuracy"]
+    table["authors' accuracy"] = authors["test_accuracy_percent"].to_numpy()
+    return table
+
+
+def parameters(path):
+    """Number of weights in a checkpoint; NaN where it is not there."""
+    if not path.exists():
+        return np.nan
+    sizes = []
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
+    return sum(sizes)
+
+
+def settings_table(recorded):
+    """Every method, setting and learning rate at its most robust epoch, and the selected epochs.
+
+    Mean robustness over attacks and clean accuracy: what selection saw, and what is reported,
+    which only selected epochs have.
+    """
+    keys = [*KEYS, "source", "label", "run", "lr_rate", "epoch"]
+    clean = ["selection_accuracy", "test_accuracy"]
+    rows = recorded.rows[recorded.rows["method"] != "original"]
+    of_models = rows.groupby([*keys, "split"], sort=False, dropna=False)["empirical_robustness"]
+    models = of_models.mean().unstack("split").reindex(columns=["validation", "test"])
+    models = models.reset_index().merge(
+        rows.drop_duplicates(keys)[[*keys, *clean, *RULES]], on=keys
     )
-    return table.reset_index()
-
-
-def shown(cells, dataset_, model_):
-    """One paper table as strings: a row a method, a column an attack, mean and standard deviation, best in bold."""
-    theirs = robustness_table(paper_runs()).set_index([*KEYS, "attack", "method"])["mean"]
-    here = cells[(cells["dataset"] == dataset_) & (cells["model"] == model_)]
-    attacks = [a for a in ATTACKS if a in set(here["attack"])]
-    rows = []
-    for name in methods_in_order(here["method"]):
-        row = {"method": name}
-        for attack in attacks:
-            cell = here[(here["method"] == name) & (here["attack"] == attack)]
-            if cell.empty:
-                row[attack] = ""
-                continue
-            cell = cell.iloc[0]
-            text = f"{cell['mean']:.1f}" + (f" ± {cell['std']:.1f}" if cell["runs"] > 1 else "")
-            published = theirs.get((dataset_, model_, attack, name))
-            row[attack] = (f"**{text}**" if cell["best"] else text) + (f" ({published:.1f})" if published is not None else "")
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def verdict(runs, adaptive=None):
-    """One paragraph, from the numbers alone: what is transfer, what is averaging over the history, what is DARE's own."""
-    mean = runs.groupby("method")["empirical_robustness"].mean()
-    if "dare" not in mean or not any(m.startswith("control-") for m in mean.index):
-        return "DARE and its controls have not both been run, so nothing can be said about where its robustness comes from."
-    dare = mean["dare"]
-    free = {m: mean[m] for m in mean.index if m.startswith("control-")}
-    best = max(free, key=free.get)
-    text = f"Mean empirical robustness over all attacks: DARE {dare:.1f}%. "
-    transfer = {m: free[m] for m in ("control-noise", "control-checkpoint", "control-seed") if m in free}
-    if transfer:
-        name = max(transfer, key=transfer.get)
-        text += (
-            f"Transfer: {name}, which knows nothing of DARE, already has {transfer[name]:.1f}%, because samples that lie just across the "
-            f"boundary of one model seldom lie across that of another. "
-        )
-    if "control-swa" in free:
-        text += f"Averaging over the history: the plain mean of the mined checkpoints has {free['control-swa']:.1f}%. "
-    if "control-finetune" in free:
-        text += f"The same images with their labels (control-finetune) give {free['control-finetune']:.1f}%. "
-    gap = dare - free[best]
-    text += f"DARE's own: {gap:+.1f} points over the best control ({best}, {free[best]:.1f}%)" + (
-        "; a control that costs nothing does as well or better." if gap <= 0 else "."
+    best = models.groupby(keys[:-1], sort=False, dropna=False)["validation"].transform("max")
+    table = models[models["validation"].eq(best) | models[[*RULES]].any(axis=1)]
+    yes = {rule: np.where(table[rule], "yes", "") for rule in RULES}
+    table = table.assign(**yes).rename(columns={"label": "method", "test": "reported"})
+    return table.rename(
+        columns=dict(zip(clean, ("clean, selection", "clean, reported"), strict=True))
     )
-    if adaptive is not None and len(adaptive):
-        curve = adaptive[adaptive["attack"] == "pgd"]
-        for epsilon in sorted(curve["epsilon"].dropna().unique()):
-            here = curve[curve["epsilon"] == epsilon].groupby("method")["value"].mean()
-            others = [m for m in here.index if m.startswith("control-")]
-            if "dare" in here and "original" in here:
-                text += f" Attacked itself by pgd at {epsilon:g}, DARE keeps {here['dare']:.1f}% and the original {here['original']:.1f}%"
-                text += f"; the best control {max(here[others]):.1f}%." if others else "."
-    return text
 
 
-def markdown(table, digits=1):
-    """A DataFrame as a Markdown table."""
-
-    def text(value):
-        return "" if pd.isna(value) else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *([text(v) for v in row] for row in table.itertuples(index=False))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+# ----------------------------------------------------------------------------------- all together
 
 
-def latex(table, caption, digits=1):
-    """A DataFrame as a LaTeX table (booktabs)."""
-
-    def text(value):
-        value = "" if pd.isna(value) else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-        bold = value.count("**") == 2
-        if bold:
-            value = r"\textbf{" + value.replace("**", "", 1).replace("**", "}", 1)
-        for plain, escaped in (("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$"), ("#", r"\#"), ("&", r"\&")):
-            value = value.replace(plain, escaped)
-        return value
-
-    rows = [[text(c) for c in table.columns], *([text(v) for v in row] for row in table.itertuples(index=False))]
-    body = [" & ".join(row) + r" \\" for row in rows]
-    head = r"\begin{table}" + "\n" + rf"\caption{{{text(caption)}}}" + "\n" + rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}"
-    return "\n".join([head, r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+def as_text(table, **formats):
+    """A table of strings: floats with one digit or as `formats` says, nothing for NaN and None."""
+    text = {}
+    for name, column in table.items():
+        usual = "{:.1f}" if pd.api.types.is_float_dtype(column) else "{}"
+        form = formats.get(name, usual)
+        text[name] = ["" if pd.isna(value) else form.format(value) for value in column]
+    return pd.DataFrame(text)
 
 
-def sections(runs, rows=None, folders=()):
-    """[(title, DataFrame, digits)] of everything that the tables show."""
-    cells = robustness_table(runs)
-    found = []
-    for name, network in cells[KEYS].drop_duplicates().itertuples(index=False):
-        title = f"Empirical robustness in %, {network} on {name}: mean ± standard deviation over runs (the paper's mean)"
-        found.append((title, shown(cells, name, network), 1))
+def with_interval(table, prefix=""):
+    """["difference [low, high]"] of a table's rows, nothing for NaN."""
+    columns = [prefix + name for name in ("difference", "low", "high")]
+    rows = table[columns].itertuples(index=False, name=None)
+    return ["" if pd.isna(row[0]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row) for row in rows]
+
+
+def robustness_section(cells, rule, published, note=ROBUSTNESS_NOTE):
+    dataset, model = cells.iloc[0][KEYS]
+    title = f"Robustness of {model} on {dataset}: {RULES.get(rule, 'the paper')}"
+    return Section(title, shown(cells, published), note)
+
+
+def differences_section(table):
+    dataset, model, rule = table.iloc[0][[*KEYS, "rule"]]
+    text = as_text(table[["method", "attack", "runs", "test", "p", "p_holm"]], p="{:.2g}")
+    text["p_holm"] = ["" if pd.isna(p) else f"{p:.2g}" for p in table["p_holm"]]
+    text.insert(3, "dare minus it", with_interval(table))
+    title = f"DARE minus every other method, {model} on {dataset}: {RULES.get(rule, 'the paper')}"
+    text = text.rename(columns={"p_holm": "p, corrected"})
+    return Section(title, text, DIFFERENCES_NOTE, folded=True)
+
+
+def verdict_section(rows, dataset, model):
+    changes = rows[["change_dare", "change_other"]].map("{:+.1f}".format)
+    table = pd.DataFrame({
+        "worth of": rows["question"],
+        "in words": rows["sentence"],
+        "dare minus": rows["control"],
+        "the paper's metric": with_interval(rows),
+        "adaptive attack": with_interval(rows, "adaptive_"),
+        "clean, dare": changes["change_dare"],
+        "clean, other": changes["change_other"],
+    })  # fmt: skip
+    return Section(f"What is DARE's own: {model} on {dataset}", table, VERDICT_NOTE)
+
+
+def network_sections(network, cells, differences, rows, published):
+    """The sections of one network. cells, differences: {rule: table}; rows: of the verdict."""
+    sections = [verdict_section(rows, *network)] if len(rows) else []
+    for rule, note in zip(RULES, (ROBUSTNESS_NOTE, "Read as the table above."), strict=True):
+        here = of_network(cells[rule], *network)
+        sections.append(robustness_section(here, rule, published, note))
+    for rule in RULES:
+        if len(differences[rule]):
+            here = of_network(differences[rule], *network)
+            sections += [differences_section(here)] if len(here) else []
+    return sections
+
+
+def wins_sentence(cells):
     won, scenarios = wins(cells)
-    baselines = "the paper's own figures: 22 of 36; 29 of 45 with bim" if scenarios else "run dare and at-<attack>"
-    found.append((f"DARE has the highest mean in {won} of {scenarios} scenarios against adversarial training ({baselines})", None, 1))
-    found.append(("Clean accuracy in %, beside the paper's", accuracy_table(runs), 1))
-    if folders:
-        found.append(("Trained networks, beside the seed's table", models_table(folders), 2))
-        found.append(("Ablations: variants, per, layer and learning rate; mean over attacks, at their best epoch", ablation_table(rows), 4))
-    tests = wilcoxon_table(runs)
-    if len(tests) and tests["p_value"].isna().all():
-        tests = pd.DataFrame()
-        found.append((f"Wilcoxon signed-rank tests need {RUNS_NEEDED} runs or more of each cell; no cell has them, so there is no p-value", None, 1))
-    if len(tests):
-        found.append(("One-sided Wilcoxon signed-rank tests: is DARE more robust than the baseline?", tests, 5))
-    return found
+    if not scenarios:
+        return "DARE and adversarial training have not both been run"
+    return (
+        f"DARE has the highest mean in {won} of {scenarios} scenarios (data set, network and "
+        f"attack) against adversarial training"
+    )
+
+
+def make_paper(target, command):
+    """Everything from dare/paper alone."""
+    runs = paper_runs()
+    cells, differences = robustness_table(runs), paper_differences(runs)
+    networks = {}
+    for network in runs[KEYS].drop_duplicates().itertuples(index=False, name=None):
+        here = of_network(cells, *network)
+        table = robustness_section(here, "paper", None, PAPER_NOTE)
+        networks[network] = [table, differences_section(of_network(differences, *network))]
+    write_tables(target, cells, differences)
+    sentences = ["The paper's own figures (doi 10.1145/3630011).", f"{wins_sentence(cells)}."]
+    return finish(target, Content(sentences, [], networks, [], command), cells)
+
+
+def make_recorded(target, folders, command):
+    """Everything from the recorded runs in `folders`."""
+    recorded = Recorded(folders)
+    cells = {rule: robustness_table(recorded.chosen[rule], recorded) for rule in RULES}
+    differences = {rule: differences_table(recorded, rule) for rule in RULES}
+    verdicts = {network: verdict(recorded, *network) for network in recorded.networks()}
+    published = published_means()
+    networks = {
+        network: network_sections(network, cells, differences, rows, published)
+        for network, rows in verdicts.items()
+    }
+    sentences = [f"{m} on {d}: {summary(rows)}" for (d, m), rows in verdicts.items()]
+    sentences.append(f"{wins_sentence(cells['selected'])}; the paper in 22 of 36.")
+    models = as_text(models_table(recorded), **{"parameters (M)": "{:.2f}"})
+    settings = as_text(settings_table(recorded), lr_rate="{:g}")
+    common = [
+        Section("Trained networks, beside the authors' table", models),
+        Section("Settings, learning rates and selected epochs", settings, SETTINGS_NOTE, True),
+    ]
+    every = pd.concat([table.assign(rule=rule) for rule, table in cells.items()])
+    both = [rows.assign(dataset=d, model=m) for (d, m), rows in verdicts.items()]
+    write_tables(target, every, pd.concat(differences.values()), pd.concat(both))
+    content = Content(sentences, warnings(recorded), networks, common, command)
+    return finish(target, content, robustness_table(recorded.compared(), recorded), recorded)
+
+
+def write_tables(target, cells, differences, verdicts=()):
+    """table.csv, table_differences.csv and table_verdict.csv, where they have rows."""
+    tables = {"table": cells, "table_differences": differences, "table_verdict": verdicts}
+    for name, table in tables.items():
+        if len(table):
+            with atomic_write(target / f"{name}.csv") as temporary:
+                table.round(6).to_csv(temporary, index=False)
+
+
+def finish(target, content, cells, recorded=None):
+    """Terminal, table.md, table.tex and report.html; returns the report's path."""
+    sections = [s for found in content.networks.values() for s in found] + content.common
+    for warning in content.warnings:
+        print(f"Warning: {warning}")
+    for section in sections:
+        if not section.folded:
+            print(f"\n{section.title}\n\n{markdown(section.table)}")
+    print("\n" + "\n".join(content.sentences) + "\n")
+    head = [f"**Warning**: {w}" for w in content.warnings] + content.sentences
+    parts = [f"## {s.title}\n\n{s.note}\n\n{markdown(s.table)}" for s in sections]
+    write_text(target / "table.md", "\n\n".join([*head, *parts]) + "\n")
+    write_text(target / "table.tex", "\n\n".join(map(latex, sections)) + "\n")
+    return report.write(target, content, cells, recorded)
+
+
+def markdown(table):
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def latex(section):
+    """A section's table for LaTeX with booktabs."""
+    columns = "l" + "r" * (section.table.shape[1] - 1)
+    text = section.table.to_latex(
+        index=False, escape=True, caption=section.title, column_format=columns
+    )
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
 
 
 def main(argv=None):
     args = options(__doc__, argv, dataset=dataset, model=model, paper=paper)
-    home = files.HOME / "models"
-    if args.paper:
-        target, folders = home / "paper", []
-        runs, rows = paper_runs(), None
-    else:
-        pattern = f"{args.dataset or '*'}_{args.model or ''}*"
-        folders = sorted(p.parent for p in home.glob(f"{pattern}/robustness.csv"))
-        if not folders:
-            raise UserError(f"{home}/{pattern}/robustness.csv is missing: score a model with `python dare/test.py` first.")
-        single = args.dataset and args.model
-        target = home / f"{args.dataset}_{args.model}" if single else home
-        runs, rows = recorded_runs(folders)
+    home = artifacts.HOME / "models"
+    pattern = f"{args.dataset or '*'}_{args.model or '*'}_seed*/robustness.csv"
+    folders = sorted(path.parent for path in home.glob(pattern))
+    if not folders and not args.paper:
+        raise UserError(f"{home}/{pattern} is missing: score a study with `python dare/test.py`.")
+    one = args.dataset and args.model
+    target = home / ("paper" if args.paper else f"{args.dataset}_{args.model}" if one else "")
+    command = " ".join(["python dare/tables.py", *(sys.argv[1:] if argv is None else argv)])
     with stage(target / "tables.log", "tables", **vars(args)):
-        adaptive = [pd.read_csv(f / "adaptive.csv") for f in folders if (f / "adaptive.csv").exists()]
-        adaptive = pd.concat(adaptive) if adaptive else None
-        found = sections(runs, rows, folders)
-        text = verdict(runs, adaptive) if not args.paper else "These are the paper's own figures (dare/paper, doi 10.1145/3630011)."
-        for title, table, digits in found:
-            print(f"\n{title}\n" + ("" if table is None else "\n" + table.to_string(index=False, na_rep="", float_format=f"{{:.{digits}f}}".format)))
-        print(f"\n{text}\n")
-        write_text(target / "table.md", "\n\n".join([f"## {t}\n\n" + ("" if d is None else markdown(d, n)) for t, d, n in found] + [text]) + "\n")
-        write_text(target / "table.tex", "\n\n".join(latex(d, t, n) for t, d, n in found if d is not None) + "\n")
-        with whole(target / "table.csv") as temporary:
-            robustness_table(runs).to_csv(temporary, index=False)
-        command = "python " + " ".join(Path(a).as_posix() if i else "dare/tables.py" for i, a in enumerate(sys.argv))
-        path = report.write(target, found, text, runs, rows, folders, adaptive, command)
+        path = (
+            make_paper(target, command) if args.paper else make_recorded(target, folders, command)
+        )
         print(f"report: {path}", flush=True)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

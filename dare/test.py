@@ -1,15 +1,18 @@
-"""Step 8: score. Clean accuracy and empirical robustness of the original and of every tuned model, every epoch of it.
+"""Step 8: score the original and every tuned model, and select an epoch of each method.
 
-    python dare/test.py --dataset digits --model alexnet
-    python dare/test.py --dataset digits --model alexnet --adaptive
+    python dare/test.py --dataset digits --model lenet
+    python dare/test.py --dataset digits --model lenet --adaptive
 
-Reads data/<dataset>/ and, of models/<dataset>_<model>/, the checkpoint, adv/*.h5 and every folder of tuned models. Writes
-robustness.csv there, one row per model, attack and split; `selected` marks the epoch that the selection rule chose. With
---adaptive it also attacks every selected model itself (dare/adaptive.py). Empirical robustness is the accuracy, in %, on the
-samples that succeeded against the original. What has been scored is kept in scores.json, and not computed again.
+Reads data/<dataset>/ and, of models/<dataset>_<model>_seed<N>/, the checkpoints, adv/*.h5 and
+tuned/. Writes robustness.csv there, one row per model, attack and split, and scores.h5, which
+images each model gets right. Empirical robustness is the accuracy, in %, on the samples that
+succeeded against the original. With --adaptive it also attacks every selected model itself.
+
+Selection (the same for every method, over its epochs and learning rates) sees the validation part
+of the samples and the selection half of x_test. What is reported, the test part and the reporting
+half, is scored for selected models only, afterwards.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,184 +23,256 @@ import pandas as pd
 from tqdm import tqdm
 
 from dare.adaptive import evaluate
-from train.files import (
-    ATTACKS,
-    UserError,
-    artifact,
+from dare.controls import mined_checkpoints, other_seeds
+from dare.scores import Scores
+from train.artifacts import (
+    atomic_write,
     attributes,
-    checkpoint_path,
-    data_folder,
     data_sha256,
     epochs_in,
-    options,
-    pixels,
-    run,
+    samples_path,
     sha256,
     stage,
+    targets_path,
     weights_path,
-    whole,
-    write_text,
 )
-from train.utils import Batches, load_fitting_data, load_study, load_weights
+from train.flags import ATTACKS, UserError, options, start
+from train.utils import Batches, Rows, Study, load_weights, pixels, test_halves
 
 dataset = "digits"
-model = "alexnet"
+model = "lenet"
 seed = 0
 adaptive = False  # attack every selected model itself, too
+adaptive_images = 500  # of the reporting half
+restarts = 3  # of pgd, when it attacks a model itself
 
-SPLITS = ("train", "validation", "test")
-LOSS_ALLOWED = 1.0  # points of clean accuracy that a selected model may lose
+POINTS_ALLOWED = 1.0  # of clean accuracy, that a model of selected_within_1 may lose
+SELECTION_IMAGES = 2000  # of the selection half: enough to tell a point
+SAVED_EVERY = 25  # models: what an interruption can cost
 
-
-def read_samples(folder, **same):
-    """{attack: (images, labels, splits, SHA-256)} of the samples that succeeded; refused if made from another model."""
-    samples = {}
-    for name in ATTACKS:
-        path = folder / "adv" / f"{name}.h5"
-        if path.exists():
-            with artifact(path, f"python adv/generate_adv.py --attack {name}", **same) as file:
-                hit = file["success"][()]
-                samples[name] = (file["image"][()][hit], file["label"][()][hit], file["split"][()][hit], sha256(path))
-    if not samples:
-        raise UserError(f"{folder}/adv holds no adversarial samples: make them with `python adv/generate_adv.py`.")
-    return samples
+# What makes a method one row of the tables; its epochs and learning rates are to be chosen from.
+METHOD = ["method", "run", "per", "choose_layer", "batches"]
 
 
-def tuned_models(folder, digest):
-    """[(weights file, attributes)] of every epoch of every tuned model in a model folder, finished runs only.
+# ----------------------------------------------------------------------------- samples and models
 
-    Raises UserError if one was tuned from another checkpoint than `digest`.
+
+def read_samples(study):
+    """{part: (images, labels, index, SHA-256)} of the validation and test parts of all attacks.
+
+    Only samples on which the attack succeeded. Raises UserError if there are none, or if two
+    attacks attacked other images or split them otherwise, so that they share no test part.
     """
-    found = []
-    for sub in sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in ("checkpoints", "adv")):
-        epochs = epochs_in(sub)
-        paths = [weights_path(sub, epoch) for epoch in epochs]
-        about = [attributes(path) for path in paths]
-        if not paths:
+    parts, first = {}, None
+    for attack in ATTACKS:
+        path = samples_path(study.folder, attack)
+        if not path.exists():
             continue
-        if about[-1].get("checkpoint_sha256") != digest:
-            raise UserError(f"{sub} was tuned from checkpoint {str(about[-1].get('checkpoint_sha256'))[:12]}, not {digest[:12]}: tune it again or remove it.")
-        if about[-1]["epochs"] == epochs[-1]:
-            found += zip(paths, about, strict=True)
-    return found
+        with study.open_made(path, study.command("adv/generate_adv.py", attack=attack)) as file:
+            index, split, success = (file[k][()] for k in ("index", "split", "success"))
+            first = first or (path, index, split)
+            if not (np.array_equal(index, first[1]) and np.array_equal(split, first[2])):
+                raise UserError(
+                    f"{path} ({len(index)} samples) and {first[0]} ({len(first[1])}) are samples "
+                    f"of different images: make all attacks with the same --samples."
+                )
+            for code, title in (1, "validation"), (2, "test"):
+                rows = np.flatnonzero((split == code) & success)
+                images, labels = file["image"][rows], file["label"][rows]
+                parts[f"{attack} {title}"] = images, labels, index[rows], sha256(path)
+    if not parts:
+        raise UserError(
+            f"{study.folder}/adv holds no adversarial samples: make them with "
+            f"`{study.command('adv/generate_adv.py')}`."
+        )
+    if not any(len(part[1]) for name, part in parts.items() if name.endswith("validation")):
+        raise UserError(
+            f"{study.folder}/adv has no successful sample in its validation part, so that no "
+            f"epoch can be selected: make more samples."
+        )
+    return parts
+
+
+def clean_parts(study):
+    """The same for the two halves of x_test; of the selection half the first images by chance."""
+    x, y = study.data("test")
+    selection, reporting = test_halves(study.dataset, len(y))
+    if len(selection) > SELECTION_IMAGES:
+        few = np.random.default_rng(0).choice(selection, SELECTION_IMAGES, replace=False)
+        selection = np.sort(few)
+    digest = data_sha256(study.dataset, "test")
+    return {
+        f"clean {half}": (Rows(x, rows), y[rows], rows, digest)
+        for half, rows in (("selection", selection), ("reporting", reporting))
+    }
+
+
+def models_of(study):
+    """One row for each model to score: the columns of robustness.csv that say which it is, `path`.
+
+    Raises UserError if a model was tuned from another checkpoint than the study's.
+    """
+    final = epochs_in(study.folder / "checkpoints")[-1]
+    rows = [{"method": "original", "epoch": final, "path": study.checkpoint}]
+    layer = study.layer(None)
+    if targets_path(study.folder, layer).exists():
+        for epoch, path in mined_checkpoints(study, layer).items():
+            rows.append({"method": "control-checkpoint", "epoch": epoch, "path": path})
+    for other, path in other_seeds(study).items():
+        rows.append({"method": "control-seed", "epoch": other, "path": path})
+    for folder in sorted(p for p in (study.folder / "tuned").glob("*") if p.is_dir()):
+        rows += [tuned_row(study, path) for path in weights_in(folder)]
+    names = {"dataset": study.dataset, "model": study.model, "source": f"M{study.seed}"}
+    columns = ["run", "seed", "method", "lr_rate", "epoch", "per", "choose_layer", "batches"]
+    models = pd.DataFrame(rows).reindex(columns=[*columns, "path"])
+    models = models.assign(**names, seed=study.seed, run=models["run"].fillna(0).astype(int))
+    return models.assign(sha256=[sha256(path) for path in models["path"]])
+
+
+def weights_in(folder):
+    return [weights_path(folder, epoch) for epoch in epochs_in(folder)]
+
+
+def tuned_row(study, path):
+    about = attributes(path)
+    found, wanted = about.get("checkpoint_sha256"), study.made_from["checkpoint_sha256"]
+    if found != wanted:
+        raise UserError(
+            f"{path} was tuned from checkpoint {str(found)[:12]}, not {wanted[:12]}: move "
+            f"{path.parent} away, or tune again."
+        )
+    columns = ("method", "epoch", "run", "lr_rate", "per", "batches")
+    return {k: about.get(k) for k in columns} | {"choose_layer": about.get("layer"), "path": path}
+
+
+# -------------------------------------------------------------------------------- score and select
 
 
 def score(classifier, parts):
-    """{part: [images, right]} of one model in one pass, for {part: (images, labels)}."""
-    starts = np.cumsum([0, *(len(y) for _, y in parts.values())])
+    """{part: right, bool (n,)} of one model in one pass, for {part: (images, labels, ...)}."""
+    names, labels = list(parts), [part[1] for part in parts.values()]
+    starts = np.cumsum([0, *(len(y) for y in labels)])
 
     def make(rows, _):
         pieces = []
-        for (x, _), start, end in zip(parts.values(), starts, starts[1:], strict=False):
-            inside = rows[(rows >= start) & (rows < end)] - start
+        for name, begin, end in zip(names, starts, starts[1:], strict=False):
+            inside = rows[(rows >= begin) & (rows < end)] - begin
             if len(inside):
-                pieces.append(pixels(x[inside[0] : inside[-1] + 1]))
+                pieces.append(pixels(parts[name][0][inside]))
         return (np.concatenate(pieces),)
 
     predicted = classifier.predict(Batches(starts[-1], make, 256), verbose=0).argmax(axis=1)
-    return {name: [len(y), int((predicted[start : start + len(y)] == y).sum())] for (name, (_, y)), start in zip(parts.items(), starts, strict=False)}
+    right = predicted == np.concatenate(labels)
+    return dict(zip(names, np.split(right, starts[1:-1]), strict=True))
 
 
-def select(table):
-    """The selection rule of design section 7, on robustness.csv as a DataFrame; returns its column `selected`.
+def score_models(study, models, parts, scores, title):
+    """Score what `scores` lacks of the models (DataFrame) on the parts; saved now and then."""
+    todo = [row for row in models.itertuples() if scores.missing(row.sha256, parts)]
+    for count, row in enumerate(tqdm(todo, desc=title, unit="model", disable=None), 1):
+        missing = {part: parts[part] for part in scores.missing(row.sha256, parts)}
+        classifier = load_weights(study.classifier, row.path)
+        for part, right in score(classifier, missing).items():
+            scores.add(row.sha256, part, right)
+        if count % SAVED_EVERY == 0 or count == len(todo):
+            scores.save()
 
-    Of all epochs and learning rates of a method and run: the highest mean empirical robustness on the validation part among
-    those that lose at most LOSS_ALLOWED points of clean accuracy; if none, the one that loses least. The test part of the
-    samples is not looked at.
+
+def select(models):
+    """The selection rule: which models are `selected` and `selected_within_1`, two bool arrays.
+
+    Of all epochs and learning rates of a method (METHOD), the first mark goes to the highest
+    `robustness`, the mean over attacks on the validation part. The second goes to the highest among
+    those that lose at most POINTS_ALLOWED of `selection_accuracy`, and to none where none does. The
+    authors' tables must have used the first: their adversarial training loses up to 13 points.
+
+    models: DataFrame, a row a model, with the columns METHOD, robustness and selection_accuracy.
     """
-    original = table.loc[table["method"] == "original", "test_accuracy"].iloc[0]
-    validation = table[table["split"] == "validation"]
-    keys = ["method", "run", "per", "choose_layer", "lr_rate", "epoch"]
-    means = validation.groupby(keys, dropna=False, sort=False)
-    means = means.agg(robustness=("empirical_robustness", "mean"), clean=("test_accuracy", "first")).reset_index()
-    allowed = means["clean"] >= original - LOSS_ALLOWED - 1e-9
-    means["rank"] = np.where(allowed, means["robustness"], -1000 + means["clean"])
-    best = means.loc[means.groupby(["method", "run", "per", "choose_layer"], dropna=False)["rank"].idxmax()]
-    chosen = {tuple("" if pd.isna(v) else v for v in row) for row in best[keys].itertuples(index=False)}
-    return [tuple("" if pd.isna(v) else v for v in row) in chosen for row in table[keys].itertuples(index=False)]
+    original = models.loc[models["method"] == "original", "selection_accuracy"].iloc[0]
+    allowed = models["selection_accuracy"] >= original - POINTS_ALLOWED - 1e-9
+    marks = []
+    for candidates in models, models[allowed]:
+        best = candidates.groupby(METHOD, dropna=False, sort=False)["robustness"].idxmax()
+        marks.append(models.index.isin(best))
+    return tuple(marks)
 
 
-def score_all(folder, args, classifier, digest):
-    """robustness.csv of a model folder as a DataFrame, and {SHA-256: weights file} of the models in it."""
-    samples = read_samples(folder, checkpoint_sha256=digest, data_sha256=data_sha256(args.dataset))
-    x_test, y_test = load_fitting_data(args, "test", classifier)
-    digest_of_test = sha256(data_folder(args.dataset) / "x_test.npy", data_folder(args.dataset) / "y_test.npy")
-    clean, parts = f"clean {digest_of_test}", {}
-    parts[clean] = x_test, y_test
-    for attack, (images, labels, split, sample_digest) in samples.items():
-        for code, title in enumerate(SPLITS):
-            if code:  # the training part is what adversarial training was tuned on
-                parts[f"{attack} {title} {sample_digest}"] = images[split == code], labels[split == code]
-    final = epochs_in(folder / "checkpoints")[-1]
-    original = {"method": "original", "epoch": final, "run": 0}
-    models = [(checkpoint_path(folder, final), original), *tuned_models(folder, digest)]
-    path = folder / "scores.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    rows, known, files = [], {}, {}
-    for weights, about in tqdm(models, desc="score", unit="model", disable=None):
-        key = sha256(weights)
-        files[key] = weights
-        scores = kept.get(key, {})
-        wanted = parts.keys() - scores.keys()
-        if wanted:
-            scores |= score(load_weights(classifier, weights), {name: part for name, part in parts.items() if name in wanted})
-        kept[key] = known[key] = {name: scores[name] for name in parts}
-        if wanted:
-            write_text(path, json.dumps(kept))
-        count, right = scores[clean]
-        for attack in samples:
-            for split in SPLITS[1:]:
-                n, survived = scores[f"{attack} {split} {samples[attack][3]}"]
+def robustness_table(study, models, attacks, scores):
+    """robustness.csv as a DataFrame: a row for each model, attack and split."""
+    rows = []
+    for about in models.to_dict("records"):
+        digest = about["sha256"]
+        splits = ["validation"] + ["test"] * (about["selected"] or about["selected_within_1"])
+        for attack in attacks:
+            for split in splits:
+                part = f"{attack} {split}"
                 rows.append(
-                    {
-                        "dataset": args.dataset,
-                        "model": args.model,
-                        "source": f"M{args.seed}",
-                        "run": about["run"],
-                        "seed": args.seed,
-                        "method": about["method"],
-                        "lr_rate": about.get("lr_rate"),
-                        "epoch": about["epoch"],
-                        "attack": attack,
-                        "split": split,
-                        "n": n,
-                        "empirical_robustness": round(100 * survived / n, 4) if n else float("nan"),
-                        "test_accuracy": round(100 * right / count, 4),
-                        "per": about.get("per"),
-                        "choose_layer": about.get("choose_layer"),
-                        "sha256": key,
-                    }
+                    about
+                    | {"attack": attack, "split": split, "n": len(scores.index[part])}
+                    | {"empirical_robustness": scores.percent(digest, part)}
+                    | {"test_accuracy": scores.percent(digest, "clean reporting")}
                 )
-    write_text(path, json.dumps(known))
-    table = pd.DataFrame(rows)
-    table.insert(13, "selected", select(table))
-    return table, files
+    columns = "dataset model source run seed method lr_rate epoch attack split n "
+    columns += "empirical_robustness test_accuracy selected selected_within_1 "
+    columns += "per choose_layer batches selection_accuracy sha256"
+    return pd.DataFrame(rows)[columns.split()].round(4)
 
 
-def summary(table):
-    """The table for the terminal: the selected models on the test part, a column per attack."""
-    chosen = table[table["selected"] & (table["split"] == "test")]
+def score_study(study):
+    """(robustness.csv as a DataFrame, {SHA-256: weights file}) of a study; see the docstring."""
+    samples, clean, models = read_samples(study), clean_parts(study), models_of(study)
+    attacks = [a for a in ATTACKS if f"{a} test" in samples]
+    parts, scores = samples | clean, Scores(study.folder / "scores.h5")
+    for part, (_, _, index, made_from) in parts.items():
+        scores.define(part, index, made_from)
+    seen = {p: parts[p] for p in ("clean selection", *(f"{a} validation" for a in attacks))}
+    score_models(study, models, seen, scores, "score all models")
+
+    percent = scores.percent
+    validation = [[percent(m, f"{a} validation") for a in attacks] for m in models["sha256"]]
+    models["robustness"] = np.nanmean(validation, axis=1)
+    models["selection_accuracy"] = [percent(m, "clean selection") for m in models["sha256"]]
+    models["selected"], models["selected_within_1"] = select(models)
+
+    chosen = models[models["selected"] | models["selected_within_1"]]
+    reported = {p: parts[p] for p in ("clean reporting", *(f"{a} test" for a in attacks))}
+    score_models(study, chosen, reported, scores, "score selected models")
+    weights = dict(zip(models["sha256"], models["path"], strict=True))
+    return robustness_table(study, models, attacks, scores), weights
+
+
+def summary(table, mark):
+    """What the terminal shows: the marked models on the test part, a column for each attack."""
+    chosen = table[table[mark] & (table["split"] == "test")]
     keys = ["method", "per", "choose_layer", "lr_rate", "run", "epoch", "test_accuracy"]
-    wide = chosen.pivot_table(index=keys, columns="attack", values="empirical_robustness", sort=False, dropna=False)
-    wide = wide.dropna(how="all")[[a for a in ATTACKS if a in wide.dropna(how="all").columns]]
-    return wide.assign(mean=wide.mean(axis=1)).round(1).reset_index().rename(columns={"test_accuracy": "clean"})
+    wide = chosen.groupby([*keys, "attack"], dropna=False, sort=False)["empirical_robustness"]
+    wide = wide.first().unstack("attack")
+    return wide.assign(mean=wide.mean(axis=1)).round(1).reset_index()
 
 
 def main(argv=None):
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, adaptive=adaptive)
-    folder, classifier, _, digest = load_study(args)
-    with stage(folder / "test.log", "score", **vars(args)):
-        table, files = score_all(folder, args, classifier, digest)
-        with whole(folder / "robustness.csv") as temporary:
+    args = options(
+        __doc__, argv, dataset=dataset, model=model, seed=seed, adaptive=adaptive,
+        adaptive_images=adaptive_images, restarts=restarts,
+    )  # fmt: skip
+    study = Study.open(args)
+    with stage(study.folder / "test.log", "score", **vars(args)):
+        table, weights = score_study(study)
+        path = study.folder / "robustness.csv"
+        with atomic_write(path) as temporary:
             table.to_csv(temporary, index=False)
-        print(f"\nEmpirical robustness in % on the test part of the samples, and clean accuracy; {args.dataset} {args.model} M{args.seed}\n")
-        print(summary(table).to_string(index=False, na_rep="", float_format=lambda v: f"{v:g}"))
-        print(f"\n{folder / 'robustness.csv'}: {len(table)} rows", flush=True)
+        for mark, rule in (
+            ("selected", "highest validation robustness"),
+            ("selected_within_1", "the same, at most 1 point of clean accuracy lost"),
+        ):
+            print(f"\nEmpirical robustness in % and clean accuracy (test_accuracy): {rule}\n")
+            print(
+                summary(table, mark).to_string(index=False, na_rep="", float_format="{:g}".format)
+            )
+        print(f"\n{path}: {len(table)} rows", flush=True)
         if args.adaptive:
-            found = evaluate(folder, table, files, classifier, *load_fitting_data(args, "test", classifier), args.seed)
-            wide = found.pivot_table(index="method", columns=["attack", "epsilon"], values="value", sort=False)
-            print(f"\nRobust accuracy in % of the selected models, each attacked itself, over epsilon\n\n{wide.round(1).to_string()}\n")
+            evaluate(study, table, weights, args.adaptive_images, args.restarts)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

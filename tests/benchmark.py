@@ -57,12 +57,20 @@ def attacks(classifier, x, y, steps):
     print(f"\nforward {forward:.2f} ms an image, gradient {gradient:.2f} ms an image\n")
     plain = {
         "fgsm": foolbox.attacks.LinfFastGradientAttack(),
-        "bim": foolbox.attacks.L1BasicIterativeAttack(rel_stepsize=1 / 6, steps=10, random_start=False),
-        "pgd": foolbox.attacks.LinfProjectedGradientDescentAttack(rel_stepsize=1 / 30, steps=40, random_start=False),
-        "cw": foolbox.attacks.L2CarliniWagnerAttack(5, steps, stepsize=cw_rate(steps), initial_const=1e-2),
+        "bim": foolbox.attacks.L1BasicIterativeAttack(
+            rel_stepsize=1 / 6, steps=10, random_start=False
+        ),
+        "pgd": foolbox.attacks.LinfProjectedGradientDescentAttack(
+            rel_stepsize=1 / 30, steps=40, random_start=False
+        ),
+        "cw": foolbox.attacks.L2CarliniWagnerAttack(
+            5, steps, stepsize=cw_rate(steps), initial_const=1e-2
+        ),
         "jsma": SaliencyMapAttack(block=0),
     }
-    print(f"{'attack':8}{'images/s':>10}{'success':>9}{'outside calls':>15}{'Foolbox 3 images/s':>20}{'success (ours)':>16}{'faster':>8}{'size ratio':>12}")
+    print(
+        f"{'attack':8}{'images/s':>10}{'success':>9}{'outside calls':>15}{'Foolbox 3 images/s':>20}{'success (ours)':>16}{'faster':>8}{'size ratio':>12}"
+    )
     for name in ATTACKS:
         calls.seconds = 0
         most = steps if name == "cw" else None
@@ -77,15 +85,28 @@ def attacks(classifier, x, y, steps):
         inputs, labels = (ep.from_numpy(calls.like, a[few]).raw for a in (x, y))
         # A list as fine as our searches, and no longer than it has to be: in practice nobody knows where it may begin and end.
         sizes = size(name, found - x[few])[success]
-        fine = np.exp(np.arange(np.log(0.9 * sizes.min()), np.log(1.1 * sizes.max()), 0.05)) * (x[0].size if name == "bim" else 1)
+        fine = np.exp(np.arange(np.log(0.9 * sizes.min()), np.log(1.1 * sizes.max()), 0.05)) * (
+            x[0].size if name == "bim" else 1
+        )
         epsilons = [None] if name in ("cw", "jsma") else list(fine)
-        theirs, (_, clipped, hit) = seconds(lambda name=name, a=inputs, b=labels, e=epsilons: plain[name](calls.fmodel, a, b, epsilons=e))
+        theirs, (_, clipped, hit) = seconds(
+            lambda name=name, a=inputs, b=labels, e=epsilons: plain[name](
+                calls.fmodel, a, b, epsilons=e
+            )
+        )
         hit = ep.astensor(hit).numpy()
-        best = np.stack([ep.astensor(clipped[k]).numpy()[i] for i, k in enumerate(hit.argmax(axis=0))])
+        best = np.stack(
+            [ep.astensor(clipped[k]).numpy()[i] for i, k in enumerate(hit.argmax(axis=0))]
+        )
         both = hit.any(axis=0) & success
-        ratio, in_l2 = (size(n, found - x[few])[both].mean() / size(n, best - x[few])[both].mean() for n in (name, "cw"))
+        ratio, in_l2 = (
+            size(n, found - x[few])[both].mean() / size(n, best - x[few])[both].mean()
+            for n in (name, "cw")
+        )
         rate = f"{len(hit[0]) / theirs:20.2f}{100 * hit.any(axis=0).mean():4.0f}% ({100 * success.mean():.0f}%)"
-        line += f"{rate}{theirs / again:8.1f}{ratio:12.3f}" + (f" (L2 {in_l2:.3f})" if name == "jsma" else "")
+        line += f"{rate}{theirs / again:8.1f}{ratio:12.3f}" + (
+            f" (L2 {in_l2:.3f})" if name == "jsma" else ""
+        )
         print(line, flush=True)
 
 
@@ -95,11 +116,16 @@ def slicer(classifier, x, y):
     fast = min(seconds(backward, links, outputs, inputs, 0.95)[0] for _ in range(5))
     # The naive loop would take minutes on the whole network: time it on a part of one, with as many inputs to a neuron, and count synapses.
     layers = keras.layers
-    small = keras.Sequential([keras.Input(x.shape[1:]), layers.AveragePooling2D(7), layers.Flatten()])
+    small = keras.Sequential(
+        [keras.Input(x.shape[1:]), layers.AveragePooling2D(7), layers.Flatten()]
+    )
     for units in (2048, 16, int(y.max()) + 1):
         small.add(layers.Dense(units, "softmax" if units < 16 else "relu"))
     slow, _ = seconds(naive, small, pixels(x[:64]), y[:64], 0.95)
-    count = [sum(int(np.prod(w.kernel.shape[-2:])) for w in m.layers if hasattr(w, "kernel")) for m in (classifier, small)]
+    count = [
+        sum(int(np.prod(w.kernel.shape[-2:])) for w in m.layers if hasattr(w, "kernel"))
+        for m in (classifier, small)
+    ]
     print(
         f"slicer: {fast:.2f} s for {count[0]:,} synapses; naive loop {slow:.2f} s for {count[1]:,}: "
         f"{slow / count[1] * count[0] / fast:,.0f} times as fast a synapse"
@@ -122,7 +148,9 @@ def mining(folder, classifier, x, y):
             predict(classifier, x), predict(part, x)
 
     mine(checkpoints, x, y, classifier, layer)
-    passes = min(seconds(forward_only)[0] for _ in range(2)) * (len(checkpoints) + 1) / len(checkpoints)
+    passes = (
+        min(seconds(forward_only)[0] for _ in range(2)) * (len(checkpoints) + 1) / len(checkpoints)
+    )
     ours = min(seconds(mine, checkpoints, x, y, classifier, layer)[0] for _ in range(2))
     print(
         f"mining: {ours / passes:.2f} times its forward passes (checkpoints + 1); "
@@ -133,17 +161,24 @@ def mining(folder, classifier, x, y):
 def augmentation(classifier, x, y, args):
     network = keras.Model(classifier.inputs[0], classifier.outputs[0])
     network.compile(keras.optimizers.SGD(1e-6), "sparse_categorical_crossentropy")
-    plain = Batches(len(x), lambda rows, _: (pixels(x[rows]), y[rows]), params.batch_of(len(x)), (0,))
+    plain = Batches(
+        len(x), lambda rows, _: (pixels(x[rows]), y[rows]), params.batch_of(len(x)), (0,)
+    )
     batches = {"plain": plain, "augmented": train_batches(x, y, args.model, args.dataset, 0)}
     network.fit(plain, verbose=0)
-    turns = [{name: seconds(lambda b=b: network.fit(b, verbose=0))[0] for name, b in batches.items()} for _ in range(5)]  # taking turns
+    turns = [
+        {name: seconds(lambda b=b: network.fit(b, verbose=0))[0] for name, b in batches.items()}
+        for _ in range(5)
+    ]  # taking turns
     times = {name: min(turn[name] for turn in turns) for name in batches}
     more = 100 * (times["augmented"] / times["plain"] - 1)
     print(f"training: {len(x) / times['plain']:.0f} images/s; augmentation takes {more:+.1f}% time")
 
 
 def main(argv=None):
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, samples=samples, steps=steps)
+    args = options(
+        __doc__, argv, dataset=dataset, model=model, seed=seed, samples=samples, steps=steps
+    )
     folder, classifier, path, _ = load_study(args)
     x, y = load_fitting_data(args, "train", classifier)
     few = slice(0, 2 * args.samples + 64)
@@ -151,7 +186,12 @@ def main(argv=None):
     slicer(classifier, x, y)
     mining(folder, classifier, x[:4000], y[:4000])
     augmentation(load_weights(classifier, path), x[:1280], y[:1280], args)
-    attacks(load_weights(classifier, path), pixels(x[few][right][: args.samples]), y[few][right][: args.samples], args.steps)
+    attacks(
+        load_weights(classifier, path),
+        pixels(x[few][right][: args.samples]),
+        y[few][right][: args.samples],
+        args.steps,
+    )
 
 
 if __name__ == "__main__":

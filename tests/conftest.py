@@ -1,5 +1,6 @@
-"""Shared by all tests: a home of its own for data/ and models/, and networks small enough to train in a second."""
+"""Shared by all tests: a home for data/ and models/, and networks that train in a second."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,16 +10,17 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import pytest
 
-import train.files
+import train.artifacts
+import train.models
+import train.params
+from train.backend import keras, ops
 from train.utils import set_seed
 
-import keras  # isort: skip
-from keras import layers  # isort: skip
-import train.models  # isort: skip
+layers = keras.layers
 
 
 def tiny(x, classes):
-    """A network with a layer of every kind that matters: conv, BN, ReLU, pool, flatten, dense, dropout."""
+    """A layer of every kind that matters: conv, BN, ReLU, pool, flatten, dense, dropout."""
     x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv1")(x)
     x = layers.BatchNormalization(name="conv1_bn")(x)
     x = layers.ReLU(name="conv1_relu")(x)
@@ -32,13 +34,17 @@ def tiny(x, classes):
 
 
 train.models.NETWORKS["tiny"] = tiny
+train.params.chosen_layer["tiny"] = "conv2"
+
+TOY = ["--dataset", "toy", "--model", "tiny"]
 
 
 def patterns(n, classes=4, size=12, seed=0):
-    """n small images of `classes` classes that a tiny network learns quickly: uint8 (n, size, size, 1), labels (n,)."""
+    """n images that a tiny network learns quickly: uint8 (n, size, size, 1), and labels (n,)."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n) % classes)
-    prototypes = np.random.default_rng(9).random((classes, size // 4, size // 4, 1)).repeat(4, axis=1).repeat(4, axis=2)
+    prototypes = np.random.default_rng(9).random((classes, size // 4, size // 4, 1))
+    prototypes = prototypes.repeat(4, axis=1).repeat(4, axis=2)
     x = 0.6 * prototypes[y] + 0.4 * rng.random((n, size, size, 1))
     return (255 * x).astype("uint8"), y
 
@@ -46,7 +52,7 @@ def patterns(n, classes=4, size=12, seed=0):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty folder in the place of the repository's data/ and models/."""
-    monkeypatch.setattr(train.files, "HOME", tmp_path)
+    monkeypatch.setattr(train.artifacts, "HOME", tmp_path)
     return tmp_path
 
 
@@ -62,33 +68,34 @@ def write_data(home, name="toy", n=240, **kwargs):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A home with a data set "toy" and a trained, sliced, mined and attacked "toy_tiny"; copy it to change it."""
+    """A home with a data set "toy" and a trained, sliced, mined and attacked "toy_tiny_seed0".
+
+    Use `study` to change it.
+    """
     from adv import generate_adv
     from dare import get_ats, nnslicer
     from train.train import train as train_network
 
     home = tmp_path_factory.mktemp("trained")
     patch = pytest.MonkeyPatch()
-    patch.setattr(train.files, "HOME", home)
+    patch.setattr(train.artifacts, "HOME", home)
     write_data(home)
-    study = ["--dataset", "toy", "--model", "tiny"]
     train_network("toy", "tiny", 0, 8)
-    nnslicer.main(study)
-    get_ats.main(study)
-    generate_adv.main([*study, "--attack", "fgsm,pgd", "--samples", "60"])
+    nnslicer.main(TOY)
+    get_ats.main(TOY)
+    get_ats.main([*TOY, "--choose_layer", "predictions"])
+    generate_adv.main([*TOY, "--attack", "fgsm,pgd", "--samples", "60"])
     patch.undo()
     return home
 
 
 @pytest.fixture
 def study(trained, tmp_path, monkeypatch):
-    """A copy of `trained` to work in; returns (home, model folder, flags)."""
-    import shutil
-
+    """A copy of `trained` to work in; returns (home, the study's folder, flags)."""
     home = tmp_path / "home"
     shutil.copytree(trained, home)
-    monkeypatch.setattr(train.files, "HOME", home)
-    return home, home / "models" / "toy_tiny", ["--dataset", "toy", "--model", "tiny"]
+    monkeypatch.setattr(train.artifacts, "HOME", home)
+    return home, home / "models" / "toy_tiny_seed0", list(TOY)
 
 
 @pytest.fixture
@@ -99,4 +106,4 @@ def classifier():
 
 
 def weights_of(model):
-    return {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
+    return {v.path: ops.convert_to_numpy(v) for v in model.weights}

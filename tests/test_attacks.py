@@ -8,7 +8,16 @@ import pytest
 from conftest import patterns
 
 from adv import generate_adv
-from adv.adapter import Calls, chosen_logit, cross_entropy, foolbox_model, logits_model, margin, margin_loss, pool
+from adv.adapter import (
+    Calls,
+    chosen_logit,
+    cross_entropy,
+    foolbox_model,
+    logits_model,
+    margin,
+    margin_loss,
+    pool,
+)
 from adv.attacks import attack, norms
 from adv.saliency_map import SaliencyMapAttack, saliency_map, target_classes
 from train.files import ATTACKS, UserError, attributes
@@ -47,10 +56,20 @@ def foolbox2(name, calls, x, y):
             sign = np.sign(calls.gradient(image, label, cross_entropy)[1])
             sizes = np.linspace(0, 1, 1001)[1:]
             for _ in range(2):
-                hit = next((k for k, s in enumerate(sizes) if wrong(np.clip(image + np.float32(s) * sign, 0, 1))), None)
+                hit = next(
+                    (
+                        k
+                        for k, s in enumerate(sizes)
+                        if wrong(np.clip(image + np.float32(s) * sign, 0, 1))
+                    ),
+                    None,
+                )
                 if hit is None:
                     break
-                result[i], success[i] = np.clip(image + np.float32(sizes[hit]) * sign, 0, 1)[0], True
+                result[i], success[i] = (
+                    np.clip(image + np.float32(sizes[hit]) * sign, 0, 1)[0],
+                    True,
+                )
                 if hit >= 20 or len(sizes) == 20:
                     break
                 sizes = np.linspace(0, sizes[hit], 21)[1:]
@@ -61,7 +80,11 @@ def foolbox2(name, calls, x, y):
             current = image
             for _ in range(steps):
                 gradient = calls.gradient(current, label, cross_entropy)[1]
-                direction = np.sign(gradient) if name == "pgd" else gradient / max(np.abs(gradient).mean(), 1e-12)
+                direction = (
+                    np.sign(gradient)
+                    if name == "pgd"
+                    else gradient / max(np.abs(gradient).mean(), 1e-12)
+                )
                 change = current + share * epsilon * direction - image
                 if name == "pgd":
                     change = np.clip(change, -epsilon, epsilon)
@@ -102,9 +125,22 @@ def test_no_worse_than_the_search_of_foolbox_2(subject, name):
 FINE = np.geomspace(0.01, 0.6, 80)  # 5% from one to the next
 FOOLBOX = {
     "fgsm": (lambda: foolbox.attacks.LinfFastGradientAttack(), list(FINE)),
-    "pgd": (lambda: foolbox.attacks.LinfProjectedGradientDescentAttack(rel_stepsize=1 / 30, steps=40, random_start=False), list(FINE)),
-    "bim": (lambda: foolbox.attacks.L1BasicIterativeAttack(rel_stepsize=1 / 6, steps=10, random_start=False), list(FINE * 144)),
-    "cw": (lambda: foolbox.attacks.L2CarliniWagnerAttack(5, 150, stepsize=5e-3, initial_const=1e-2), [None]),
+    "pgd": (
+        lambda: foolbox.attacks.LinfProjectedGradientDescentAttack(
+            rel_stepsize=1 / 30, steps=40, random_start=False
+        ),
+        list(FINE),
+    ),
+    "bim": (
+        lambda: foolbox.attacks.L1BasicIterativeAttack(
+            rel_stepsize=1 / 6, steps=10, random_start=False
+        ),
+        list(FINE * 144),
+    ),
+    "cw": (
+        lambda: foolbox.attacks.L2CarliniWagnerAttack(5, 150, stepsize=5e-3, initial_const=1e-2),
+        [None],
+    ),
 }
 
 
@@ -113,7 +149,9 @@ def test_no_worse_than_foolbox_3(subject, name):
     model, x, y, calls = subject
     x, y = x[:40], y[:40]
     make, epsilons = FOOLBOX[name]
-    _, clipped, hit = make()(calls.fmodel, *(ep.from_numpy(calls.like, a).raw for a in (x, y)), epsilons=epsilons)
+    _, clipped, hit = make()(
+        calls.fmodel, *(ep.from_numpy(calls.like, a).raw for a in (x, y)), epsilons=epsilons
+    )
     hit = ep.astensor(hit).numpy()
     first = hit.argmax(axis=0)
     theirs = np.stack([ep.astensor(clipped[k]).numpy()[i] for i, k in enumerate(first)])
@@ -130,7 +168,12 @@ def test_what_attacks_return(subject, name):
     labels = np.concatenate([wrong, y[1:10]])
     found, success = attack(name, model, x[:10], labels, steps=60)
     predicted = predict(model, found).argmax(axis=1)
-    assert found.dtype == np.float32 and found.shape == x[:10].shape and found.min() >= 0 and found.max() <= 1
+    assert (
+        found.dtype == np.float32
+        and found.shape == x[:10].shape
+        and found.min() >= 0
+        and found.max() <= 1
+    )
     np.testing.assert_array_equal(found[0], x[0])  # wrong from the start: comes back as it is
     assert success[0] and success.sum() > 5
     np.testing.assert_array_equal(predicted != labels, success)
@@ -144,7 +187,9 @@ def test_fixed_mode(subject, name):
     model, x, y, calls = subject
     x, y = x[:20], y[:20]
     epsilon = {"cw": 1.0, "jsma": 20}.get(name, 0.15)
-    found, success = attack(name, model, x, y, mode="fixed", epsilons=epsilon, steps=40, calls=calls)
+    found, success = attack(
+        name, model, x, y, mode="fixed", epsilons=epsilon, steps=40, calls=calls
+    )
     assert norms(found - x)[{"cw": "l2", "jsma": "l0"}.get(name, "linf")].max() <= epsilon + 1e-6
     assert 0 < success.sum()
     np.testing.assert_array_equal((predict(model, found).argmax(axis=1) != y)[success], True)
@@ -158,16 +203,28 @@ def test_jsma_changes_the_most_salient_feature(subject):
     for i in range(4):
         current, times = x[i].ravel().copy(), np.zeros(x[i].size, int)
         for _ in range(12):
-            z, gradient = calls.gradient(current.reshape(1, *x.shape[1:]), target[i : i + 1], chosen_logit)
+            z, gradient = calls.gradient(
+                current.reshape(1, *x.shape[1:]), target[i : i + 1], chosen_logit
+            )
             if z.argmax() == target[i]:
                 break
             order = np.argsort(-np.abs(gradient.ravel()))
-            feature = next(f for f in order if times[f] < 3 and 0 <= current[f] + np.sign(gradient.ravel()[f]) * 1e-9 <= 1 and times[f] >= 0)
-            current[feature] = np.clip(current[feature] + 0.2 * np.sign(gradient.ravel()[feature]), 0, 1)
+            feature = next(
+                f
+                for f in order
+                if times[f] < 3
+                and 0 <= current[f] + np.sign(gradient.ravel()[f]) * 1e-9 <= 1
+                and times[f] >= 0
+            )
+            current[feature] = np.clip(
+                current[feature] + 0.2 * np.sign(gradient.ravel()[feature]), 0, 1
+            )
             times[feature] = 99 if current[feature] in (0, 1) else times[feature] + 1
         make = SaliencyMapAttack(theta=0.2, max_perturbations_per_pixel=3, steps=12, block=0)
         inputs = ep.from_numpy(calls.like, x[i : i + 1]).raw
-        criterion = foolbox.criteria.TargetedMisclassification(ep.from_numpy(calls.like, target[i : i + 1]))
+        criterion = foolbox.criteria.TargetedMisclassification(
+            ep.from_numpy(calls.like, target[i : i + 1])
+        )
         found, _, success = make(calls.fmodel, inputs, criterion, epsilons=None)
         if ep.astensor(success).numpy()[0]:
             np.testing.assert_allclose(ep.astensor(found).numpy().ravel(), current, atol=1e-6)
@@ -193,7 +250,9 @@ def test_jsma_in_blocks_is_no_worse(subject):
 def test_jsma_as_a_foolbox_attack(subject):
     _, x, y, calls = subject
     inputs, labels = (ep.from_numpy(calls.like, a).raw for a in (x, y))
-    found, clipped, success = SaliencyMapAttack()(calls.fmodel, inputs, labels, epsilons=[None, 5, 1000])
+    found, clipped, success = SaliencyMapAttack()(
+        calls.fmodel, inputs, labels, epsilons=[None, 5, 1000]
+    )
     success = ep.astensor(success).numpy()
     changed = norms(ep.astensor(clipped[1]).numpy() - x)["l0"]
     assert success[0].mean() > MOST and (success[0] == success[2]).all() and (changed <= 5).all()
@@ -201,28 +260,42 @@ def test_jsma_as_a_foolbox_attack(subject):
     times = np.round(np.abs(ep.astensor(found[0]).numpy() - x) / 0.1, 3)
     assert times.max() <= 7
     with pytest.raises(ValueError, match="criterion"):
-        both = foolbox.criteria.Misclassification(labels) & foolbox.criteria.Misclassification(labels)
+        both = foolbox.criteria.Misclassification(labels) & foolbox.criteria.Misclassification(
+            labels
+        )
         SaliencyMapAttack()(calls.fmodel, inputs, both, epsilons=None)
 
 
 def test_logits_and_gradients(subject):
     model, x, y, calls = subject
     z = calls.logits(x)
-    np.testing.assert_allclose(np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), predict(model, x), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), predict(model, x), rtol=1e-4, atol=1e-6
+    )
     direction = calls.gradient(x[:4], y[:4], cross_entropy)[1]
     _, theirs = ep.value_and_grad(
-        lambda inputs: ep.crossentropy(calls.fmodel(inputs), ep.from_numpy(calls.like, y[:4])).sum(), ep.from_numpy(calls.like, x[:4])
+        lambda inputs: ep.crossentropy(
+            calls.fmodel(inputs), ep.from_numpy(calls.like, y[:4])
+        ).sum(),
+        ep.from_numpy(calls.like, x[:4]),
     )
     for mine, other in zip(direction, theirs.numpy(), strict=True):
-        np.testing.assert_allclose(mine / np.abs(mine).max(), other / np.abs(other).max(), atol=1e-3)
-    for loss, value in ((chosen_logit, lambda z: z[0, y[0]]), (margin_loss, lambda z: margin(z, y[:1])[0])):
+        np.testing.assert_allclose(
+            mine / np.abs(mine).max(), other / np.abs(other).max(), atol=1e-3
+        )
+    for loss, value in (
+        (chosen_logit, lambda z: z[0, y[0]]),
+        (margin_loss, lambda z: margin(z, y[:1])[0]),
+    ):
         _, gradient = calls.gradient(x[:1], y[:1], loss)
         feature = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
         moved = [x[:1].copy(), x[:1].copy()]
         moved[0][feature], moved[1][feature] = x[feature] - 5e-3, x[feature] + 5e-3
         slope = (value(calls.logits(moved[1])) - value(calls.logits(moved[0]))) / 1e-2
         assert gradient[feature] == pytest.approx(slope, rel=0.05)
-    twin = keras.Sequential([keras.Input((12, 12, 1)), layers.Flatten(), layers.Dense(3), layers.Softmax()])
+    twin = keras.Sequential(
+        [keras.Input((12, 12, 1)), layers.Flatten(), layers.Dense(3), layers.Softmax()]
+    )
     expected = keras.ops.matmul(x[:2].reshape(2, -1), twin.layers[1].kernel)
     np.testing.assert_allclose(logits_model(twin)(x[:2]), expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="softmax"):
@@ -243,7 +316,14 @@ def test_pool_keeps_calls_full():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"name": "deepfool"}, {"mode": "fast"}, {"mode": "fixed"}, {"epsilons": 0.1}, {"x": np.full((1, 12, 12, 1), np.nan)}, {"x": np.full((1, 12, 12, 1), 2)}],
+    [
+        {"name": "deepfool"},
+        {"mode": "fast"},
+        {"mode": "fixed"},
+        {"epsilons": 0.1},
+        {"x": np.full((1, 12, 12, 1), np.nan)},
+        {"x": np.full((1, 12, 12, 1), 2)},
+    ],
 )
 def test_refusals(subject, bad):
     model, x, y, calls = subject
@@ -290,6 +370,14 @@ def test_sample_files(study):
         np.testing.assert_array_equal(file["label"][()], y[index])
         model = load_classifier(folder)
         assert (predict(model, x[index]).argmax(axis=1) == y[index]).all()
-        np.testing.assert_array_equal(predict(model, file["image"][()]).argmax(axis=1) != y[index], file["success"][()])
-        np.testing.assert_allclose(file["linf"][()], np.abs(file["image"][()] - x[index].astype("float32") / 255).max(axis=(1, 2, 3)), rtol=1e-5)
-    assert {"attack", "mode", "samples", "checkpoint_sha256", "data_sha256", "version"} <= set(attributes(folder / "adv/fgsm.h5"))
+        np.testing.assert_array_equal(
+            predict(model, file["image"][()]).argmax(axis=1) != y[index], file["success"][()]
+        )
+        np.testing.assert_allclose(
+            file["linf"][()],
+            np.abs(file["image"][()] - x[index].astype("float32") / 255).max(axis=(1, 2, 3)),
+            rtol=1e-5,
+        )
+    assert {"attack", "mode", "samples", "checkpoint_sha256", "data_sha256", "version"} <= set(
+        attributes(folder / "adv/fgsm.h5")
+    )

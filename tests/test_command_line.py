@@ -1,4 +1,4 @@
-"""Wrong input, missing and stale artifacts: one sentence on stderr, exit code 2, no traceback, nothing overwritten."""
+"""Wrong input, missing and stale artifacts: one sentence, exit code 2, nothing overwritten."""
 
 import importlib
 import os
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_data
 
-import train.files
-from train.files import UserError
+import train.artifacts
+from train.flags import UserError
 
 SCRIPTS = {
     "prepare": "data.prepare",
@@ -38,7 +38,11 @@ def call(script, flags):
 
 
 def snapshot(folder):
-    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix not in (".log", ".json")}
+    return {
+        p: p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix not in (".log", ".json")
+    }
 
 
 WRONG = [
@@ -46,11 +50,11 @@ WRONG = [
     ("nnslicer", f"{TOY} --per 1.01", "per.*share"),
     ("nnslicer", f"{TOY} --per nan", "per.*share"),
     ("nnslicer", f"{TOY} --pear 1", "unrecognized arguments: --pear"),
-    ("nnslicer", "--dataset nowhere", "nowhere_alexnet is missing"),
+    ("nnslicer", "--dataset nowhere", "nowhere_lenet_seed0 is missing"),
     ("nnslicer", "--dataset ../../etc", "plain folder name"),
-    ("nnslicer", "--dataset toy --model vgg11", "toy_vgg11 is missing"),
+    ("nnslicer", "--dataset toy --model vgg11", "toy_vgg11_seed0 is missing"),
     ("nnslicer", f"{TOY} --seed -1", "seed"),
-    ("train", "--dataset toy --model lenet", "lenet is unknown"),
+    ("train", "--dataset toy --model resnet", "resnet is unknown"),
     ("train", "--dataset nothing --model vgg16", "x_train.npy is missing.*prepare.py"),
     ("train", "--dataset toy --model vgg16 --epochs 0", "epochs"),
     ("train", "--dataset toy --model vgg16 --epochs -3", "epochs"),
@@ -66,17 +70,23 @@ WRONG = [
     ("generate_adv", f"{TOY} --mode fixed", "needs an epsilon"),
     ("generate_adv", f"{TOY} --epsilon 0.1", "minimal takes none"),
     ("generate_adv", f"{TOY} --mode fixed --epsilon -1", "epsilon"),
-    ("generate_adv", f"{TOY} --mode fixed --epsilon 1e-9 --attack fgsm --samples 20", "fgsm changed the decision on none"),
+    (
+        "generate_adv",
+        f"{TOY} --mode fixed --epsilon 1e-9 --attack fgsm --samples 20",
+        "fgsm changed the decision on none",
+    ),
     ("dare", f"{TOY} --lr_rate 0", "learning rate above 0"),
     ("dare", f"{TOY} --lr_rate -1", "learning rate above 0"),
     ("dare", f"{TOY} --lr_rate nan", "learning rate above 0"),
     ("dare", f"{TOY} --epoch 0", "epoch"),
     ("dare", f"{TOY} --per 0.3", "slice_0.3.h5 is missing.*nnslicer.py.*--per 0.3"),
     ("dare", f"{TOY} --choose_layer dense1", "ats_dense1.h5 is missing.*get_ats.py"),
-    ("dare-last", TOY, "ats_predictions.h5 is missing.*get_ats.py"),
+    ("controls", f"{TOY} --control nothing", "nothing.*self, single"),
+    ("controls", f"{TOY} --control noise", "model.010.weights.h5 is missing.*dare/dare.py"),
     ("fintune_adv", f"{TOY} --attack cw", "cw.h5 is missing.*generate_adv.py"),
     ("fintune_adv", f"{TOY} --attack sticker", "sticker"),
-    ("test", "--dataset toy --model tiny --seed 3", "toy_tiny_seed3 is missing"),
+    ("test", f"{TOY} --seed 3", "toy_tiny_seed3 is missing"),
+    ("test", f"{TOY} --restarts 0", "restarts"),
     ("tables", "--dataset toy --model tiny", "robustness.csv is missing"),
     ("prepare", "--dataset unheard", "unknown data set"),
     ("prepare", "--dataset digits --limit 3", "limit"),
@@ -86,7 +96,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("script", "flags", "message"), WRONG, ids=[f"{s} {f}" for s, f, _ in WRONG])
+@pytest.mark.parametrize(
+    ("script", "flags", "message"), WRONG, ids=[f"{s} {f}" for s, f, _ in WRONG]
+)
 def test_wrong_flags(study, script, flags, message):
     home, *_ = study
     before = snapshot(home)
@@ -112,27 +124,132 @@ def data_part(home, letter, change):
 
 
 BROKEN = {
-    "slice corrupt": (lambda home, f: corrupt(f / "slice_0.95.h5"), "dare", TOY, "slice_0.95.h5 is corrupt"),
-    "targets corrupt": (lambda home, f: corrupt(f / "ats_conv2.h5", 0), "dare", TOY, "ats_conv2.h5 is corrupt"),
-    "samples corrupt": (lambda home, f: corrupt(f / "adv/fgsm.h5"), "fintune_adv", f"{TOY} --attack fgsm", "fgsm.h5 is corrupt"),
-    "checkpoint corrupt": (lambda home, f: corrupt(f / "checkpoints/model.008.weights.h5", 3000), "nnslicer", TOY, "model.008.weights.h5"),
-    "model corrupt": (lambda home, f: corrupt(f / "model.keras"), "nnslicer", TOY, "model.keras is not a Keras model"),
-    "slice of another per": (lambda home, f: attribute(f / "slice_0.95.h5", "per", 0.5), "dare", TOY, "per 0.5, not 0.95"),
-    "slice of another model": (lambda home, f: attribute(f / "slice_0.95.h5", "checkpoint_sha256", "f" * 64), "dare", TOY, "ffffffffffff, not"),
-    "targets of another model": (lambda home, f: attribute(f / "ats_conv2.h5", "checkpoint_sha256", "f" * 64), "dare-s", TOY, "ffffffffffff, not"),
-    "targets of another layer": (lambda home, f: attribute(f / "ats_conv2.h5", "choose_layer", "conv1"), "dare", TOY, "conv1, not conv2"),
-    "targets of other data": (lambda home, f: data_part(home, "x", lambda x: x[::-1]), "dare", TOY, "data_sha256 [0-9a-f]{12}, not [0-9a-f]{12}"),
-    "samples of another model": (lambda home, f: attribute(f / "adv/pgd.h5", "checkpoint_sha256", "f" * 64), "test", TOY, "pgd.h5 was made from"),
-    "float images": (lambda home, f: data_part(home, "x", lambda x: x / 255), "get_ats", TOY, "float64 images"),
-    "NaN images": (lambda home, f: data_part(home, "x", lambda x: x * np.nan), "get_ats", TOY, "float64 images"),
-    "other image size": (lambda home, f: data_part(home, "x", lambda x: x[:, :8]), "get_ats", TOY, "takes"),
-    "label too large": (lambda home, f: data_part(home, "y", lambda y: y + 7), "get_ats", TOY, "has 4 classes"),
-    "fewer labels": (lambda home, f: data_part(home, "y", lambda y: y[:5]), "get_ats", TOY, "labels of shape"),
-    "pickled labels": (lambda home, f: np.save(home / "data/toy/y_validation.npy", np.array([{}, 1], object)), "get_ats", TOY, "cannot be read"),
-    "empty data": (lambda home, f: corrupt(home / "data/toy/x_train.npy", 0), "nnslicer", TOY, "cannot be read"),
-    "no checkpoints": (lambda home, f: [p.unlink() for p in f.glob("checkpoints/*")], "nnslicer", TOY, "no checkpoint"),
-    "missing history": (lambda home, f: (f / "checkpoints/model.005.weights.h5").unlink(), "get_ats", TOY, "model.005.weights.h5 is missing"),
-    "training unfinished": (lambda home, f: (f / "checkpoints/model.008.weights.h5").unlink(), "nnslicer", TOY, "7 of 8 epochs"),
+    "slice corrupt": (
+        lambda home, f: corrupt(f / "slice_0.95.h5"),
+        "dare",
+        TOY,
+        "slice_0.95.h5 is corrupt",
+    ),
+    "targets corrupt": (
+        lambda home, f: corrupt(f / "ats_conv2.h5", 0),
+        "dare",
+        TOY,
+        "ats_conv2.h5 is corrupt",
+    ),
+    "samples corrupt": (
+        lambda home, f: corrupt(f / "adv/fgsm.h5"),
+        "fintune_adv",
+        f"{TOY} --attack fgsm",
+        "fgsm.h5 is corrupt",
+    ),
+    "checkpoint corrupt": (
+        lambda home, f: corrupt(f / "checkpoints/model.008.weights.h5", 3000),
+        "nnslicer",
+        TOY,
+        "model.008.weights.h5",
+    ),
+    "model corrupt": (
+        lambda home, f: corrupt(f / "model.keras"),
+        "nnslicer",
+        TOY,
+        "model.keras is not a Keras model",
+    ),
+    "slice of another per": (
+        lambda home, f: attribute(f / "slice_0.95.h5", "per", 0.5),
+        "dare",
+        TOY,
+        "per 0.5, not 0.95",
+    ),
+    "slice of another model": (
+        lambda home, f: attribute(f / "slice_0.95.h5", "checkpoint_sha256", "f" * 64),
+        "dare",
+        TOY,
+        "ffffffffffff, not",
+    ),
+    "targets of another model": (
+        lambda home, f: attribute(f / "ats_conv2.h5", "checkpoint_sha256", "f" * 64),
+        "dare-s",
+        TOY,
+        "ffffffffffff, not",
+    ),
+    "targets of another layer": (
+        lambda home, f: attribute(f / "ats_conv2.h5", "choose_layer", "conv1"),
+        "dare",
+        TOY,
+        "conv1, not conv2",
+    ),
+    "targets of other data": (
+        lambda home, f: data_part(home, "x", lambda x: x[::-1]),
+        "dare",
+        TOY,
+        "data_sha256 [0-9a-f]{12}, not [0-9a-f]{12}",
+    ),
+    "samples of another model": (
+        lambda home, f: attribute(f / "adv/pgd.h5", "checkpoint_sha256", "f" * 64),
+        "test",
+        TOY,
+        "pgd.h5 was made from",
+    ),
+    "float images": (
+        lambda home, f: data_part(home, "x", lambda x: x / 255),
+        "get_ats",
+        TOY,
+        "float64 images",
+    ),
+    "NaN images": (
+        lambda home, f: data_part(home, "x", lambda x: x * np.nan),
+        "get_ats",
+        TOY,
+        "float64 images",
+    ),
+    "other image size": (
+        lambda home, f: data_part(home, "x", lambda x: x[:, :8]),
+        "get_ats",
+        TOY,
+        "takes",
+    ),
+    "label too large": (
+        lambda home, f: data_part(home, "y", lambda y: y + 7),
+        "get_ats",
+        TOY,
+        "has 4 classes",
+    ),
+    "fewer labels": (
+        lambda home, f: data_part(home, "y", lambda y: y[:5]),
+        "get_ats",
+        TOY,
+        "labels of shape",
+    ),
+    "pickled labels": (
+        lambda home, f: np.save(home / "data/toy/y_validation.npy", np.array([{}, 1], object)),
+        "get_ats",
+        TOY,
+        "cannot be read",
+    ),
+    "empty data": (
+        lambda home, f: corrupt(home / "data/toy/x_train.npy", 0),
+        "nnslicer",
+        TOY,
+        "cannot be read",
+    ),
+    "no checkpoints": (
+        lambda home, f: [p.unlink() for p in f.glob("checkpoints/*")],
+        "nnslicer",
+        TOY,
+        "no checkpoint",
+    ),
+    "missing history": (
+        lambda home, f: (f / "checkpoints/model.005.weights.h5").unlink(),
+        "get_ats",
+        TOY,
+        "model.005.weights.h5 is missing",
+    ),
+    "training unfinished": (
+        lambda home, f: (f / "checkpoints/model.008.weights.h5").unlink(),
+        "nnslicer",
+        TOY,
+        "7 of 8 epochs",
+    ),
 }
 
 
@@ -150,58 +267,81 @@ def test_broken_and_stale_artifacts(study, case):
 
 
 def test_full_disk_is_seen_before_training(home, monkeypatch):
+    from train.train import train as train_network
+
     write_data(home)
     full = type("usage", (), {"free": 1000})
-    monkeypatch.setattr(train.files.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(train.artifacts.shutil, "disk_usage", lambda _: full)
     with pytest.raises(UserError, match=r"4 epochs of tiny take .* GB free"):
-        from train.train import train as train_network
-
         train_network("toy", "tiny", 0, 4)
     assert not list(home.glob("models/*/checkpoints/*"))
 
 
 def test_nan_loss_in_tuning_keeps_what_was_good(study):
     _, folder, _ = study
+    with h5py.File(folder / "ats_conv2.h5", "a") as file:
+        file["activation"][0] = np.nan
     with pytest.raises(UserError, match=r"NaN or infinite in epoch 1 of .*nothing was saved"):
-        with h5py.File(folder / "ats_conv2.h5", "a") as file:
-            file["activation"][0] = np.nan
         call("dare", TOY)
-    assert not list(folder.glob("dare/model*"))
+    assert not list(folder.glob("tuned/*/model*"))
 
 
 def test_no_modified_image(study, monkeypatch):
     from dare import get_ats
 
-    monkeypatch.setattr(get_ats, "best_checkpoint", lambda probability, right: np.full(probability.shape[1], -1))
+    def none(probability, right):
+        return np.full(probability.shape[1], -1)
+
+    monkeypatch.setattr(get_ats, "best_checkpoint", none)
     with pytest.raises(UserError, match=r"no checkpoint from 4 to 7 is surer"):
-        call("get_ats", TOY)
+        call("get_ats", f"{TOY} --choose_layer conv1")
 
 
 def test_as_a_process(tmp_path):
-    """What a user sees: one line on stderr, exit code 2; and --help of every script works from any folder."""
+    """What a user sees, from any folder: one line on stderr and exit code 2; and --help."""
     environment = os.environ | {"DARE_HOME": str(tmp_path)}
 
     def run(*command):
-        return subprocess.run([sys.executable, *command], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, *command],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
 
     result = run(str(ROOT / "dare/nnslicer.py"), "--dataset", "digits")
     assert result.returncode == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
-    assert "nnslicer.py: " in result.stderr and "train/alexnet.py" in result.stderr
+    assert "nnslicer.py: " in result.stderr and "train/train.py --model lenet" in result.stderr
     result = run(str(ROOT / "data/prepare.py"), "--limit", "x")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
     result = run(str(ROOT / "dare/dare-last.py"), "--help")
-    assert result.returncode == 0 and "--lr_rate" in result.stdout and "ats_<last layer>.h5" in result.stdout
+    assert (
+        result.returncode == 0
+        and "--lr_rate" in result.stdout
+        and "get_ats.py --choose_layer predictions" in result.stdout
+    )
 
 
-@pytest.mark.parametrize("script", ["data/prepare.py --dataset digits", "dare/nnslicer.py --dataset toy --model tiny --per 0.5"])
+@pytest.mark.parametrize(
+    "script",
+    ["data/prepare.py --dataset digits", "dare/nnslicer.py --dataset toy --model tiny --per 0.5"],
+)
 def test_no_file_can_grow(study, script):
     """A full disk, as a process sees it: every write beyond a few KB fails."""
     home, *_ = study
-    code = f"import conftest, runpy, sys; sys.argv = {script.split()!r}; runpy.run_path({str(ROOT / script.split()[0])!r}, run_name='__main__')"
+    code = f"import conftest, runpy, sys; sys.argv = {script.split()!r}; runpy.run_path("
+    code += f"{str(ROOT / script.split()[0])!r}, run_name='__main__')"
     environment = os.environ | {"DARE_HOME": str(home), "PYTHONPATH": str(ROOT / "tests")}
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # noqa: E731
     before = snapshot(home)
-    result = subprocess.run([sys.executable, "-c", code], env=environment, preexec_fn=limit, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
     assert "free some space" in result.stderr
     after = snapshot(home)
@@ -222,25 +362,9 @@ def test_logs_record_the_stage(study):
 
     *_, folder, _ = study
     entry = json.loads((folder / "nnslicer.log").read_text().splitlines()[-1])
-    assert entry["ended"] == "done" and entry["settings"]["per"] == 0.95 and entry["peak_memory_gb"] > 0
+    assert (
+        entry["ended"] == "done"
+        and entry["settings"]["per"] == 0.95
+        and entry["peak_memory_gb"] > 0
+    )
     assert {"start", "version", "packages", "device", "backend", "command", "seconds"} <= set(entry)
-
-
-def test_graph_of_stages(tmp_path):
-    """A dry run of the Snakefile: the default, and a grid with a sweep."""
-
-    def plan(*config, refused=False):
-        command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "dare/Snakefile"), "--cores", "2", "-n", "--quiet", "host"]
-        command += ["--config", *config] if config else []
-        result = subprocess.run(command, env=os.environ | {"DARE_HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
-        assert bool(result.returncode) == refused, result.stderr
-        if refused:
-            return result.stdout + result.stderr
-        return dict(line.split()[:2] for line in (result.stdout + result.stderr).splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
-
-    jobs = plan()
-    assert {"attack": "5", "tune": "4", "adversarial_training_0": "1", "train": "1", "score": "1", "controls": "1"}.items() <= jobs.items()
-    assert "--config modle is unknown" in plan("modle=vgg16", refused=True)
-    assert "--config methods=dare-x is unknown: choose from dare, dare-s" in plan("methods=dare,dare-x", refused=True)
-    jobs = plan("dataset=cifar10,svhn", "model=vgg16,alexnet", "seeds=0,1,2", "runs=0,1", "per=0.5,0.95")
-    assert jobs["train"] == "12" and jobs["slice"] == "24" and jobs["tune"] == str(12 * 2 * (2 + 3)) and jobs["adversarial_training_1"] == "12"

@@ -1,19 +1,46 @@
 """Mining the history, and tuning: what may move moves, and nothing else does."""
 
 import csv
+import importlib
 
 import h5py
 import numpy as np
 import pytest
 from conftest import patterns, weights_of
 
-from dare import dare, get_ats, nnslicer
-from dare.get_ats import Mined, best_checkpoint, default_layer, mine, part_up_to
-from train.files import UserError, attributes, epochs_in
-from train.utils import load_classifier, predict, save_weights, set_seed
+from dare import controls, dare, get_ats, nnslicer
+from dare.dare import regression_loss, synchronise, transform
+from dare.get_ats import Mined, best_checkpoint, mine
+from train.artifacts import attributes, epochs_in, tuned_folder, weights_path
+from train.backend import keras, ops
+from train.flags import UserError
+from train.models import build_model
+from train.utils import (
+    default_layer,
+    load_classifier,
+    load_weights,
+    predict,
+    save_weights,
+    set_seed,
+    up_to,
+)
 
-import keras  # isort: skip
-from keras import layers  # isort: skip
+layers = keras.layers
+
+
+def tuned(folder, epoch, **settings):
+    """The classifier that a tuned folder holds."""
+    return load_weights(
+        load_classifier(folder), weights_path(tuned_folder(folder, **settings), epoch)
+    )
+
+
+def moved(before, after):
+    """Names of layers of which any weight differs."""
+    return {name.split("/")[0] for name in before if (before[name] != after[name]).any()}
+
+
+# ----------------------------------------------------------------------------------------- mining
 
 
 def test_best_checkpoint_follows_the_rule():
@@ -27,7 +54,14 @@ def test_best_checkpoint_follows_the_rule():
 
 def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
     """Checkpoints whose only layer is known: each is surest about the images of one class."""
-    model = keras.Sequential([keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(3, name="hidden"), layers.Dense(3, activation="softmax")])
+    model = keras.Sequential(
+        [
+            keras.Input((2, 2, 1)),
+            layers.Flatten(),
+            layers.Dense(3, name="hidden"),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
     x = np.zeros((6, 2, 2, 1), "float32")
     y = np.array([0, 1, 2, 0, 1, 2])
     x[np.arange(6), y // 2, y % 2] = 1
@@ -37,11 +71,13 @@ def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
         kernel[:3] = np.diag(gains)
         model.set_weights([kernel, np.zeros(3), np.eye(3), np.zeros(3)])
         paths[epoch] = tmp_path / f"model.{epoch:03d}.weights.h5"
-        save_weights(model, paths[epoch], epoch=epoch)
+        save_weights(model, str(paths[epoch]), epoch=epoch)
     mined = mine(paths, x, y, model, "hidden")
-    assert dict(zip(mined.index.tolist(), mined.epoch.tolist(), strict=True)) == {0: 3, 3: 3, 1: 4, 4: 4}  # class 2: the final model is surest
+    # The final model is surest of class 2.
     expected = {0: [5, 0, 0], 3: [5, 0, 0], 1: [0, 4, 0], 4: [0, 4, 0]}
-    assert {i: a.tolist() for i, a in zip(mined.index.tolist(), mined.activation, strict=True)} == expected
+    found = zip(mined.index.tolist(), mined.epoch.tolist(), mined.activation, strict=True)
+    found = {i: (epoch, activation.tolist()) for i, epoch, activation in found}
+    assert found == {i: (3 if i in (0, 3) else 4, a) for i, a in expected.items()}
     assert (mined.probability > mined.final_probability).all()
     np.testing.assert_array_equal(model.get_weights()[0], kernel)
 
@@ -54,25 +90,68 @@ def test_artifact_equals_the_activations_of_the_best_epochs(study):
         assert set(epochs) <= {4, 5, 6, 7} and len(set(index)) == len(index)
         for epoch in set(epochs):
             rows = np.flatnonzero(epochs == epoch)
-            part = part_up_to(load_classifier(folder, int(epoch)), "conv2")
-            np.testing.assert_allclose(file["activation"][rows], predict(part, x[index[rows]]), rtol=1e-5, atol=1e-6)
+            part = up_to(load_classifier(str(folder), int(epoch)), "conv2")
+            expected = predict(part, x[index[rows]])
+            np.testing.assert_allclose(file["activation"][rows], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mining_again_uses_the_history(study, monkeypatch):
-    *_, flags = study
-    calls = []
-    monkeypatch.setattr(get_ats, "predict", lambda model, x, **kw: calls.append(len(model.outputs[0].shape)) or predict(model, x, **kw))
+    _, folder, flags = study
+    (folder / "ats_predictions.h5").unlink()
+    models = []
+
+    def counted(model, x, **more):
+        models.append(model)
+        return predict(model, x, **more)
+
+    monkeypatch.setattr(get_ats, "predict", counted)
     get_ats.main([*flags, "--choose_layer", "predictions"])
-    assert len(calls) == len(set(h5py.File(study[1] / "ats_predictions.h5")["epoch"][()]))  # the second pass alone
+    with h5py.File(folder / "ats_predictions.h5") as file:
+        assert len(models) == len(set(file["epoch"][()]))  # the second pass alone
 
 
 def test_default_layers():
-    from train.models import build_model
-
-    names = {("alexnet", 28): "conv5", ("vgg16", 32): "block5_conv3_relu", ("vgg19", 32): "block5_conv4_relu"}
-    names |= {("vgg16", 28): "block4_conv3_relu", ("vgg19", 28): "block5_conv3_relu"}  # as in dare/Snakefile
+    names = {("alexnet", 28): "conv5", ("vgg16", 32): "block5_conv3_relu"}
+    names |= {("vgg19", 32): "block5_conv4_relu", ("vgg16", 28): "block4_conv3_relu"}
+    names |= {("vgg19", 28): "block5_conv3_relu", ("lenet", 28): "conv3"}
     for (name, size), layer in names.items():
         assert default_layer(build_model(name, (size, size, 3), 10)) == layer
+
+
+# ----------------------------------------------------- transformation, regression, synchronisation
+
+
+def test_transform_and_synchronise(classifier):
+    """The regression model is the classifier's first part, and what it learns goes back."""
+    x, _ = patterns(8)
+    regression = transform(classifier, "conv2")
+    expected = predict(up_to(classifier, "conv2"), x)
+    np.testing.assert_array_equal(predict(regression, x), expected)
+    before = weights_of(classifier)
+    regression.get_layer("conv1").set_weights([w + 1 for w in before_of(regression, "conv1")])
+    np.testing.assert_array_equal(predict(up_to(classifier, "conv2"), x), expected)  # a copy
+    synchronise(regression, classifier)
+    after = weights_of(classifier)
+    assert moved(before, after) == {"conv1"}
+    np.testing.assert_array_equal(predict(up_to(classifier, "conv2"), x), predict(regression, x))
+
+
+def before_of(model, layer):
+    return model.get_layer(layer).get_weights()
+
+
+def test_regression_loss_by_hand():
+    """Mean over a key neuron's positions and over key neurons of the squared difference."""
+    rng = np.random.default_rng(0)
+    activation, target = rng.random((2, 5, 3, 3, 4)).astype("float32")
+    key = np.array([[1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 1, 0]])
+    found = regression_loss(
+        *(ops.convert_to_tensor(a) for a in (activation, target)),
+        ops.convert_to_tensor(key[:, None, None, :].astype("float32")),
+    )
+    square = (activation - target) ** 2
+    expected = [square[i][..., key[i] == 1].mean() for i in range(5)]
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-5)
 
 
 def test_only_the_slice_moves(study):
@@ -80,37 +159,36 @@ def test_only_the_slice_moves(study):
     before = weights_of(load_classifier(folder))
     nnslicer.main([*flags, "--per", "0.5"])
     dare.main([*flags, "--epoch", "2", "--per", "0.5"])
-    path = folder / "dare_per0.5" / "model.002.weights.h5"
-    model = load_classifier(folder)
-    model.load_weights(path)
-    after = weights_of(model)
+    settings = {"method": "dare", "layer": "conv2", "per": 0.5, "lr_rate": 1e-3, "run": 0}
+    after = weights_of(tuned(folder, 2, **settings))
     with h5py.File(folder / "slice_0.5.h5") as file:
         mask = np.broadcast_to(file["conv2/mask"][()], before["conv2/kernel"].shape)
     assert mask.mean() == 0.5
-    np.testing.assert_array_equal(before["conv2/kernel"][~mask], after["conv2/kernel"][~mask])
-    assert (before["conv2/kernel"][mask] != after["conv2/kernel"][mask]).mean() > 0.4  # no gradient reaches neurons that are not key
-    for name in before:
-        if name.startswith(("dense1", "predictions")):
-            np.testing.assert_array_equal(before[name], after[name])
-    assert (before["conv1_bn/gamma"] != after["conv1_bn/gamma"]).any()  # BN and biases follow freely
-    rows = list(csv.DictReader((path.parent / "log.csv").open()))
+    changed = before["conv2/kernel"] != after["conv2/kernel"]
+    assert not changed[~mask].any()
+    assert changed[mask].mean() > 0.4  # no gradient reaches neurons that are not key
+    assert {"dense1", "predictions"}.isdisjoint(moved(before, after))
+    assert (before["conv1_bn/gamma"] != after["conv1_bn/gamma"]).any()  # BN, biases follow freely
+    path = tuned_folder(folder, **settings)
+    rows = list(csv.DictReader((path / "log.csv").open()))
     assert [r["epoch"] for r in rows] == ["1", "2"] and float(rows[0]["lr"]) == pytest.approx(1e-3)
-    assert attributes(path)["per"] == 0.5 and attributes(path)["choose_layer"] == "conv2"
+    about = attributes(weights_path(path, 2))
+    assert about["per"] == 0.5 and about["layer"] == "conv2" and about["method"] == "dare"
 
 
 def test_the_saved_classifier_is_the_tuned_regression_model(study, tmp_path):
-    """tune() on targets that are the activations of another model: their part up to the layer comes closer."""
+    """tune() on the activations of another model: the part up to the layer comes closer to them."""
     _, folder, _ = study
     x, y = patterns(64, seed=5)
-    final, other = load_classifier(folder), part_up_to(load_classifier(folder, 1), "conv2")
+    final, other = load_classifier(folder), up_to(load_classifier(folder, 1), "conv2")
     mined = Mined(np.arange(64), None, None, None, predict(other, x))
-    distance = np.square(predict(part_up_to(final, "conv2"), x) - mined.activation).mean()
-    tuned = dare.tune(final, "conv2", mined, x, y, tmp_path / "out", 1e-2, 20, seed=(1,))
-    part = part_up_to(tuned, "conv2")
+    distance = np.square(predict(up_to(final, "conv2"), x) - mined.activation).mean()
+    out = tmp_path / "out"
+    result = dare.tune(final, "conv2", mined, x, y, str(out), 1e-2, 20, seed=(1,))
+    part = up_to(result, "conv2")
     assert np.square(predict(part, x) - mined.activation).mean() < 0.5 * distance
-    saved = load_classifier(folder)
-    saved.load_weights(tmp_path / "out/model.020.weights.h5")
-    np.testing.assert_array_equal(predict(part_up_to(saved, "conv2"), x), predict(part, x))
+    saved = load_weights(load_classifier(folder), out / "model.020.weights.h5")
+    np.testing.assert_array_equal(predict(up_to(saved, "conv2"), x), predict(part, x))
 
 
 def test_the_loss_ignores_neurons_that_are_not_key(study, tmp_path):
@@ -119,76 +197,141 @@ def test_the_loss_ignores_neurons_that_are_not_key(study, tmp_path):
     key = np.zeros((4, 8), bool)
     key[:, :5] = True
     key[2] = np.roll(key[2], 3)
-    targets = predict(part_up_to(load_classifier(folder, 1), "conv2"), x)
+    targets = predict(up_to(load_classifier(folder, 1), "conv2"), x)
     noise = np.where(key[y][:, None, None, :], 0, 100).astype("float32")
     results = []
-    for i, target in enumerate((targets, targets + noise)):
+    for name, target in {"plain": targets, "noise": targets + noise}.items():
         mined = Mined(np.arange(64), None, None, None, target)
-        model = dare.tune(load_classifier(folder), "conv2", mined, x, y, tmp_path / str(i), 1e-3, 2, key=key)
-        results.append((weights_of(model), (tmp_path / str(i) / "log.csv").read_text().split("\n")[1].split(",")[1]))
-    for name in results[0][0]:
-        np.testing.assert_array_equal(results[0][0][name], results[1][0][name])
-    output = predict(part_up_to(load_classifier(folder), "conv2"), x)
-    difference = np.square(output - targets)
-    by_hand = np.mean([difference[i][..., key[y[i]]].mean() for i in range(64)])
-    masked = np.broadcast_to(key[y][:, None, None, :], output.shape)
-    found = dare.regression_loss(8, 5)(keras.ops.convert_to_tensor(targets * masked), keras.ops.convert_to_tensor(output * masked))
-    assert float(keras.ops.mean(found)) == pytest.approx(by_hand, rel=1e-4)
+        model = load_classifier(folder)
+        dare.tune(model, "conv2", mined, x, y, tmp_path / name, 1e-3, 2, key=key)
+        results.append(weights_of(model))
+    for name in results[0]:
+        np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
 def test_a_mask_that_keeps_everything_keeps_everything(classifier, tmp_path):
     set_seed(1)
     x, y = patterns(64)
-    masks = {name: np.zeros(classifier.get_layer(name).kernel.shape[-2:], bool) for name in ("conv1", "conv2")}
+    kernels = {name: classifier.get_layer(name).kernel for name in ("conv1", "conv2")}
+    masks = {name: np.zeros(kernel.shape[-2:], bool) for name, kernel in kernels.items()}
     before = weights_of(classifier)
     target = np.random.default_rng(0).random((64, 6, 6, 8)).astype("float32")
-    dare.tune(classifier, "conv2", Mined(np.arange(64), None, None, None, target), x, y, tmp_path, 1e-2, 1, masks=masks)
+    mined = Mined(np.arange(64), None, None, None, target)
+    dare.tune(classifier, "conv2", mined, x, y, tmp_path, 1e-2, 1, masks=masks)
     after = weights_of(classifier)
     for name in ("conv1/kernel", "conv2/kernel"):
         np.testing.assert_array_equal(before[name], after[name])
     assert (before["conv2/bias"] != after["conv2/bias"]).any()
 
 
-def test_variants(study):
-    import importlib
+# ---------------------------------------------------------------------------- variants, controls
 
+
+def test_variants(study):
     _, folder, flags = study
-    get_ats.main([*flags, "--choose_layer", "predictions"])
     before = weights_of(load_classifier(folder))
-    for name in ("dare-s", "dare-sl", "dare-last"):
-        importlib.import_module(f"dare.{name}").main([*flags, "--epoch", "1", "--lr_rate", "0.0005"])
-        sub = folder / f"{name}_lr0.0005"
-        assert epochs_in(sub) == [1] and attributes(sub / "model.001.weights.h5")["method"] == name
-        model = load_classifier(folder)
-        model.load_weights(sub / "model.001.weights.h5")
-        moved = {n.split("/")[0] for n, w in weights_of(model).items() if (w != before[n]).any()}
-        expected = {"dare-s": {"conv1", "conv1_bn", "conv2"}, "dare-sl": {"dense1", "predictions"}}
-        assert moved == expected.get(name, {"conv1", "conv1_bn", "conv2", "dense1", "predictions"}), name
+    all_layers = {"conv1", "conv1_bn", "conv2", "dense1", "predictions"}
+    expected = {
+        "dare-s": ({"conv1", "conv1_bn", "conv2"}, {"layer": "conv2"}),
+        "dare-sl": ({"conv2", "dense1", "predictions"}, {}),  # 5: input to pool1
+        "dare-last": (all_layers, {"layer": "predictions", "per": 0.95}),
+    }
+    for name, (layers_, settings) in expected.items():
+        script = importlib.import_module(f"dare.{name}")
+        script.main([*flags, "--epoch", "1", "--lr_rate", "0.0005"])
+        model = tuned(folder, 1, method=name, lr_rate=0.0005, run=0, **settings)
+        assert moved(before, weights_of(model)) == layers_, name
+
+
+def test_as_released(study):
+    """--batches 1: each saved model is one batch and a new Adam after the last."""
+    _, folder, flags = study
+    dare.main([*flags, "--batches", "1", "--epoch", "2", "--lr_rate", "0.01"])
+    settings = {"method": "dare-released", "layer": "conv2", "per": 0.95, "batches": 1}
+    settings |= {"lr_rate": 0.01, "run": 0}
+    path = tuned_folder(folder, **settings)
+    assert epochs_in(path) == [1, 2]
+    before = weights_of(load_classifier(folder))
+    after = [weights_of(tuned(folder, e, **settings)) for e in (1, 2)]
+    for earlier, later in zip([before, *after], after, strict=False):
+        # The first step of a new Adam is lr_rate in every weight that has a gradient.
+        step = np.abs(later["conv2/kernel"] - earlier["conv2/kernel"])
+        assert step.max() == pytest.approx(0.01, rel=0.02)
+
+
+def test_raising_epoch_goes_on(study):
+    _, folder, flags = study
+    settings = {"method": "dare-s", "layer": "conv2", "lr_rate": 1e-3, "run": 0}
+    script = importlib.import_module("dare.dare-s")
+    script.main([*flags, "--epoch", "4"])
+    at_once = weights_of(tuned(folder, 4, **settings))
+    path = tuned_folder(folder, **settings)
+    path.rename(path.with_name("kept"))
+    script.main([*flags, "--epoch", "2"])
+    first = weights_path(path, 1).stat().st_mtime_ns
+    script.main([*flags, "--epoch", "4"])
+    assert epochs_in(path) == [1, 2, 3, 4] and weights_path(path, 1).stat().st_mtime_ns == first
+    after = weights_of(tuned(folder, 4, **settings))
+    for name, value in at_once.items():
+        np.testing.assert_array_equal(after[name], value)
+
+
+def test_a_folder_made_from_other_targets_is_refused(study):
+    _, folder, flags = study
+    script = importlib.import_module("dare.dare-s")
+    script.main([*flags, "--epoch", "1"])
+    path = tuned_folder(folder, method="dare-s", layer="conv2", lr_rate=1e-3, run=0)
+    before = weights_path(path, 1).read_bytes()
+    (folder / "ats_conv2.h5").unlink()
+    get_ats.main([*flags, "--first", "5"])
+    with pytest.raises(UserError, match=r"was made with ats_sha256 .* it is kept; move it away"):
+        script.main([*flags, "--epoch", "1"])
+    assert weights_path(path, 1).read_bytes() == before
 
 
 def test_controls(study):
-    from dare import controls
-
     _, folder, flags = study
+    original = weights_of(load_classifier(folder))
     dare.main([*flags, "--epoch", "2"])
     controls.main([*flags, "--epoch", "2"])
-    original = load_classifier(folder)
-    first, tuned, noisy = (load_classifier(folder) for _ in range(3))
-    tuned.load_weights(folder / "dare/model.002.weights.h5")
-    noisy.load_weights(folder / "control-noise/model.002.weights.h5")
-    before, after, noise = (weights_of(m) for m in (original, tuned, noisy))
-    for name in before:
-        np.testing.assert_array_equal(before[name] != noise[name], before[name] != after[name])
-        size = [np.linalg.norm(w[name] - before[name]) for w in (after, noise)]
-        assert size[0] == pytest.approx(size[1], rel=1e-3, abs=1e-6) or "moving" in name
-    first.load_weights(folder / "control-checkpoint/model.004.weights.h5")
-    for name, value in weights_of(load_classifier(folder, 4)).items():
-        np.testing.assert_array_equal(weights_of(first)[name], value)
-    swa = load_classifier(folder)
-    swa.load_weights(folder / "control-swa/model.001.weights.h5")
-    mean = np.mean([weights_of(load_classifier(folder, e))["conv1/kernel"] for e in (4, 5, 6, 7)], axis=0)
-    np.testing.assert_allclose(weights_of(swa)["conv1/kernel"], mean, rtol=1e-5, atol=1e-6)
-    assert epochs_in(folder / "control-finetune") == [1, 2]
+    run = {"layer": "conv2", "lr_rate": 1e-3, "run": 0}
+    after = weights_of(tuned(folder, 2, method="dare", per=0.95, **run))
+    noise = weights_of(tuned(folder, 2, method="control-noise", per=0.95, **run))
+    for name, before in original.items():
+        if "moving" in name:
+            np.testing.assert_array_equal(noise[name], before)
+            continue
+        np.testing.assert_array_equal(before != noise[name], before != after[name])
+        size = [np.linalg.norm(w[name] - before) for w in (after, noise)]
+        assert size[0] == pytest.approx(size[1], rel=1e-3, abs=1e-6)
+
+    drift = weights_of(tuned(folder, 2, method="control-batchnorm", layer="conv2", run=0))
+    changed = {name for name in original if (drift[name] != original[name]).any()}
+    assert changed == {"conv1_bn/moving_mean", "conv1_bn/moving_variance"}
+
+    finetune = weights_of(tuned(folder, 2, method="control-finetune", **run))
+    assert moved(original, finetune) == {"conv1", "conv1_bn", "conv2"}
+
+    swa = weights_of(tuned(folder, 1, method="control-swa"))
+    history = [weights_of(load_classifier(folder, e))["conv1/kernel"] for e in (4, 5, 6, 7)]
+    np.testing.assert_allclose(swa["conv1/kernel"], np.mean(history, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_targets_without_history_or_choice(study):
+    """control-self aims at the original's activations, control-single at one checkpoint's."""
+    home, folder, flags = study
+    controls.main([*flags, "--control", "self,single", "--epoch", "1"])
+    x = np.load(home / "data/toy/x_validation.npy")
+    with h5py.File(folder / "ats_conv2.h5") as file:
+        index, most = file["index"][()], int(np.bincount(file["epoch"][()]).argmax())
+    for name, epoch in ("self", None), ("single", most):
+        expected = predict(up_to(load_classifier(folder, epoch), "conv2"), x[index])
+        with h5py.File(folder / f"ats_conv2_{name}.h5") as file:
+            np.testing.assert_array_equal(file["index"][()], index)
+            np.testing.assert_allclose(file["activation"][()], expected, rtol=1e-5, atol=1e-6)
+        settings = {"layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
+        path = tuned_folder(folder, f"control-{name}", **settings)
+        assert attributes(weights_path(path, 1))["method"] == f"control-{name}"
 
 
 def test_layers_without_neurons_of_their_own_are_refused(study):
@@ -196,4 +339,3 @@ def test_layers_without_neurons_of_their_own_are_refused(study):
     get_ats.main([*flags, "--choose_layer", "flatten"])
     with pytest.raises(UserError, match="no neurons of its own"):
         dare.main([*flags, "--choose_layer", "flatten"])
-    assert nnslicer.count(0.05, 20) == 1 and nnslicer.count(0.07, 100) == 7 and nnslicer.count(0.95, 9) == 9

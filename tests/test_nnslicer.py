@@ -1,4 +1,4 @@
-"""The slicer against a deliberately naive loop, written from the formulas of design section 4."""
+"""The slicer against a deliberately naive loop, written from the formulas of NNSlicer."""
 
 import math
 
@@ -7,16 +7,21 @@ import pytest
 from conftest import patterns
 
 from dare import nnslicer
-from dare.nnslicer import key_neurons, largest, slice_model
-from train.files import UserError
+from dare.nnslicer import ceil_share, key_neurons, largest, slice_model
+from train.backend import keras
+from train.flags import UserError
 from train.utils import set_seed
 
-import keras  # isort: skip
-from keras import layers  # isort: skip
+layers = keras.layers
 
 
 def dense_chain():
-    return [layers.Flatten(), layers.Dense(7, activation="relu"), layers.Dense(6, activation="tanh"), layers.Dense(4, activation="softmax")]
+    return [
+        layers.Flatten(),
+        layers.Dense(7, activation="relu"),
+        layers.Dense(6, activation="tanh"),
+        layers.Dense(4, activation="softmax"),
+    ]
 
 
 def conv_chain():
@@ -35,7 +40,12 @@ def conv_chain():
 
 
 def global_chain():
-    return [layers.Conv2D(6, 3, strides=2), layers.Activation("relu"), layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")]
+    return [
+        layers.Conv2D(6, 3, strides=2),
+        layers.Activation("relu"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(4, activation="softmax"),
+    ]
 
 
 def naive(model, x, y, per):
@@ -45,7 +55,10 @@ def naive(model, x, y, per):
     def relative(tensor):
         a = keras.ops.convert_to_numpy(keras.Model(model.inputs[0], tensor)(x)).astype("float64")
         a = a.reshape(len(a), -1, a.shape[-1]).mean(axis=1) if a.ndim > 2 else a
-        return [[a[y == c, n].mean() - a[:, n].mean() for n in range(a.shape[1])] for c in range(classes)]
+        return [
+            [a[y == c, n].mean() - a[:, n].mean() for n in range(a.shape[1])]
+            for c in range(classes)
+        ]
 
     out = relative(output)
     contribution = [[out[c][n] if n == c else 0.0 for n in range(classes)] for c in range(classes)]
@@ -53,7 +66,10 @@ def naive(model, x, y, per):
     for layer in reversed(model.layers):
         if isinstance(layer, layers.Flatten):
             channels = layer.input.shape[-1]
-            contribution = [[sum(row[j] for j in range(len(row)) if j % channels == k) for k in range(channels)] for row in contribution]
+            contribution = [
+                [sum(row[j] for j in range(len(row)) if j % channels == k) for k in range(channels)]
+                for row in contribution
+            ]
         if not hasattr(layer, "kernel"):
             continue
         kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
@@ -87,7 +103,9 @@ def naive(model, x, y, per):
 @pytest.mark.parametrize("per", [0.05, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("chain", [dense_chain, conv_chain, global_chain])
 def test_against_the_naive_loop(chain, per, monkeypatch):
-    monkeypatch.setattr(nnslicer, "SYNAPSES_AT_ONCE", 100)  # blocks of a few neurons, the last one smaller
+    monkeypatch.setattr(
+        nnslicer, "SYNAPSES_AT_ONCE", 100
+    )  # blocks of a few neurons, the last one smaller
     set_seed(3)
     x, y = patterns(40)
     x = x.astype("float32") / 255
@@ -109,9 +127,16 @@ def test_largest_breaks_ties_by_index():
     assert key_neurons(np.array([[3.0, 1, 2]]), 0.5).tolist() == [[True, False, True]]
 
 
+def test_shares_as_they_are_written():
+    assert ceil_share(0.05, 20) == 1 and ceil_share(0.07, 100) == 7 and ceil_share(0.95, 9) == 9
+
+
 def test_uint8_and_float_pixels_are_the_same(classifier):
     x, y = patterns(40)
-    one, other = slice_model(classifier, x, y, 0.5), slice_model(classifier, x.astype("float32") / 255, y, 0.5)
+    one, other = (
+        slice_model(classifier, x, y, 0.5),
+        slice_model(classifier, x.astype("float32") / 255, y, 0.5),
+    )
     for name in one:
         np.testing.assert_array_equal(one[name].mask, other[name].mask)
 
@@ -119,12 +144,22 @@ def test_uint8_and_float_pixels_are_the_same(classifier):
 def test_refuses_what_it_cannot_slice(classifier):
     x, y = patterns(40)
     with pytest.raises(UserError, match="DepthwiseConv2D"):
-        model = keras.Sequential([keras.Input((12, 12, 1)), layers.DepthwiseConv2D(3), layers.Flatten(), layers.Dense(4)])
+        model = keras.Sequential(
+            [keras.Input((12, 12, 1)), layers.DepthwiseConv2D(3), layers.Flatten(), layers.Dense(4)]
+        )
         slice_model(model, x, y, 0.5)
     inputs = keras.Input((12, 12, 1))
-    a = layers.Flatten()(inputs)
-    with pytest.raises(UserError, match=r"no chain|several inputs|cannot handle"):
-        slice_model(keras.Model(inputs, layers.Dense(4)(layers.Add()([layers.Dense(5)(a), layers.Dense(5)(a)]))), x, y, 0.5)
+    flat = layers.Flatten()(inputs)
+    first = layers.Dense(5, name="first")(flat)
+    around = layers.Dense(4, name="around")(flat)
+    with pytest.raises(UserError, match="it does not take just what the layer before it gives"):
+        slice_model(keras.Model(inputs, [around, first]), x, y, 0.5)
+    both = layers.Add()([flat, flat])
+    with pytest.raises(UserError, match="a Add: it knows"):
+        slice_model(keras.Model(inputs, layers.Dense(4)(both)), x, y, 0.5)
+    with pytest.raises(UserError, match="one group"):
+        grouped = layers.Conv2D(4, 3, groups=2)(layers.Conv2D(4, 3)(inputs))
+        slice_model(keras.Model(inputs, layers.Dense(4)(layers.Flatten()(grouped))), x, y, 0.5)
     with pytest.raises(UserError, match="each of the 4 classes"):
         slice_model(classifier, x[y > 0], y[y > 0], 0.5)
     for per in (0, -1, 1.5, float("nan")):

@@ -22,9 +22,7 @@ keep_from = 1
 
 
 def main(argv=None):
-    args = options(
-        __doc__, argv, dataset=dataset, seed=seed, epochs=epochs, keep_from=keep_from
-    )
+    args = options(__doc__, argv, dataset=dataset, seed=seed, epochs=epochs, keep_from=keep_from)
     train(model="alexnet", **vars(args))
 
 

@@ -90,6 +90,7 @@ def need(path, step):
 @contextlib.contextmanager
 def atomic_write(path, suffix=""):
     """A temporary path to write `path` under: synced and renamed at the end, removed on error."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
     try:
@@ -138,7 +139,9 @@ def sha256(*paths):
     for path in paths:
         with open(path, "rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 def data_sha256(dataset, *parts):

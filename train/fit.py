@@ -3,6 +3,7 @@
 import csv
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -48,6 +49,7 @@ def fit(model, batches, folder, epochs, made_from, classifier=None, synchronise=
     keeper.synchronise = synchronise or keeper.synchronise
     done = keeper.resume()
     if done >= epochs:
+        keeper.classifier.load_weights(weights_path(folder, epochs))
         print(f"{folder}: all {epochs} epochs are there.", flush=True)
         return False
     callbacks = [keeper]
@@ -78,10 +80,11 @@ class EveryEpoch(keras.callbacks.Callback):
         keep_from=1, extendable=False, new_optimizer=False, log=None,
     ):  # fmt: skip
         super().__init__()
-        self.trained, self.batches, self.folder, self.epochs = model, batches, folder, epochs
+        self.trained, self.batches, self.epochs = model, batches, epochs
+        self.folder = Path(folder)
         self.classifier, self.synchronise = model, lambda trained, classifier: None
         self.keep_from, self.extendable, self.new_optimizer = keep_from, extendable, new_optimizer
-        self.log = log or folder / "log.csv"
+        self.log = log or self.folder / "log.csv"
         self.made_from = {k: v for k, v in made_from.items() if v is not None}
         self.made_from["backend"] = keras.backend.backend()
 
@@ -143,9 +146,10 @@ class EveryEpoch(keras.callbacks.Callback):
                 layer.seed_generator.state.assign(words.generate_state(2).astype("uint32"))
         if self.new_optimizer and epoch:
             optimizer = self.model.optimizer
+            rate = float(optimizer.learning_rate)
             for variable in optimizer.variables:
-                if variable is not optimizer._learning_rate:
-                    variable.assign(np.zeros(variable.shape, variable.dtype))
+                variable.assign(np.zeros(variable.shape, variable.dtype))
+            optimizer.learning_rate = rate
 
     def on_epoch_end(self, epoch, logs=None):
         epoch, logs = epoch + 1, dict(logs or {})
@@ -184,18 +188,21 @@ class EveryEpoch(keras.callbacks.Callback):
 
 
 def tune_classifier(
-    classifier, x, y, folder, loss, lr_rate, epochs, frozen=0, until=None, seed=(0,),
+    classifier, x, y, folder, loss, lr_rate, epochs, frozen=0, until=None, batch=BATCH, seed=(0,),
     made_from=None,
 ):  # fmt: skip
-    """Tune the classifier itself, in place, with Adam: the rivals of DARE (design section 6).
+    """Tune the classifier itself, in place, with Adam: the rivals of DARE (ASE 2022).
 
     Args:
         x, y: images (n, h, w, c), an array or anything that sorted rows can be taken from, and
             labels (n,).
         loss: "mse" (on the softmax, one-hot labels) or "categorical_crossentropy".
         frozen: so many first layers, with the input and without the normalisation, do not move.
-        until: nor do those after the layer of this name.
+        until: nor do those after the layer of this name. batch: images in a step.
         folder, epochs, made_from: as fit.
+
+    Returns:
+        True if anything was left to do.
     """
     set_seed(*seed)
     free_of_training(classifier)
@@ -207,16 +214,16 @@ def tune_classifier(
     # A model of its own, so that the classifier stays uncompiled and is saved without this.
     trained = keras.Model(classifier.inputs[0], classifier.outputs[0])
     trained.compile(keras.optimizers.Adam(lr_rate), loss, metrics=["accuracy"])
-    batches = Batches(
-        len(y), lambda rows, _: (pixels(x[rows]), onehot[y[rows]]), BATCH, (*seed, 1)
-    )
+
+    def make(rows, _):
+        return pixels(x[rows]), onehot[y[rows]]
+
+    shuffled = Batches(len(y), make, batch, (*seed, 1))
     # It is made of the classifier's own layers: nothing to synchronise.
-    fit(trained, batches, folder, epochs, made_from or {}, classifier, extendable=True)
-    return classifier
+    return fit(trained, shuffled, folder, epochs, made_from or {}, classifier, extendable=True)
 
 
 def free_of_training(model):
     """Drop the l2 terms of training, which are no part of the losses of tuning."""
     for variable in model.variables:
         variable.regularizer = None
-

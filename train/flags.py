@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ATTACKS = ("fgsm", "bim", "pgd", "cw", "jsma")
-CONTROLS = ("self", "single", "batchnorm", "finetune", "noise", "checkpoint", "swa", "seed")
+CONTROLS = ("self", "single", "batchnorm", "finetune", "noise", "swa")
 
 
 class UserError(Exception):
@@ -89,6 +89,8 @@ FLAGS = {
     "epsilon": (_size, "size of the perturbation, mode fixed"),
     "steps": (_count, "iterations (cw: of each search step), instead of the attack's own"),
     "adaptive": (bool, "attack every selected model itself, too"),
+    "adaptive_images": (_count, "images of x_test that --adaptive attacks"),
+    "restarts": (_count, "random starts of pgd with --adaptive"),
     "paper": (bool, "make the tables from the paper's figures in dare/paper alone"),
 }
 

@@ -1,4 +1,4 @@
-"""What belongs to a network (design sections 3, 5, 6). Edit here what the scripts have no flag for.
+"""What belongs to a network. Edit here what the scripts have no flag for.
 
 A network of your own: a module in train/models/, its name in NETWORKS there, and a layer below.
 """
@@ -13,6 +13,9 @@ milestones = {
     "alexnet": ((0, 0.01), (80, 0.005), (160, 0.001)),
     "vgg": ((0, 0.01), (60, 0.002), (120, 0.0004), (160, 0.00008)),
 }
+
+# The rates are divided by 1 + decay times the steps taken: SGD's decay in the released code.
+decay = {"alexnet": 0, "vgg": 5e-4}
 
 # Shifts: up to this share of height and width, and what fills the border: the mean image of x_train
 # ("constant": 0 after the mean is subtracted) or the nearest pixel ("edge").
@@ -31,6 +34,9 @@ chosen_layer = {
 }
 chosen_layer_of_small = {"vgg16": "block4_conv3_relu", "vgg19": "block5_conv3_relu"}
 small_images = ("digits", "fashion_mnist")  # data sets of less than 32 pixels
+
+# The default setting of DARE: tables name other slices and layers, "dare per 0.5".
+per = 0.95
 
 # Adam's learning rate in tuning, and what the released code writes ("10e-3", "10e-7").
 lr_rate = {"alexnet": 1e-3, "vgg": 1e-6}
@@ -53,7 +59,16 @@ def layer_of(model, small):
     return (small and chosen_layer_of_small.get(model)) or chosen_layer.get(model)
 
 
-def learning_rate(model, total):
-    """epoch (from 0) -> learning rate of a training of `total` epochs."""
-    steps = [(first * total / epochs, rate) for first, rate in milestones[family(model)]]
-    return lambda epoch, _=None: max((s for s in steps if s[0] <= epoch), key=lambda s: s[0])[1]
+def learning_rate(model, total, steps=0):
+    """epoch (from 0) -> learning rate of a training of `total` epochs of so many steps.
+
+    A shorter training scales the milestones, and its steps decay as those of 200 epochs do.
+    """
+    starts = [(first * total / epochs, rate) for first, rate in milestones[family(model)]]
+    decay_of_epoch = decay[family(model)] * steps * epochs / total
+
+    def rate(epoch, _=None):
+        latest = max((s for s in starts if s[0] <= epoch), key=lambda s: s[0])[1]
+        return latest / (1 + decay_of_epoch * epoch)
+
+    return rate

@@ -76,6 +76,22 @@ def class_count(dataset, *labels):
     return classes
 
 
+def new_network(model, x, classes):
+    """An untrained network for images like x, compiled, and the mean that it subtracts."""
+    mean, variance = statistics(model, x)
+    try:
+        network = build_model(model, x.shape[1:], classes, mean, variance)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{model} cannot take images of shape {x.shape[1:]} ({reason}).") from None
+    network.compile(
+        keras.optimizers.SGD(momentum=params.momentum, nesterov=True),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    return network, mean
+
+
 def train(dataset, model, seed, epochs, keep_from=1):
     """Train `model` on `dataset` into its study's folder; goes on with an interrupted run."""
     if model not in NETWORKS:
@@ -87,45 +103,29 @@ def train(dataset, model, seed, epochs, keep_from=1):
     x_test, y_test = load_data(dataset, "test")
     classes = class_count(dataset, y, y_test)
     folder = study_folder(dataset, model, seed)
+    checkpoints, architecture = folder / "checkpoints", folder / "model.keras"
     settings = {"dataset": dataset, "seed": seed, "epochs": epochs, "keep_from": keep_from}
     with stage(folder / "train.log", f"train {model}", **settings, images=len(x)) as record:
         set_seed(seed)
-        mean, variance = statistics(model, x)
-        try:
-            network = build_model(model, x.shape[1:], classes, mean, variance)
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{model} cannot take images of shape {x.shape[1:]} ({reason})."
-            ) from None
+        network, mean = new_network(model, x, classes)
         # Checkpoints, and the optimiser's state of two epochs while the later one is written.
         kept = epochs - min(keep_from, epochs) + 1 + 4
         require_space(folder, network.count_params() * 4 * kept, f"{epochs} epochs of {model}")
-        architecture = folder / "model.keras"
-        if not architecture.exists() or not epochs_in(folder / "checkpoints"):
+        if not architecture.exists() or not epochs_in(checkpoints):
             with atomic_write(architecture, ".keras") as temporary:
-                network.save(temporary)
-        made_from = {"dataset": dataset, "model": model, "seed": seed}
-        made_from["data_sha256"] = data_sha256(dataset)
-        rate = params.learning_rate(model, epochs)
-        network.compile(
-            keras.optimizers.SGD(rate(0), momentum=params.momentum, nesterov=True),
-            "sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-        )
+                keras.Model(network.inputs[0], network.outputs[0], name=model).save(temporary)
+        batches = train_batches(x, y, model, dataset, seed, mean)
+
+        def test_batch(rows, _):
+            return pixels(x_test[rows]), y_test[rows]
+
         trained = fit(
-            network,
-            train_batches(x, y, model, dataset, seed, mean),
-            folder / "checkpoints",
-            epochs,
-            made_from,
-            schedule=rate,
-            validation=Batches(
-                len(x_test), lambda rows, _: (pixels(x_test[rows]), y_test[rows]), 256
-            ),
-            keep_from=keep_from,
-            log=folder / "log.csv",
-        )
+            network, batches, checkpoints, epochs,
+            {"dataset": dataset, "model": model, "seed": seed, "data_sha256": data_sha256(dataset)},
+            schedule=params.learning_rate(model, epochs, len(batches)),
+            validation=Batches(len(x_test), test_batch, 256),
+            keep_from=keep_from, log=folder / "log.csv",
+        )  # fmt: skip
         record.idle = not trained
 
 

@@ -134,7 +134,7 @@ def up_to(model, layer):
 
 
 def default_layer(model):
-    """Name of the chosen layer of a network of train/models (design section 5)."""
+    """Name of the chosen layer of a network of train/models (train/params.py)."""
     layer = params.layer_of(model.name, small=min(model.input_shape[1:3]) < 32)
     if layer is None:
         names = ", ".join(known.name for known in model.layers[1:-1])
@@ -243,12 +243,16 @@ class Study:
         need(data_folder(args.dataset) / "x_train.npy", f"data/prepare.py --dataset {args.dataset}")
         made_from["data_sha256"] = artifacts.data_sha256(args.dataset)
         classifier = load_weights(load_architecture(folder), checkpoint)
-        return cls(
-            args.dataset, args.model, args.seed, folder, checkpoint, classifier, made_from
-        )
+        return cls(args.dataset, args.model, args.seed, folder, checkpoint, classifier, made_from)
+
+    @property
+    def names(self):
+        """{"dataset", "model", "seed"}, as flags and tables call them."""
+        return {"dataset": self.dataset, "model": self.model, "seed": self.seed}
 
     def original(self):
-        """The classifier, with the weights of the final checkpoint again."""
+        """The classifier, with the weights of the final checkpoint again, all of them trainable."""
+        self.classifier.trainable = True
         return load_weights(self.classifier, self.checkpoint)
 
     def data(self, part):
@@ -265,8 +269,7 @@ class Study:
 
     def command(self, script, **flags):
         """The command that makes something of this study, for messages."""
-        flags = {"dataset": self.dataset, "model": self.model, "seed": self.seed} | flags
-        return f"python {script} " + " ".join(f"--{k} {v}" for k, v in flags.items())
+        return f"python {script} " + " ".join(f"--{k} {v}" for k, v in (self.names | flags).items())
 
     def open_made(self, path, step, **expected):
         """open_artifact of something that must have been made from this study's checkpoint."""

@@ -24,7 +24,7 @@ PER_PIXEL_MEAN = ("alexnet",)
 
 
 def build_model(name, input_shape, classes, mean=0.0, variance=1.0):
-    """An untrained classifier: pixels in [0, 1] -> softmax (design section 3).
+    """An untrained classifier: pixels in [0, 1] -> softmax.
 
     Args:
         name: a key of NETWORKS.

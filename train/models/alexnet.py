@@ -1,4 +1,4 @@
-"""AlexNet for small images: 8.1 million parameters on 28x28x1, 9.6 on 32x32x3 (design section 3)."""
+"""AlexNet for small images: 8.1 million parameters on 28x28x1, 9.6 on 32x32x3."""
 
 from train.backend import keras
 

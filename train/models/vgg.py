@@ -1,4 +1,4 @@
-"""VGG16 and VGG19: configurations D and E of Simonyan and Zisserman, fitted to small images (design section 3).
+"""VGG16 and VGG19: configurations D and E of Simonyan and Zisserman, fitted to small images.
 
 On 32x32 images: convolutions without bias, each followed by batch normalisation and ReLU, five
 halvings, 33.6 and 39.0 million parameters. Five halvings of 28x28 leave nothing, so on smaller

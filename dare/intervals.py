@@ -1,0 +1,137 @@
+"""Intervals and tests: small functions on NumPy arrays, used by the tables and the verdict.
+
+All intervals are of 95%. Whatever draws random numbers takes a seed and gives the same again.
+"""
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 2000
+EXACT_PAIRS = 13  # up to so many pairs all 2**pairs signs are tried
+
+
+def wilson(right, n):
+    """Wilson's interval of a share (Wilson 1927), which holds for few images and near 0 and 1.
+
+    right, n: numbers or arrays: `right` of `n` images. Returns (low, high), shares in [0, 1]; NaN
+    where n is 0.
+    """
+    right, n = np.asarray(right, float), np.asarray(n, float)
+    z = stats.norm.ppf(0.5 + LEVEL / 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = right / n
+        centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+
+
+def draws(n, size, resamples, rng):
+    """How often each of n things is drawn in `size` draws with replacement: (resamples, n)."""
+    drawn = rng.integers(n, size=(resamples, size)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
+
+
+def resampled_means(sources, resamples=RESAMPLES, seed=0):
+    """Means over images, runs and source models, resampled hierarchically.
+
+    Source models are drawn, of each its runs, and of each its images. An image carries its values
+    under all attacks, and all runs of a source model, which are judged on the same images, share
+    the draw of images. With one source model, or one run of each, that level does not vary.
+
+    Args:
+        sources: for every source model a float array (runs, images, attacks); NaN where an image
+            is no sample of an attack.
+
+    Returns:
+        float (resamples, attacks), the mean under every attack; NaN where a resample has no image.
+    """
+    rng = np.random.default_rng(seed)
+    weight = draws(len(sources), len(sources), resamples, rng) / len(sources)
+    total = np.zeros((resamples, sources[0].shape[2]))
+    for values, share in zip(sources, weight.T, strict=True):
+        runs, images, attacks = values.shape
+        of_runs = draws(runs, runs, resamples, rng) / runs
+        of_images = draws(images, images, resamples, rng).astype("float32")
+        flat = values.transpose(1, 0, 2).reshape(images, runs * attacks).astype("float32")
+        present = np.isfinite(flat)
+        sums = of_images @ np.where(present, flat, 0)
+        with np.errstate(invalid="ignore"):
+            means = (sums / (of_images @ present.astype("float32"))).reshape(-1, runs, attacks)
+        total += share[:, None] * np.einsum("rk,rka->ra", of_runs, means)
+    return total
+
+
+def plain_means(sources):
+    """What `resampled_means` varies: the mean under every attack, float (attacks,)."""
+    return np.mean([np.nanmean(values, axis=1).mean(axis=0) for values in sources], axis=0)
+
+
+def interval(resampled):
+    """(low, high) of resampled values (resamples, ...), by their percentiles."""
+    tail = 50 * (1 - LEVEL)
+    return tuple(np.nanpercentile(resampled, [tail, 100 - tail], axis=0))
+
+
+def bootstrap(sources, resamples=RESAMPLES, seed=0):
+    """Mean and 95% interval under every attack and, last, of the mean over attacks.
+
+    The interval of the mean over attacks resamples images, not cells of a table: the attacks share
+    their images and are not independent. Arguments as `resampled_means`.
+
+    Returns (mean, low, high), each float (attacks + 1,).
+    """
+    mean, resampled = plain_means(sources), resampled_means(sources, resamples, seed)
+    low, high = interval(np.column_stack([resampled, resampled.mean(axis=1)]))
+    return np.append(mean, mean.mean()), low, high
+
+
+def paired_bootstrap(first, second, resamples=RESAMPLES, seed=0):
+    """Difference of two methods on the same images, with its 95% interval.
+
+    first, second: right (1) or wrong (0) of the two, as `resampled_means` takes them and NaN in
+    the same places. Returns (difference, low, high) as `bootstrap`: first minus second.
+    """
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    return bootstrap(differences, resamples, seed)
+
+
+def mcnemar(first, second):
+    """Exact two-sided p of McNemar's test: do two models err equally often on the same images?
+
+    first, second: right or wrong, bool (n,). Only images on which they differ count; p is 1 where
+    there are none.
+    """
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    won, lost = int((first & ~second).sum()), int((second & ~first).sum())
+    return float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+
+
+def wilcoxon(first, second, alternative="two-sided", approximate=False):
+    """p of Wilcoxon's signed-rank test on pairs of runs (n,), exact also where ranks are tied.
+
+    approximate: the normal approximation, which the paper's authors took. Pairs without a
+    difference do not count; p is NaN where none has one.
+    """
+    differences = np.asarray(first, float) - np.asarray(second, float)
+    differences = differences[differences != 0]
+    if not len(differences):
+        return np.nan
+    method = "approx"
+    if not approximate and len(differences) <= EXACT_PAIRS:
+        method = stats.PermutationMethod(n_resamples=2**EXACT_PAIRS)
+    return float(stats.wilcoxon(differences, alternative=alternative, method=method).pvalue)
+
+
+def holm(p):
+    """Holm's correction of the p-values (n,) of one table; NaN, no test, stays and does not count.
+
+    The smallest p is multiplied by the number of tests, the next by one less, and so on; no
+    corrected p is below that of a smaller one (Holm 1979).
+    """
+    p = np.asarray(p, float)
+    corrected = np.full(p.shape, np.nan)
+    order = np.argsort(p, kind="stable")[: np.isfinite(p).sum()]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return corrected

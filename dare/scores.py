@@ -1,0 +1,67 @@
+"""Right or wrong, image by image, of every scored model: scores.h5.
+
+robustness.csv, paired differences and their intervals are all made from it. In the file:
+
+- /parts/<part>: int64 (n,), the images that a part consists of: indices into x_train for samples,
+  into x_test for "clean selection" and "clean reporting". Its attribute made_from is the SHA-256 of
+  the file that the images come from.
+- /models/<SHA-256 of the weights>/<part>: uint8, the packed bits of right (1) or wrong (0).
+"""
+
+import h5py
+import numpy as np
+
+from train.artifacts import atomic_write, set_attributes
+
+
+class Scores:
+    """The scores of one study, in memory; `save` writes them, whole or not at all.
+
+    index: {part: int64 (n,)}. made_from: {part: SHA-256}.
+    """
+
+    def __init__(self, path):
+        self.path, self.index, self.made_from, self.packed = path, {}, {}, {}
+        if path.exists():
+            with h5py.File(path, "r") as file:
+                for part, data in file["parts"].items():
+                    self.index[part], self.made_from[part] = data[()], data.attrs["made_from"]
+                for model, group in file["models"].items():
+                    self.packed[model] = {part: bits[()] for part, bits in group.items()}
+
+    def define(self, part, index, made_from):
+        """Name a part; what was scored on another part of this name is forgotten."""
+        same = self.made_from.get(part) == made_from and np.array_equal(self.index[part], index)
+        if not same:
+            for scored in self.packed.values():
+                scored.pop(part, None)
+        self.index[part], self.made_from[part] = np.asarray(index, "int64"), made_from
+
+    def missing(self, model, parts):
+        """Those of the parts that the model, named by the SHA-256 of its weights, lacks."""
+        return [part for part in parts if part not in self.packed.get(model, {})]
+
+    def add(self, model, part, right):
+        """right: bool (n,), in the order of the part's index."""
+        self.packed.setdefault(model, {})[part] = np.packbits(right)
+
+    def right(self, model, part):
+        """bool (n,): which images of the part the model gets right."""
+        return np.unpackbits(self.packed[model][part], count=len(self.index[part])).astype(bool)
+
+    def percent(self, model, part):
+        """Share of the part that the model gets right, in %; NaN of no images or not scored."""
+        if self.missing(model, [part]) or not len(self.index[part]):
+            return np.nan
+        return 100 * self.right(model, part).mean()
+
+    def save(self):
+        with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
+            set_attributes(file)
+            parts, models = file.create_group("parts"), file.create_group("models")
+            for part, index in sorted(self.index.items()):
+                parts[part] = index
+                parts[part].attrs["made_from"] = self.made_from[part]
+            for model, scored in sorted(self.packed.items()):
+                for part, bits in sorted(scored.items()):
+                    models[f"{model}/{part}"] = bits

@@ -1,0 +1,321 @@
+"""The Snakefile: the jobs of every sweep, what it refuses, and all of it as a cluster runs it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from snakemake.cli import args_to_api, parse_args
+
+from train.flags import ATTACKS
+
+SNAKEFILE = ["--snakefile", str(ROOT / "dare/Snakefile")]
+
+
+@pytest.fixture
+def dry_run(home, monkeypatch, capsys):
+    """flags of snakemake -> (whether it made a graph, what it printed), all in this process."""
+    monkeypatch.chdir(home)
+
+    def run(*flags, only="--dry-run"):
+        parser, args = parse_args([*SNAKEFILE, "--cores", "2", only, "--printshellcmds", *flags])
+        done = args_to_api(args, parser)
+        return done, "".join(capsys.readouterr())
+
+    return run
+
+
+def counts(text):
+    """{rule: number of its jobs} of a dry run."""
+    table = text.split("Job stats:")[1].split("total")[0]
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def jobs(text, rule):
+    """[{input, output, resources, command}] of the jobs of a rule in a dry run."""
+    found = []
+    for job in re.split(r"^(?=rule \w+:$)", text, flags=re.MULTILINE):
+        if job.startswith(f"rule {rule}:"):
+            about = dict(re.findall(r"^    (\w+): (.*)$", job, re.MULTILINE))
+            command = re.search(r"^Shell command: (.*)$", job, re.MULTILINE).group(1)
+            files = {k: about.get(k, "").replace(" (update)", "") for k in ("input", "output")}
+            files = {k: [f for f in v.split(", ") if f] for k, v in files.items()}
+            resources = about["resources"].split(", ")
+            found.append(files | {"command": command, "resources": resources})
+    return found
+
+
+ONE = {"prepare": 1, "train": 1, "attack": 5, "slice": 1, "mine": 2, "tune": 5}
+ONE |= {"adversarial_training": 1, "controls": 1, "score": 1, "tables": 1, "all": 1}
+
+# Every sweep of the README: what it changes in the jobs of the demonstration, counted by hand.
+SWEEPS = {
+    "": {},
+    "per=0.5": {},
+    # dare, dare-last and dare-released have a slice; dare-s and dare-sl have none
+    "per=0.05,0.5": {"slice": 2, "tune": 2 * 3 + 2, "controls": 2},
+    # besides conv2: conv3, whose images dare-sl takes, and predictions
+    "choose_layer=conv2": {"mine": 3},
+    # dare, dare-s and dare-released have a layer to choose
+    "choose_layer=conv2,conv3": {"mine": 3, "tune": 2 * 3 + 2, "controls": 2},
+    "runs=1,2": {"tune": 2 * 5, "adversarial_training": 2, "controls": 2},
+    "runs=0,1,2": {"tune": 3 * 5, "adversarial_training": 3, "controls": 3},
+    # controls need the dare that they imitate
+    "methods=controls": {"mine": 1, "tune": 1, "adversarial_training": 0},
+    "methods=dare-s,controls": {"mine": 1, "tune": 2, "adversarial_training": 0},
+    # dare-released keeps the rate that was released
+    "lr_rate=1e-3,1e-4": {"tune": 2 * 4 + 1, "controls": 2},
+    "methods=dare": {"mine": 1, "tune": 1, "adversarial_training": 0, "controls": 0},
+    "methods=at-cw,at-fgsm": {"slice": 0, "mine": 0, "tune": 0, "controls": 0},
+    # conv3 comes first: the probabilities that mining it keeps serve predictions, too
+    "methods=dare-last": {"tune": 1, "adversarial_training": 0, "controls": 0},
+    "attacks=fgsm,pgd": {"attack": 2},
+    "seeds=0,1,2": {
+        **{rule: 3 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")},
+    },
+    "dataset=cifar10,svhn model=vgg16,alexnet,lenet": {
+        **{rule: 6 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")},
+        "prepare": 2,
+    },
+    # 2 layers x 2 slices x 2 rates x 2 runs: dare 16, dare-released 8, dare-s 8, dare-last 8,
+    # dare-sl 4
+    "choose_layer=conv2,conv3 per=0.5,0.95 lr_rate=1e-3,1e-4 runs=0,1": {
+        **{"mine": 3, "slice": 2, "tune": 44, "controls": 16, "adversarial_training": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep or "demo")
+def test_jobs_of_a_sweep(dry_run, sweep):
+    done, text = dry_run(*(["--config", *sweep.split()] if sweep else []))
+    assert done, text
+    assert counts(text) == {rule: n for rule, n in (ONE | SWEEPS[sweep]).items() if n}
+
+
+def test_jobs_of_the_papers_grid(dry_run):
+    """3 data sets, 3 networks, 3 seeds and 3 runs, each with its own layer and rates."""
+    done, text = dry_run("--configfile", str(ROOT / "dare/paper.yaml"))
+    assert done, text
+    grid = {rule: 27 * n for rule, n in ONE.items()} | {"prepare": 3, "tables": 1, "all": 1}
+    grid |= {rule: 3 * grid[rule] for rule in ("tune", "adversarial_training", "controls")}
+    assert counts(text) == grid
+    mined = {job["output"][0] for job in jobs(text, "mine")}
+    for study, layer in {
+        "cifar10_alexnet": "conv5",
+        "cifar10_vgg16": "block5_conv3_relu",
+        "svhn_vgg19": "block5_conv4_relu",
+        "fashion_mnist_alexnet": "conv5",
+        "fashion_mnist_vgg16": "block4_conv3_relu",
+        "fashion_mnist_vgg19": "block5_conv3_relu",
+    }.items():
+        files = {f for f in mined if f.startswith(f"models/{study}_seed2/")}
+        folder = f"models/{study}_seed2"
+        assert files == {f"{folder}/ats_{layer}.h5", f"{folder}/ats_predictions.h5"}
+    rates = {
+        re.search(r"([^_]+)_seed\d/tuned/([^_]+)_.*lr(.*)_run\d/", *job["output"]).groups()
+        for job in jobs(text, "tune")
+    }
+    methods = ("dare", "dare-s", "dare-sl", "dare-last")
+    own = {"vgg16": "1e-06", "vgg19": "1e-06", "alexnet": "0.001"}
+    released = {"vgg16": "1e-06", "vgg19": "1e-06", "alexnet": "0.01"}
+    assert rates == {(model, method, own[model]) for model in own for method in methods} | {
+        (model, "dare-released", released[model]) for model in own
+    }
+    assert all("--epochs 200" in job["command"] for job in jobs(text, "train"))
+    attacks = [job["command"] for job in jobs(text, "attack")]
+    assert all("--samples 5000" in c and "--steps" not in c for c in attacks)
+    assert not any("--adaptive" in job["command"] for job in jobs(text, "score"))
+
+
+def test_commands_say_what_the_paths_say(dry_run):
+    sweep = "choose_layer=conv2 per=0.5 lr_rate=1e-5 adv_lr_rate=1e-3 runs=2 seeds=1 limit=300"
+    _, text = dry_run("--config", *sweep.split(), "adaptive=false", "source=my files")
+    commands = {job["output"][0]: job["command"] for job in jobs(text, "tune")}
+    names = "--dataset digits --model lenet --seed 1"
+    folder = "models/digits_lenet_seed1/tuned"
+    epochs = "--run 2 --epoch 5"
+    expected = {
+        "dare_conv2_per0.5_lr1e-05_run2": ("dare.py --choose_layer conv2 --per 0.5", "1e-05"),
+        "dare-released_conv2_per0.5_batches1_lr0.01_run2": (
+            "dare.py --choose_layer conv2 --per 0.5 --batches 1",
+            "0.01",
+        ),
+        "dare-s_conv2_lr1e-05_run2": ("dare-s.py --choose_layer conv2", "1e-05"),
+        "dare-sl_lr1e-05_run2": ("dare-sl.py", "1e-05"),
+        "dare-last_predictions_per0.5_lr1e-05_run2": ("dare-last.py --per 0.5", "1e-05"),
+    }
+    assert {path: c.split("/dare/")[1] for path, c in commands.items()} == {
+        f"{folder}/{name}/model.005.weights.h5": f"{script} {names} --lr_rate {rate} {epochs}"
+        for name, (script, rate) in expected.items()
+    }
+    (at,) = jobs(text, "adversarial_training")
+    assert f"--attack {','.join(ATTACKS)} --lr_rate 0.001 --run 2 --epoch 10" in at["command"]
+    assert at["output"] == [f"{folder}/at-jsma_lr0.001_run2/model.010.weights.h5"]
+    (prepare,) = jobs(text, "prepare")
+    assert prepare["command"].endswith(
+        f"--dataset digits --source '{os.getcwd()}/my files' --limit 300"
+    )
+    assert not jobs(text, "score")[0]["command"].endswith("--adaptive")
+
+
+def test_what_waits_for_what(dry_run):
+    sweep = "per=0.5,0.95 lr_rate=1e-3,1e-4 runs=0,1 choose_layer=conv2,conv3 seeds=0,1"
+    _, text = dry_run("--config", *sweep.split(), "methods=dare-s,controls,at-bim")
+    folder = "models/digits_lenet_seed0"
+
+    def control(layer, per, rate, run):
+        return (
+            f"{folder}/tuned/control-noise_{layer}_per{per}_lr{rate}_run{run}/model.005.weights.h5"
+        )
+
+    waits = {job["output"][0]: job["input"] for job in jobs(text, "controls")}
+    before = {path: [p for p in needed if "control" in p] for path, needed in waits.items()}
+    # No two jobs that share a control run side by side: what is shared is made by one of them.
+    assert before[control("conv2", "0.5", "0.001", 0)] == []
+    assert before[control("conv2", "0.95", "0.0001", 1)] == [control("conv2", "0.5", "0.0001", 1)]
+    assert before[control("conv2", "0.5", "0.0001", 1)] == [control("conv2", "0.5", "0.001", 1)]
+    assert before[control("conv2", "0.5", "0.001", 1)] == [control("conv2", "0.5", "0.001", 0)]
+    assert before[control("conv3", "0.5", "0.001", 0)] == [control("conv2", "0.5", "0.001", 0)]
+    for path, needed in waits.items():
+        assert path.replace("control-noise", "dare") in needed
+    mine = {job["output"][0]: job["input"] for job in jobs(text, "mine")}
+    assert f"{folder}/ats_conv2.h5" in mine[f"{folder}/ats_conv3.h5"]
+    assert f"{folder}/ats_conv2.h5" not in mine[f"{folder}/ats_conv2.h5"]
+    score = {job["output"][0]: job["input"] for job in jobs(text, "score")}
+    needed = score[f"{folder}/robustness.csv"]
+    assert {f"models/digits_lenet_seed{s}/checkpoints/model.040.weights.h5" for s in (0, 1)} < {
+        *needed
+    }
+    assert {*waits} & {*needed} == {path for path in waits if "seed0" in path}
+    assert {f"{folder}/adv/{attack}.h5" for attack in ATTACKS} < {*needed}
+    assert f"{folder}/tuned/at-bim_lr0.0001_run1/model.010.weights.h5" in needed
+    assert f"{folder}/tuned/dare-s_conv3_lr0.0001_run1/model.005.weights.h5" in needed
+
+
+REFUSED = {
+    "modle=vgg16": r"modle is unknown: choose from dataset, model, .*",
+    "methods=dare,dare-x": r"methods is 'dare-x', but it takes methods among dare, dare-s, .*",
+    "attacks=fgsm,deepfool": r"attacks is 'deepfool', but it takes attacks among fgsm, bim, .*",
+    "attacks=": r"attacks is \[\], but .*",
+    "model=vgg61": r"model=vgg61 has no chosen layer: choose from alexnet, lenet, vgg16, .*",
+    "dataset=../etc": r"dataset is '../etc', but it takes names of data sets",
+    "per=0.5,1.5": r"per is 1.5, but it takes shares above 0 and up to 1, each once",
+    "per=0": r"per is 0, but .*",
+    "per=half": r"per is 'half', but .*",
+    "runs=0,0": r"runs is \[0, 0\], but it takes whole numbers of 0 or more, each once",
+    "seeds=-1": r"seeds is -1, but it takes whole numbers of 0 or more, each once",
+    "epochs=1.5": r"epochs is 1.5, but it takes a whole number of 2 or more",
+    "epochs=": r"epochs is None, but .*",
+    "lr_rate=0": r"lr_rate is 0, but it takes learning rates above 0, each once, or null",
+    "limit=many": r"limit is 'many', but it takes a whole number of 1 or more, or null",
+    "adaptive=perhaps": r"adaptive is 'perhaps', but it takes true or false",
+}
+
+
+@pytest.mark.parametrize("config", REFUSED)
+def test_refused(dry_run, config):
+    done, text = dry_run("--config", config)
+    assert not done and "Traceback" not in text
+    assert re.search(rf"^--config {REFUSED[config]}\.$", text, re.MULTILINE), text
+
+
+# What is there, what is asked for then, and the jobs of that besides scores and tables.
+CHANGES = [
+    ("", "", {}),
+    # A new slice and what hangs on it, no new training.
+    ("", "per=0.5", {"slice": 1, "tune": 3, "controls": 1}),
+    ("", "runs=0,1", {"tune": 5, "adversarial_training": 1, "controls": 1}),
+    ("", "tune_epochs=6", {"tune": 5, "controls": 1}),
+    ("methods=dare", "methods=dare,controls", {"controls": 1}),
+    # Only the last attack's model is an output; that the others are missing shows all the same.
+    ("methods=at-jsma", "methods=at", {"adversarial_training": 1}),
+    ("adaptive=false", "adaptive=true", {}),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "left"), CHANGES)
+def test_what_is_left_to_do(home, dry_run, monkeypatch, before, after, left):
+    _, text = dry_run("--config", "gpu=0", *before.split())
+    for rule in ONE:
+        for path in [home / path for job in jobs(text, rule) for path in job["output"]]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "true")  # jobs that do nothing: their files are there
+        done, text = dry_run("--config", "gpu=0", *before.split(), only="--forceall")
+    assert done, text
+    done, text = dry_run("--config", "gpu=0", *after.split())
+    assert done, text
+    if before == after:
+        assert "Nothing to be done" in text
+    else:
+        assert counts(text) == left | {"score": 1, "tables": 1, "all": 1}
+
+
+def test_resources(dry_run):
+    """What every job asks a cluster for: memory in MB, minutes, GPUs."""
+    _, text = dry_run("--config", "model=vgg16,lenet", "dataset=cifar10", "epochs=200", "gpu=1")
+    vgg, lenet = sorted(jobs(text, "train"), key=lambda job: "lenet" in job["command"])
+    assert {"runtime=1020", "mem_mb=6000", "gpu=1"} < {*vgg["resources"]}
+    assert {"runtime=220", "mem_mb=3000", "gpu=1"} < {*lenet["resources"]}
+    for rule in ONE.keys() - {"all"}:
+        for job in jobs(text, rule):
+            names = {resource.split("=")[0] for resource in job["resources"]}
+            assert names >= {"mem_mb", "runtime"}
+            assert ("gpu" in names) == (rule not in ("prepare", "tables"))
+
+
+# ---------------------------------------------------------------------------------- the whole graph
+
+SUBMIT = """#!/bin/sh
+nohup sh "$1" > "$(basename "$1").log" 2>&1 &
+echo $! | tee -a pids
+"""
+SMALL = "methods=dare,at-fgsm,controls attacks=fgsm,cw limit=200 epochs=10 samples=30 cw_steps=5"
+SMALL = f"{SMALL} jsma_steps=10 tune_epochs=2 adv_epochs=2 adaptive=false".split()
+
+
+def snakemake(home, *flags):
+    command = [sys.executable, "-m", "snakemake", *SNAKEFILE, *flags]
+    environment = os.environ | {"DARE_HOME": str(home)}
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+
+
+def test_whole_graph_on_a_cluster(home, dry_run):
+    """Every job as a process of its own; then nothing is left to do, and nothing is overwritten."""
+    submit = home / "submit.sh"
+    submit.write_text(SUBMIT)
+    submit.chmod(0o755)
+    cluster = ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", str(submit)]
+    quick = ["--jobs", "2", "--seconds-between-status-checks", "1"]
+    _, planned = dry_run("--config", *SMALL)
+    result = snakemake(home, *quick, *cluster, "--config", *SMALL)
+    logs = "".join(path.read_text() for path in home.glob("*.log"))
+    assert result.returncode == 0, result.stderr + logs
+    assert (home / "models/report.html").exists()
+    assert (home / "models/digits_lenet_seed0/robustness.csv").exists()
+    # Without --cores threads do not depend on this machine.
+    assert set(re.findall(r"threads: (\d+)", result.stderr)) == {"4", "8"}
+    pids = (home / "pids").read_text().split()
+    assert len(pids) == len(set(pids)) == sum(counts(planned).values()) - 1  # `all` does nothing
+    tuned = {folder.name for folder in (home / "models/digits_lenet_seed0/tuned").iterdir()}
+    slice_and_rate = "conv3_per0.95_lr0.001_run0"
+    assert tuned == {
+        f"dare_{slice_and_rate}",
+        *(f"control-{name}_{slice_and_rate}" for name in ("self", "single", "noise")),
+        "control-finetune_conv3_lr0.001_run0",
+        "control-batchnorm_conv3_run0",
+        "control-swa",
+        "at-fgsm_lr0.0001_run0",
+    }
+    assert "Nothing to be done" in dry_run("--config", *SMALL)[1]
+
+    # Other settings that are in no path: the step refuses them, and Snakemake deletes nothing.
+    samples = home / "models/digits_lenet_seed0/adv/fgsm.h5"
+    content = samples.read_bytes()
+    more = snakemake(home, "--cores", "1", "--config", *SMALL, "samples=31")
+    assert more.returncode == 1
+    assert re.search(r"fgsm.h5 was made with samples 30, not 31", more.stderr)
+    assert samples.read_bytes() == content

@@ -1,0 +1,171 @@
+"""Scoring and the selection rule."""
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from adv import fintune_adv
+from dare import controls, dare, test
+from dare.scores import Scores
+from train.artifacts import tuned_folder, weights_path
+from train.flags import UserError
+from train.utils import load_classifier, load_weights, predict, test_halves
+
+
+def candidates(*rows):
+    """Models to select from: (method, lr_rate, epoch, validation robustness, clean accuracy)."""
+    columns = ["method", "lr_rate", "epoch", "robustness", "selection_accuracy"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(run=0, per=0.95, choose_layer=None, batches=np.nan)
+
+
+def test_selection_rule():
+    models = candidates(
+        ("original", None, 20, 0, 90.0),
+        ("dare", 1e-3, 1, 50, 89.5),
+        ("dare", 1e-3, 2, 60, 89.0),  # loses exactly one point: allowed
+        ("dare", 1e-3, 3, 70, 88.9),  # loses more
+        ("dare", 1e-4, 1, 55, 90.0),
+        ("at-fgsm", 1e-4, 1, 90, 80.0),
+        ("at-fgsm", 1e-4, 2, 70, 85.0),  # none within one point
+    )
+    selected, within_1 = (models[mark][["method", "epoch"]] for mark in test.select(models))
+    assert selected.to_records(index=False).tolist() == [
+        ("original", 20),
+        ("dare", 3),
+        ("at-fgsm", 1),
+    ]
+    assert within_1.to_records(index=False).tolist() == [("original", 20), ("dare", 2)]
+
+
+def test_runs_layers_and_slices_are_selected_separately():
+    one = candidates(("original", None, 9, 0, 90.0), ("dare", 1e-3, 1, 50, 90.0))
+    others = [one[1:].assign(**{k: v}) for k, v in (("run", 1), ("per", 0.5), ("batches", 1.0))]
+    models = pd.concat([one, *others], ignore_index=True)
+    assert [mark.sum() for mark in test.select(models)] == [5, 5]
+
+
+def test_scores_are_kept_as_bits(tmp_path):
+    scores = Scores(tmp_path / "scores.h5")
+    right = np.random.default_rng(0).random(13) < 0.5
+    scores.define("pgd test", np.arange(13) * 3, "aaaa")
+    scores.define("clean reporting", np.arange(5), "bbbb")
+    scores.add("model", "pgd test", right)
+    scores.save()
+    again = Scores(tmp_path / "scores.h5")
+    np.testing.assert_array_equal(again.right("model", "pgd test"), right)
+    np.testing.assert_array_equal(again.index["pgd test"], np.arange(13) * 3)
+    assert again.percent("model", "pgd test") == pytest.approx(100 * right.mean())
+    assert np.isnan(again.percent("model", "clean reporting"))
+    assert again.missing("model", ["pgd test", "clean reporting"]) == ["clean reporting"]
+    again.define("pgd test", np.arange(13) * 3, "aaaa")
+    assert not again.missing("model", ["pgd test"])
+    again.define("pgd test", np.arange(13) * 3, "cccc")  # other samples of the same name
+    assert again.missing("model", ["pgd test"])
+
+
+@pytest.fixture
+def scored(study):
+    _, folder, flags = study
+    dare.main([*flags, "--epoch", "2"])
+    dare.main([*flags, "--epoch", "1", "--lr_rate", "0.0001"])
+    fintune_adv.main([*flags, "--attack", "fgsm", "--epoch", "2"])
+    controls.main([*flags, "--epoch", "2"])
+    test.main(flags)
+    return folder, flags
+
+
+def test_robustness_csv(scored, capsys, monkeypatch):
+    folder, flags = scored
+    table = pd.read_csv(folder / "robustness.csv")
+    wanted = "dataset, model, source, run, seed, method, lr_rate, epoch, attack, split, n, "
+    wanted += "empirical_robustness, test_accuracy, selected, selected_within_1"
+    assert list(table.columns)[:15] == wanted.split(", ")
+    original = table[table["method"] == "original"]
+    assert (original["empirical_robustness"] == 0).all() and original["selected"].all()
+    names = {f"control-{c}" for c in ("self", "single", "batchnorm", "finetune", "noise", "swa")}
+    assert names | {"dare", "at-fgsm", "control-checkpoint"} <= set(table["method"])
+
+    # What is reported is scored for selected models only, and nothing else was looked at.
+    tested = table[table["split"] == "test"]
+    assert (tested["selected"] | tested["selected_within_1"]).all()
+    unselected = table[~(table["selected"] | table["selected_within_1"])]
+    assert len(unselected) and unselected["test_accuracy"].isna().all()
+
+    row = table[(table["method"] == "dare") & (table["attack"] == "pgd") & table["selected"]]
+    row = row[row["split"] == "test"].iloc[0]
+    settings = {"layer": "conv2", "per": 0.95, "lr_rate": row["lr_rate"], "run": 0}
+    path = weights_path(tuned_folder(folder, "dare", **settings), row["epoch"])
+    model = load_weights(load_classifier(folder), path)
+    with h5py.File(folder / "adv/pgd.h5") as file:
+        rows = (file["split"][()] == 2) & file["success"][()]
+        predicted = predict(model, file["image"][()][rows]).argmax(axis=1)
+        by_hand = 100 * np.mean(predicted == file["label"][()][rows])
+    assert row["empirical_robustness"] == pytest.approx(by_hand, abs=1e-3)
+    assert row["n"] == rows.sum()
+    x, y = (np.load(folder.parents[1] / f"data/toy/{a}_test.npy") for a in "xy")
+    _, reporting = test_halves("toy", len(y))
+    clean = 100 * np.mean(predict(model, x[reporting]).argmax(axis=1) == y[reporting])
+    assert row["test_accuracy"] == pytest.approx(clean, abs=1e-3)
+
+    monkeypatch.setattr(test, "score", lambda *_: pytest.fail("scored again what scores.h5 has"))
+    test.main(flags)
+    out = capsys.readouterr().out
+    assert "at-fgsm" in out and "control-swa" in out
+    assert pd.read_csv(folder / "robustness.csv").equals(table)
+
+
+def test_the_reported_parts_do_not_change_the_selection(scored):
+    """Other labels in the reporting half and the test part: the same models are selected."""
+    folder, flags = scored
+    marks = ["selected", "selected_within_1"]
+    keys = ["method", "lr_rate", "epoch", *marks]
+    before = pd.read_csv(folder / "robustness.csv").query("split == 'validation'")[keys]
+    path = folder.parents[1] / "data/toy/y_test.npy"
+    y = np.load(path)
+    _, reporting = test_halves("toy", len(y))
+    y[reporting] = (y[reporting] + 1) % 4
+    np.save(path, y)
+    with h5py.File(folder / "adv/pgd.h5", "a") as file:
+        rows = file["split"][()] == 2
+        file["label"][rows] = (file["label"][rows] + 1) % 4
+    test.main(flags)
+    after = pd.read_csv(folder / "robustness.csv").query("split == 'validation'")[keys]
+    pd.testing.assert_frame_equal(before, after)
+
+
+def test_halves_share_no_image():
+    selection, reporting = test_halves("nowhere", 101)
+    assert sorted([*selection, *reporting]) == list(range(101))
+    np.testing.assert_array_equal(test_halves("nowhere", 101)[0], selection)
+
+
+def test_samples_of_different_images_are_refused(study):
+    from adv import generate_adv
+
+    _, folder, flags = study
+    (folder / "adv/pgd.h5").unlink()
+    generate_adv.main([*flags, "--attack", "pgd", "--samples", "50"])
+    with pytest.raises(UserError, match=r"pgd.h5 \(50 samples\) and .*fgsm.h5 \(60\)"):
+        test.main(flags)
+
+
+def test_no_validation_sample(study):
+    _, folder, flags = study
+    for name in "fgsm", "pgd":
+        with h5py.File(folder / f"adv/{name}.h5", "a") as file:
+            file["success"][file["split"][()] == 1] = False
+    with pytest.raises(UserError, match="no successful sample in its validation part"):
+        test.main(flags)
+
+
+def test_a_tuned_model_of_another_checkpoint_is_refused(study):
+    _, folder, flags = study
+    dare.main([*flags, "--epoch", "1"])
+    settings = {"layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
+    path = weights_path(tuned_folder(folder, "dare", **settings), 1)
+    with h5py.File(path, "a") as file:
+        file.attrs["checkpoint_sha256"] = "0" * 64
+    with pytest.raises(UserError, match=r"tuned from checkpoint 000000000000, not [0-9a-f]{12}"):
+        test.main(flags)

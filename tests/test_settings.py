@@ -1,0 +1,128 @@
+"""Editing a constant and passing the flag are the same, and neither deletes what another made."""
+
+import importlib.util
+import re
+
+import pytest
+from conftest import ROOT, TOY, write_data
+
+from train.flags import UserError
+
+SLICED = "tuned/{}_conv2_per0.95_lr{}_run{}/model.001.weights.h5"
+PLAIN = "tuned/{}_conv2_lr{}_run{}/model.001.weights.h5"
+
+# script: (constants besides data set and model, [(edited constant, value, what the edit makes)])
+SCRIPTS = {
+    "dare/nnslicer.py": ({}, [("per", 0.5, "slice_0.5.h5")]),
+    "dare/get_ats.py": ({}, [("choose_layer", "conv1", "ats_conv1.h5")]),
+    "adv/generate_adv.py": ({"samples": 60, "attack": "fgsm"}, [("attack", "bim", "adv/bim.h5")]),
+    "dare/dare.py": (
+        {"epoch": 1},
+        [
+            ("lr_rate", 0.01, SLICED.format("dare", 0.01, 0)),
+            ("run", 1, SLICED.format("dare", 0.001, 1)),
+            ("per", 0.5, "tuned/dare_conv2_per0.5_lr0.001_run0/model.001.weights.h5"),
+            ("epoch", 2, "tuned/dare_conv2_per0.95_lr0.001_run0/model.002.weights.h5"),
+            ("batches", 1, "tuned/dare-released_conv2_per0.95_batches1_lr0.01_run0/model.001"),
+        ],
+    ),
+    "dare/dare-s.py": ({"epoch": 1}, [("lr_rate", 0.01, PLAIN.format("dare-s", 0.01, 0))]),
+    "dare/dare-sl.py": ({"epoch": 1}, [("run", 2, "tuned/dare-sl_lr0.001_run2/model.001")]),
+    "dare/dare-last.py": (
+        {"epoch": 1},
+        [("lr_rate", 0.01, "tuned/dare-last_predictions_per0.95_lr0.01_run0/model.001")],
+    ),
+    "dare/controls.py": (
+        {"epoch": 1, "control": "finetune"},
+        [("lr_rate", 0.01, PLAIN.format("control-finetune", 0.01, 0))],
+    ),
+    "adv/fintune_adv.py": (
+        {"epoch": 1, "attack": "fgsm"},
+        [("lr_rate", 0.01, "tuned/at-fgsm_lr0.01_run0/model.001.weights.h5")],
+    ),
+}
+
+
+def edited(script, tmp_path, **constants):
+    """A copy of a script with other values at its top, as a module."""
+    text = (ROOT / script).read_text()
+    for name, value in constants.items():
+        text, count = re.subn(rf"(?m)^{name} = [^#\n]*", f"{name} = {value!r}  ", text)
+        assert count == 1, f"{script} has no constant {name}"
+    text = text.replace("Path(__file__).resolve().parents[1]", repr(str(ROOT)), 1)
+    path = tmp_path / script.replace("/", "_").replace("-", "_")
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def files(folder):
+    """{path: time of the last change} of results."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*.h5") if "history" not in p.name}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_editing_equals_passing(study, tmp_path, script):
+    _, folder, _ = study
+    base, edits = SCRIPTS[script]
+    base = {"dataset": "toy", "model": "tiny"} | base
+    if any(name == "per" for name, *_ in edits) and script != "dare/nnslicer.py":
+        edited("dare/nnslicer.py", tmp_path, **base_of("toy"), per=0.5).main([])
+    edited(script, tmp_path, **base).main([])
+    for name, value, made in edits:
+        before = files(folder)
+        edited(script, tmp_path, **(base | {name: value})).main([])
+        after = files(folder)
+        assert {path: after.get(path) for path in before} == before  # side by side
+        new = [str(path.relative_to(folder)) for path in after if path not in before]
+        assert new and all(path.startswith(made) for path in new)
+        edited(script, tmp_path, **base).main([f"--{name}", str(value)])
+        assert files(folder) == after  # the flag finds what the edited constant made
+
+
+def base_of(dataset):
+    return {"dataset": dataset, "model": "tiny"}
+
+
+def test_training_seeds_side_by_side(home, tmp_path):
+    write_data(home, n=64)
+    for seed in 0, 1:
+        edited("train/train.py", tmp_path, **base_of("toy"), epochs=1, seed=seed).main([])
+    found = {path.parents[1].name for path in home.glob("models/*/checkpoints/model.001.*")}
+    assert found == {"toy_tiny_seed0", "toy_tiny_seed1"}
+    before = files(home)
+    edited("train/train.py", tmp_path, **base_of("toy"), epochs=1).main(["--seed", "1"])
+    assert files(home) == before
+
+
+def test_alexnet_seeds_side_by_side(home, tmp_path):
+    write_data(home, name="large", n=16, size=28)
+    edited("train/alexnet.py", tmp_path, dataset="large", epochs=1, seed=1).main([])
+    assert (home / "models/large_alexnet_seed1/checkpoints/model.001.weights.h5").exists()
+
+
+def test_samples_made_otherwise_are_refused_and_kept(study, tmp_path):
+    """The number of samples is no part of a samples file's name: it is refused, by name."""
+    _, folder, _ = study
+    before = files(folder)
+    for edit in {"samples": 40}, {"samples": 60, "steps": 3}:
+        with pytest.raises(UserError, match=r"fgsm.h5 was made .* it is kept"):
+            edited("adv/generate_adv.py", tmp_path, **base_of("toy"), attack="fgsm", **edit).main(
+                []
+            )
+    assert files(folder) == before
+
+
+def test_scores_and_tables_take_the_constants(study, tmp_path):
+    _, folder, _ = study
+    edited("dare/test.py", tmp_path, **base_of("toy")).main([])
+    assert (folder / "robustness.csv").exists()
+    edited("dare/tables.py", tmp_path, **base_of("toy")).main([])
+    assert (folder / "report.html").exists()
+
+
+def test_wrong_constants_are_refused_like_flags(study, tmp_path):
+    with pytest.raises(UserError, match=r"per.*share"):
+        edited("dare/dare.py", tmp_path, per=95).main(TOY)
