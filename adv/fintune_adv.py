@@ -13,8 +13,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from train import params
 from train.artifacts import samples_path, sha256, stage, tuned_folder
 from train.fit import tune_classifier
@@ -34,9 +32,9 @@ def training_samples(study, attack):
     """Images float32 (n, h, w, c) and labels (n,) to train on, and the SHA-256 of their file."""
     path = samples_path(study.folder, attack)
     with study.open_made(path, study.command("adv/generate_adv.py", attack=attack)) as file:
-        rows = np.flatnonzero((file["split"][()] == 0) & file["success"][()])
-        images, labels = file["image"][rows], file["label"][rows]
-    if not len(rows):
+        rows = (file["split"][()] == 0) & file["success"][()]
+        images, labels = file["image"][()][rows], file["label"][()][rows]
+    if not len(images):
         raise UserError(
             f"{path} has no successful sample in its training part: make more (--samples)."
         )
@@ -51,10 +49,11 @@ def train_on(study, attack, args):
     about = vars(args) | {"attack": attack}
     with stage(folder / "tune.log", settings["method"], **about) as record:
         images, labels, digest = training_samples(study, attack)
+        made_from = study.made_from | settings | {"adv_sha256": digest}
+        frozen = params.frozen[params.family(args.model)]
         record.idle = not tune_classifier(
             classifier, images, labels, folder, "categorical_crossentropy", args.lr_rate,
-            args.epoch, frozen=params.frozen[params.family(args.model)],
-            seed=(args.seed, args.run), made_from=study.made_from | settings | {"adv_sha256": digest},
+            args.epoch, frozen, seed=(args.seed, args.run), made_from=made_from,
         )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Step 5: adversarial samples, made against the original model from images of x_train.
 
     python adv/generate_adv.py --dataset digits --model lenet --attack all --samples 500
-    python adv/generate_adv.py --dataset digits --model lenet --attack pgd --mode fixed --epsilon 0.03
+    python adv/generate_adv.py --dataset digits --attack pgd --mode fixed --epsilon 0.03
 
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
 adv/<attack>.h5 there, and adv/<attack>.png, a picture of some samples. Finished chunks are kept:
@@ -50,7 +50,7 @@ mode = "minimal"  # minimal: the smallest perturbation of each image; fixed: one
 epsilon = None  # mode fixed: Linf for fgsm, bim, pgd; L2 for cw; features for jsma
 steps = None  # iterations, instead of the attack's own
 
-# Images that an interruption can cost. More keep the batches full for longer; slow cw has a quarter.
+# Images that an interruption can cost. More keep the batches full for longer; cw has a quarter.
 CHUNK = 1000
 SPLIT = (0.6, 0.8)  # shares of the samples where validation and test begin
 SHOWN = 8  # samples in a picture

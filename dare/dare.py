@@ -152,7 +152,7 @@ def tune(
     target, key_of_image = keras.Input(shape, name="target"), keras.Input(neurons, name="key")
     loss = regression_loss(regression.output, target, key_of_image)
     trained = keras.Model([regression.inputs[0], target, key_of_image], loss)
-    trained.compile(keras.optimizers.Adam(lr_rate or 1), loss=lambda _, value: value)
+    trained.compile(keras.optimizers.Adam(lr_rate or 1.0), loss=lambda _, value: value)
     shuffled = Batches(len(labels), make, BATCH, (*seed, 1), most=batches)
 
     fit(
