@@ -35,7 +35,7 @@ IN_A_ROW = 2
 
 def saliency_map(
     calls, x, y, target,
-    theta=0.1, max_changes=7, steps=2000, block=0.1, untargeted=False, progress=None,
+    theta=0.1, max_changes=7, steps=2000, block=0.05, untargeted=False, progress=None,
 ):  # fmt: skip
     """Raise the target's logit, one feature at a time, until the image is classified as wanted.
 
@@ -215,7 +215,7 @@ class SaliencyMapAttack(MinimizationAttack):
     distance = _ChangedFeatures(0)
 
     def __init__(
-        self, theta=0.1, max_perturbations_per_pixel=7, steps=2000, block=0.1, seed=0, batch=128
+        self, theta=0.1, max_perturbations_per_pixel=7, steps=2000, block=0.05, seed=0, batch=128
     ):
         self.theta, self.max_changes = theta, max_perturbations_per_pixel
         self.steps, self.block, self.seed, self.batch = steps, block, seed, batch

@@ -37,7 +37,7 @@ from train.artifacts import (
     weights_path,
 )
 from train.flags import ATTACKS, UserError, options, start
-from train.utils import Batches, Rows, Study, load_weights, pixels, test_halves
+from train.utils import Batches, Rows, Study, halves_of_test, load_weights, pixels
 
 dataset = "digits"
 model = "lenet"
@@ -96,7 +96,7 @@ def read_samples(study):
 def clean_parts(study):
     """The same for the two halves of x_test; of the selection half the first images by chance."""
     x, y = study.data("test")
-    selection, reporting = test_halves(study.dataset, len(y))
+    selection, reporting = halves_of_test(study.dataset, len(y))
     if len(selection) > SELECTION_IMAGES:
         few = np.random.default_rng(0).choice(selection, SELECTION_IMAGES, replace=False)
         selection = np.sort(few)

@@ -125,7 +125,8 @@ class Foolbox2:
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
 def test_no_worse_than_the_search_of_foolbox_2(subject, name):
     model, x, y, calls = subject
-    x, y = x[:12], y[:12]
+    n = 6 if name == "pgd" else 12
+    x, y = x[:n], y[:n]
     found, success = attack(name, model, x, y, calls=calls)
     runs = [Foolbox2(name, calls, x[i : i + 1], y[i : i + 1]).run() for i in range(len(x))]
     theirs, hit = np.concatenate([r[0] for r in runs]), np.array([r[1] for r in runs])
@@ -136,44 +137,43 @@ def test_no_worse_than_the_search_of_foolbox_2(subject, name):
 
 # ---------------------------------------------------------------------- against Foolbox 3's attacks
 
-FINE = np.geomspace(0.01, 0.6, 80)  # 5% from one to the next
+GRID = np.geomspace(0.03, 0.4, 24)  # 12% from one to the next
 
 
 def foolbox3(name):
     """(Foolbox 3's attack with the settings of 2.3.0, epsilons to try)."""
     if name == "fgsm":
-        return foolbox.attacks.LinfFastGradientAttack(), list(FINE)
+        return foolbox.attacks.LinfFastGradientAttack(), list(GRID)
     if name == "bim":
         settings = {"rel_stepsize": 1 / 6, "steps": 10, "random_start": False}
-        return foolbox.attacks.L1BasicIterativeAttack(**settings), list(FINE * 144)
-    if name == "pgd":
-        settings = {"rel_stepsize": 1 / 30, "steps": 40, "random_start": False}
-        return foolbox.attacks.LinfProjectedGradientDescentAttack(**settings), list(FINE)
-    settings = {"stepsize": 5e-3, "initial_const": 1e-2}
-    return foolbox.attacks.L2CarliniWagnerAttack(5, 150, **settings), [None]
+        return foolbox.attacks.L1BasicIterativeAttack(**settings), list(GRID * 144)
+    settings = {"rel_stepsize": 1 / 30, "steps": 40, "random_start": False}
+    return foolbox.attacks.LinfProjectedGradientDescentAttack(**settings), list(GRID)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "cw"])
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
 def test_no_worse_than_foolbox_3(subject, name):
+    """Foolbox 3 tries a list of epsilons, and so is half a step of it above its smallest."""
     model, x, y, calls = subject
     x, y = x[:40], y[:40]
-    theirs, hit = by_foolbox(*[foolbox3(name)[0], calls, x, y, foolbox3(name)[1]])
+    make, epsilons = foolbox3(name)
+    theirs, hit = by_foolbox(make, calls, x, y, epsilons)
     first, hit = hit.argmax(axis=0), hit.any(axis=0)
     theirs = theirs[first, np.arange(len(x))]
-    found, success = attack(name, model, x, y, steps=150 if name == "cw" else None, calls=calls)
+    found, success = attack(name, model, x, y, calls=calls)
     assert success.sum() >= hit.sum() > 0
     both = success & hit
-    assert size(name, found - x)[both].mean() <= 1.05 * size(name, theirs - x)[both].mean()
+    assert size(name, found - x)[both].mean() <= size(name, theirs - x)[both].mean()
 
 
 def test_cw_with_few_steps_is_no_worse_than_foolbox_at_its_best_step_size(subject):
     model, x, y, calls = subject
     x, y = x[:40], y[:40]
-    found, success = attack("cw", model, x, y, steps=50, calls=calls)
+    found, success = attack("cw", model, x, y, steps=30, calls=calls)
     l2 = norms(found - x)["l2"]
     for stepsize in (5e-3, 1e-2, 2e-2, 5e-2):
         settings = {"stepsize": stepsize, "initial_const": 1e-2}
-        make = foolbox.attacks.L2CarliniWagnerAttack(5, 50, **settings)
+        make = foolbox.attacks.L2CarliniWagnerAttack(5, 30, **settings)
         theirs, hit = (a[0] for a in by_foolbox(make, calls, x, y, [None]))
         both = success & hit
         assert success.sum() >= hit.sum() and both.any()
@@ -183,12 +183,12 @@ def test_cw_with_few_steps_is_no_worse_than_foolbox_at_its_best_step_size(subjec
     assert np.median(l2[both]) < np.median(norms(bim - x)["l2"][both])
 
 
-# ----------------------------------------------------------------------------------- what comes back
+# ---------------------------------------------------------------------------------- what comes back
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_attacks_return(subject, name):
-    model, x, y, _ = subject
+    model, x, y, calls = subject
     wrong = (y[:1] + 1) % 4
     labels = np.concatenate([wrong, y[1:10]])
     found, success = attack(name, model, x[:10], labels, steps=60)
@@ -198,7 +198,7 @@ def test_what_attacks_return(subject, name):
     assert success[0] and success.sum() > 5
     np.testing.assert_array_equal(predict(model, found).argmax(axis=1) != labels, success)
     np.testing.assert_array_equal(found[~success], x[:10][~success])
-    again, _ = attack(name, model, x[:10], labels, steps=60)
+    again, _ = attack(name, model, x[:10], labels, steps=60, calls=calls)
     np.testing.assert_array_equal(found, again)
 
 
@@ -265,9 +265,13 @@ def test_fixed_mode_breaks_what_a_smaller_perturbation_breaks(subject, fixed_mod
     assert 0 < breakable.sum()
     if name == "pgd":  # which starts at random there
         assert fixed_mode[name][1][breakable].mean() >= 0.9
-        assert fixed_mode[name][1].sum() >= fixed_mode["bim"][1].sum() >= 0.9 * breakable.sum()
     else:
         np.testing.assert_array_equal(fixed_mode[name][1], breakable)
+
+
+def test_fixed_bim_breaks_what_fixed_fgsm_breaks(fixed_mode):
+    fgsm, bim = fixed_mode["fgsm"][1], fixed_mode["bim"][1]
+    assert bim[fgsm].mean() >= 0.9 and bim.sum() > fgsm.sum()
 
 
 def test_fixed_mode_is_not_fooled_by_large_logits(subject):

@@ -12,6 +12,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tempfile
 import zlib
 from pathlib import Path
 from urllib.error import URLError
@@ -427,9 +428,20 @@ def test_says_how_far_it_is_without_a_terminal(home, source, capsys, monkeypatch
 # --------------------------------------------------------------------------- hostile and odd files
 
 
+# What the evil pickles touch, if they are executed: of this process only, as others may run too.
+TOUCHED = Path(tempfile.gettempdir()) / f"dare_was_here_{os.getpid()}"
+
+
 class Evil:
     def __reduce__(self):
-        return (Path.touch, (Path("/tmp/dare_was_here"),))
+        return (Path.touch, (TOUCHED,))
+
+
+@pytest.fixture
+def untouched():
+    TOUCHED.unlink(missing_ok=True)
+    yield TOUCHED
+    TOUCHED.unlink(missing_ok=True)
 
 
 def grey_png(width, height):
@@ -495,7 +507,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_files_are_refused(home, source, case):
+def test_broken_files_are_refused(home, source, untouched, case):
     name, file, content, message = BROKEN[case]
     WRITERS[name](source)
     (source / file).parent.mkdir(exist_ok=True)
@@ -506,7 +518,7 @@ def test_broken_files_are_refused(home, source, case):
         prepared(name, source)
     assert "\n" not in str(error.value)
     assert not list((home / "data" / name).glob("*.npy"))
-    assert not Path("/tmp/dare_was_here").exists()
+    assert not untouched.exists()
 
 
 def test_tar_members_stay_where_they_are(home, source):

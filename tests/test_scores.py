@@ -10,7 +10,7 @@ from dare import controls, dare, test
 from dare.scores import Scores
 from train.artifacts import tuned_folder, weights_path
 from train.flags import UserError
-from train.utils import load_classifier, load_weights, predict, test_halves
+from train.utils import halves_of_test, load_classifier, load_weights, predict
 
 
 def candidates(*rows):
@@ -105,7 +105,7 @@ def test_robustness_csv(scored, capsys, monkeypatch):
     assert row["empirical_robustness"] == pytest.approx(by_hand, abs=1e-3)
     assert row["n"] == rows.sum()
     x, y = (np.load(folder.parents[1] / f"data/toy/{a}_test.npy") for a in "xy")
-    _, reporting = test_halves("toy", len(y))
+    _, reporting = halves_of_test("toy", len(y))
     clean = 100 * np.mean(predict(model, x[reporting]).argmax(axis=1) == y[reporting])
     assert row["test_accuracy"] == pytest.approx(clean, abs=1e-3)
 
@@ -124,7 +124,7 @@ def test_the_reported_parts_do_not_change_the_selection(scored):
     before = pd.read_csv(folder / "robustness.csv").query("split == 'validation'")[keys]
     path = folder.parents[1] / "data/toy/y_test.npy"
     y = np.load(path)
-    _, reporting = test_halves("toy", len(y))
+    _, reporting = halves_of_test("toy", len(y))
     y[reporting] = (y[reporting] + 1) % 4
     np.save(path, y)
     with h5py.File(folder / "adv/pgd.h5", "a") as file:
@@ -136,9 +136,9 @@ def test_the_reported_parts_do_not_change_the_selection(scored):
 
 
 def test_halves_share_no_image():
-    selection, reporting = test_halves("nowhere", 101)
+    selection, reporting = halves_of_test("nowhere", 101)
     assert sorted([*selection, *reporting]) == list(range(101))
-    np.testing.assert_array_equal(test_halves("nowhere", 101)[0], selection)
+    np.testing.assert_array_equal(halves_of_test("nowhere", 101)[0], selection)
 
 
 def test_samples_of_different_images_are_refused(study):

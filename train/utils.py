@@ -49,7 +49,7 @@ def load_data(dataset, part):
     return x, np.asarray(y, "int64")
 
 
-def test_halves(dataset, n):
+def halves_of_test(dataset, n):
     """(selection, reporting): sorted indices of the halves of the n test images, by the seed.
 
     The selection rule sees the first only, and what is reported comes from the second only.
@@ -124,7 +124,7 @@ def predict(model, x, batch=256):
 
 def up_to(model, layer):
     """The model's own layers, weights shared, up to `layer`, whose activations are the output."""
-    names = [known.name for known in model.layers[1:]]
+    names = [known.name for known in model.layers if type(known).__name__ != "InputLayer"]
     if layer not in names:
         raise UserError(
             f"--choose_layer {layer} is not a layer of this network: choose from "

@@ -1,0 +1,55 @@
+"""The README's section on a Keras model of your own, run as it stands there."""
+
+import re
+
+import numpy as np
+from conftest import ROOT, patterns
+
+from train.backend import keras
+from train.utils import set_seed
+
+layers = keras.layers
+
+
+def own_model(tmp_path):
+    """A trained network that is not in train/models, and the checkpoints of its training."""
+    set_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((12, 12, 1)),
+            layers.Conv2D(6, 3, activation="relu", name="conv1"),
+            layers.AveragePooling2D(2),
+            layers.Conv2D(8, 3, activation="relu", name="conv2"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4, activation="softmax", name="classes"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    x, y = patterns(240)
+    checkpoints = {}
+    for epoch in range(1, 11):
+        model.fit(x / np.float32(255), y, epochs=1, verbose=0)
+        checkpoints[epoch] = str(tmp_path / f"my_epoch_{epoch}.weights.h5")
+        model.save_weights(checkpoints[epoch])
+    return model, checkpoints
+
+
+def test_the_readme_s_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model, checkpoints = own_model(tmp_path)
+    x, y = patterns(240)
+    x_unseen, y_unseen = patterns(240, seed=1)
+    names = {
+        "model": model, "checkpoints": checkpoints, "x": x / np.float32(255), "y": y,
+        "x_unseen": x_unseen / np.float32(255), "y_unseen": y_unseen,
+    }  # fmt: skip
+    before = [w.copy() for w in model.get_weights()]
+    section = (ROOT / "README.md").read_text().split("## On your own Keras model")[1]
+    exec(re.search(r"```python\n(.*?)```", section, re.S)[1], names)
+    robust = float(re.search(r"([0-9.]+)% robust", capsys.readouterr().out)[1])
+    assert 0 < robust <= 100 and names["success"].mean() > 0.5
+    after = names["tuned"].get_weights()
+    assert any((a != b).any() for a, b in zip(before[:4], after[:4], strict=True))
+    for a, b in zip(before[4:], after[4:], strict=True):  # behind the chosen layer
+        np.testing.assert_array_equal(a, b)
+    assert len(list(tmp_path.glob("tuned/model.*.weights.h5"))) == 5
