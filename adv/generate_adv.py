@@ -151,8 +151,8 @@ def attack_all(name, calls, classifier, x, y, index, path, made_from):
     with tqdm(total=len(index), desc=name, unit="image", disable=None) as bar:
         for first in range(0, len(index), size):
             rows, part = index[first : first + size], parts / f"{first:06d}.h5"
-            made_so = without_none(made_from) | {"images": len(rows)}
-            if made_so.items() <= attributes(part).items():
+            made_so, there = made_from | {"images": len(rows)}, attributes(part)
+            if all(there.get(name) == wanted for name, wanted in made_so.items()):
                 bar.update(len(rows))
             else:
                 seed = made_from["seed"] + first
@@ -162,10 +162,6 @@ def attack_all(name, calls, classifier, x, y, index, path, made_from):
             hits += chunks[-1].success.sum()
             bar.set_postfix_str(f"success {100 * hits / (first + len(rows)):.1f}%")
     return Chunk.join(chunks)
-
-
-def without_none(settings):
-    return {k: v for k, v in settings.items() if v is not None}
 
 
 # ------------------------------------------------------------------------------------- the result

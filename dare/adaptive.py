@@ -1,31 +1,29 @@
 """Adaptive evaluation: attack every selected model itself. Called by `dare/test.py --adaptive`.
 
 Empirical robustness asks how a model does on samples made against another one; here nothing is
-transferred. The images are a fixed random subset of the reporting half of x_test. The attacks, at
-the EPSILONS of Linf and of L2: fgsm; pgd with random restarts, both on the log-odds; and rays (Chen
-and Gu 2020), which sees decisions only, so that a model that merely hides its gradients shows.
+transferred. The images are a fixed random part of the reporting half of x_test. The attacks, at
+several epsilons of Linf and of L2: fgsm; pgd with random restarts, both on the log-odds; and rays
+(Chen and Gu 2020), which sees decisions only, so that a model that hides its gradients shows.
 
 An image is robust (1), broken (0) or unknown (2): an attack could not start, as all gradients were
 zero or, for rays, no direction changed the decision. In the worst case over the attacks it is
 broken where any of them broke it, unknown where none did and any could not start, and robust where
 all tried and failed. Robust accuracy counts the robust alone. An image broken at one epsilon counts
-as broken at all larger ones; at epsilon 0 robust accuracy is clean accuracy.
+as broken at all larger ones. At epsilon 0 robust accuracy is clean accuracy.
 
-Writes, after every model, adaptive.h5 (`index` into x_test; the results of a model, under the
-SHA-256 of its weights, as uint8 <norm>/<attack>/<epsilon>) and adaptive.csv.
+After every model it writes adaptive.h5, with the `index` of the images in x_test and, under the
+SHA-256 of a model's weights, its uint8 <norm>/<attack>/<epsilon>; and adaptive.csv.
 
-Why rays: of 177 digits that lenet gets right, in % robust at Linf 0.01, 0.02, 0.05 and 0.1, fgsm
-leaves 98, 94, 77, 47 and pgd 98, 94, 72, 15. With decisions alone, Foolbox's HopSkipJump leaves 99,
-99, 94, 81 after 1,600 an image, 99, 98, 92, 71 after 3,800 and 99, 98, 90, 66 after 7,000; rays 98,
-94, 83, 45 after 580 and 98, 94, 77, 36 after 1,200. At L2 0.25, 0.5, 1 and 2, where fgsm leaves 96,
-93, 75, 43, Foolbox's HopSkipJump leaves 99, 99, 99, 95 after 3,600 decisions, its BoundaryAttack
-99, 99, 99, 99 after 1,200, and what rays finds for Linf RAYS_L2.
+Why rays. Of 177 digits that lenet gets right, robust in % at Linf 0.01, 0.02, 0.05 and 0.1:
+
+    fgsm                                  98 94 77 47       (Linf)     96 93 75 43       (L2)
+    pgd, 3 restarts                       98 94 72 16                  96 90 64  5
+    Foolbox's HopSkipJump, 3,700 decisions 98 92 71     99 99 99 95
 """
 
 import json
 import sys
 import time
-from dataclasses import dataclass
 
 import eagerpy as ep
 import foolbox
@@ -35,304 +33,236 @@ import pandas as pd
 from tqdm import tqdm
 
 from adv.attacks import norms
-from adv.model import Calls, foolbox_model, in_full_batches, log_odds, per_image
+from adv.model import Calls, foolbox_model, log_odds
+from adv.rays import Rays
 from dare.intervals import wilson
 from train.artifacts import atomic_write, data_sha256, set_attributes
 from train.utils import halves_of_test, load_weights, pixels, set_seed
 
-GREY = {"linf": (0.01, 0.02, 0.05, 0.1), "l2": (0.25, 0.5, 1, 2)}  # sizes by number of channels
+# Sizes of perturbations, ascending, for images of one channel and of several.
+GREY = {"linf": (0.01, 0.02, 0.05, 0.1), "l2": (0.25, 0.5, 1, 2)}
 COLOUR = {"linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255), "l2": (0.1, 0.25, 0.5, 1)}
-PGD_STEPS = 20
-STEP_SHARE = 2.5  # all steps of pgd together go so many epsilons far (Madry et al. 2018)
+
+PGD_STEPS, REACH = 20, 2.5  # all steps together go 2.5 epsilon far (Madry et al. 2018)
 DECISIONS = 1000  # of rays, an image
-ROBUST, UNKNOWN, BROKEN = 1, 2, 0
+BROKEN, ROBUST, UNKNOWN = 0, 1, 2
 
-# ------------------------------------------------------------------------------ gradient attacks
+# What adaptive.csv takes over from robustness.csv.
+ABOUT = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
+ABOUT += ["per", "choose_layer", "batches", "sha256"]
 
 
-def steepest_ascent(calls, attack, x, y, epsilon, steps, random_start):
-    """Steps of a Foolbox attack up the log-odds; an image leaves at its first success.
+def evaluate(study, table, weights, images=500, restarts=3):
+    """Attack all models of robustness.csv that are selected, by one rule or the other.
 
-    attack: LinfPGD or L2PGD, for their steps, projections and random starts. Returns broken and
-    started, bool (n,): started is False where all gradients were zero.
+    What adaptive.h5 has already of the same weights, images and settings is kept; what was made
+    with others is dropped.
+
+    Args:
+        study: a train.utils.Study. table: its robustness.csv as a DataFrame. weights: {SHA-256 of
+            the weights: path}. images: of the reporting half, all if there are fewer. restarts: of
+            pgd.
+
+    Returns:
+        adaptive.csv as a DataFrame, a row for each model, norm, attack and epsilon; in %.
     """
-    x0, rate = ep.astensor(x), min(1, STEP_SHARE / steps) * epsilon
-    start = attack.get_random_start(x0, epsilon).numpy() if random_start else x
-    at = np.clip(start, 0, 1).astype("float32")
-    broken, started = np.zeros(len(x), bool), np.zeros(len(x), bool)
-    rows = np.arange(len(x))
-    for _ in range(steps):
-        z, gradient = calls.gradient(at[rows], y[rows], log_odds)
-        broken[rows] = z.argmax(axis=1) != y[rows]
-        started[rows] |= gradient.any(axis=(1, 2, 3))
-        gradient, rows = gradient[~broken[rows]], rows[~broken[rows]]
-        if not len(rows):
-            return broken, started
-        here, ascent = ep.astensor(at[rows]), ep.astensor(gradient)
-        moved = here + rate * attack.normalize(ascent, x=here, bounds=(0, 1))
-        at[rows] = attack.project(moved, ep.astensor(x[rows]), epsilon).clip(0, 1).numpy()
-    broken[rows] = calls.logits(at[rows]).argmax(axis=1) != y[rows]
-    return broken, started
+    index, x, y = attacked_images(study, images)
+    epsilons = GREY if x.shape[-1] == 1 else COLOUR
+    settings = {"epsilons": epsilons, "restarts": restarts, "pgd_steps": PGD_STEPS}
+    settings |= {"decisions": DECISIONS, "seed": study.seed}
+    settings |= {"data_sha256": data_sha256(study.dataset, "test")}
+    kept = Results(study, index, json.dumps(settings, sort_keys=True))
+
+    chosen = table[table["selected"] | table["selected_within_1"]][ABOUT].drop_duplicates()
+    todo = [digest for digest in chosen["sha256"].unique() if digest not in kept.models]
+    print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack", flush=True)
+    with progress_bar(len(todo) * ticks(epsilons, restarts)) as bar:
+        begun = time.time()
+        for count, digest in enumerate(todo, 1):
+            classifier = load_weights(study.classifier, weights[digest])
+            kept.models[digest] = attack_model(
+                classifier, x, y, epsilons, restarts, study.seed, bar.update
+            )
+            kept.save(chosen)
+            if count == 1 < len(todo):
+                minutes = (time.time() - begun) * (len(todo) - 1) / 60
+                bar.write(f"adaptive: the other {len(todo) - 1} take about {minutes:.1f} minutes")
+    study.original()
+    return kept.save(chosen)
 
 
-def over_epsilons(calls, x, y, norm, epsilons, steps, starts, seed, tick):
-    """Results uint8 (epsilons, n) of `starts` attempts, random ones with more than one step.
-
-    Larger epsilons attack only what smaller ones left.
-    """
-    attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]()
-    broken, started, results = np.zeros(len(x), bool), np.zeros(len(x), bool), []
-    for epsilon in epsilons:
-        for number in range(starts):
-            rows = np.flatnonzero(~broken)
-            if len(rows):
-                set_seed(seed, number, len(results))
-                found = steepest_ascent(calls, attack, x[rows], y[rows], epsilon, steps, steps > 1)
-                broken[rows], started[rows] = found[0], started[rows] | found[1]
-            tick()
-        results.append(result_of(broken, started))
-    return np.stack(results)
+def attacked_images(study, images):
+    """(index into x_test int64 (n,), sorted; float32 pixels (n, h, w, c); labels (n,))."""
+    x, y = study.data("test")
+    reporting = halves_of_test(study.dataset, len(y))[1]
+    index = np.random.default_rng([study.seed, 5]).permutation(reporting)[:images]
+    index = np.sort(index).astype("int64")
+    return index, pixels(x[index]), y[index]
 
 
-def result_of(broken, started):
-    return np.where(broken, BROKEN, np.where(started, ROBUST, UNKNOWN)).astype("uint8")
+class Results:
+    """adaptive.h5 and adaptive.csv of a study.
 
-
-# ------------------------------------------------------------------------------- decisions alone
-
-
-class Rays:
-    """The smallest Linf perturbation along directions of +1 and -1, from decisions alone.
-
-    Every image begins with +1 everywhere. Halves of the direction, then quarters and so on, are
-    flipped in turn; a flip that is adversarial at the present size stays, and the size is bisected
-    (Chen and Gu 2020, "RayS"). The sizes wanted of an image are those at which gradient attacks
-    left it robust: it leaves when its own is below the smallest of them, after DECISIONS, or after
-    CHECKED when the largest of them is out of reach.
-
-    size: float64 (n,), inf where no direction changed the decision yet.
+    index: int64 (n,), into x_test. settings: JSON. models: {SHA-256: {"<norm>/<attack>/<epsilon>":
+    uint8 (n,)}}, at first those of the file that were made with these images and settings.
     """
 
-    CHECKED, REACH = 200, 1.5  # from 200 to 1,000 decisions sizes fall by REACH_FIGURE
-    BISECTIONS = 7
+    def __init__(self, study, index, settings):
+        self.study, self.index, self.settings, self.models = study, index, settings, {}
+        self.path = study.folder / "adaptive.h5"
+        if not self.path.exists():
+            return
+        with h5py.File(self.path, "r") as file:
+            if np.array_equal(file["index"], index):
+                made = [g for g in file.values() if g.attrs.get("settings") == settings]
+                self.models = {group.name[1:]: arrays_in(group) for group in made}
 
-    def __init__(self, calls, x, y, smallest, largest):
-        self.calls, self.x, self.y = calls, x, y
-        self.smallest, self.largest = smallest, largest  # sizes wanted: a number, and (n,)
-        n = len(x)
-        self.direction = np.ones(x.shape, "float32")
-        self.size, self.decisions = np.full(n, np.inf), np.zeros(n, "int64")
-        self.parts, self.part = np.ones(n, "int64"), np.zeros(n, "int64")  # the part flipped next
-
-    def run(self):
-        """Returns the adversarial images (the image itself where there is none), started (n,)."""
-        self.try_direction(np.arange(len(self.x)), self.direction)
-        in_full_batches(len(self.x), self.calls.batch, self.step)
-        started = np.isfinite(self.size)
-        return self.image(np.arange(len(self.x)), np.where(started, self.size, 0)), started
-
-    def step(self, rows):
-        """Flip the next part of the directions of some images; returns which are finished."""
-        flat = self.direction[rows].reshape(len(rows), -1)
-        features = flat.shape[1]
-        length = -(-features // self.parts[rows])[:, None]
-        flipped = np.arange(features) // length == self.part[rows, None]
-        direction = np.where(flipped, -flat, flat).reshape(self.direction[rows].shape)
-        self.try_direction(rows, direction)
-
-        self.part[rows] += 1
-        ended = self.part[rows] * length[:, 0] >= features
-        self.part[rows[ended]] = 0
-        again = 2 * self.parts[rows] >= 2 * features
-        self.parts[rows] = np.where(
-            ended, np.where(again, 1, 2 * self.parts[rows]), self.parts[rows]
-        )
-        far = self.size[rows] > self.REACH * self.largest[rows]
-        finished = (self.decisions[rows] >= DECISIONS) | (self.size[rows] <= self.smallest)
-        return finished | (far & (self.decisions[rows] >= self.CHECKED))
-
-    def try_direction(self, rows, direction):
-        """Where it is adversarial at the present size: keep it, and bisect the size."""
-        high = np.minimum(self.size[rows], 1)
-        hit = self.wrong(rows, high, direction)
-        rows, high, low = rows[hit], high[hit], np.zeros(hit.sum())
-        self.direction[rows] = direction[hit]
-        for _ in range(self.BISECTIONS if len(rows) else 0):
-            middle = (low + high) / 2
-            wrong = self.wrong(rows, middle)
-            low, high = np.where(wrong, low, middle), np.where(wrong, middle, high)
-        self.size[rows] = high
-
-    def wrong(self, rows, size, direction=None):
-        self.decisions[rows] += 1
-        image = self.image(rows, size, direction)
-        return self.calls.logits(image).argmax(axis=1) != self.y[rows]
-
-    def image(self, rows, size, direction=None):
-        direction = self.direction[rows] if direction is None else direction
-        change = per_image(size.astype("float32")) * direction
-        return np.clip(self.x[rows] + change, 0, 1)
+    def save(self, chosen):
+        """Write both; returns adaptive.csv of the `chosen` models that are there."""
+        with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
+            set_attributes(file, **self.study.made_from)
+            file["index"] = self.index
+            for digest, results in self.models.items():
+                group = file.create_group(digest)
+                group.attrs["settings"] = self.settings
+                for name, result in results.items():
+                    group[name] = result
+        table = summary(chosen, self.models)
+        with atomic_write(self.path.with_suffix(".csv")) as temporary:
+            table.to_csv(temporary, index=False)
+        return table
 
 
-# ------------------------------------------------------------------------------------- one model
+def arrays_in(group):
+    """{path below the group: array} of all datasets of an HDF5 group."""
+    found = {}
+    group.visititems(
+        lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {})
+    )
+    return found
+
+
+def summary(chosen, models):
+    """adaptive.csv as a DataFrame. chosen: the columns ABOUT; models: of Results."""
+    rows = []
+    for about in chosen[chosen["sha256"].isin(list(models))].to_dict("records"):
+        for name, result in models[about["sha256"]].items():
+            norm, attack, epsilon = name.split("/")
+            n, unknown, robust = len(result), (result == UNKNOWN).sum(), (result == ROBUST).sum()
+            low, high = (100 * share for share in wilson(robust, n))
+            about |= {"norm": norm, "attack": attack, "epsilon": float(epsilon), "n": n}
+            about |= {"unknown": unknown, "robust_accuracy": 100 * robust / n}
+            rows.append(about | {"low": low, "high": high, "sha256": about["sha256"]})
+    return pd.DataFrame(rows).round(6)
+
+
+def progress_bar(total):
+    """A bar on a terminal, elsewhere a line every half minute."""
+    lines = {"mininterval": 30, "maxinterval": 30, "bar_format": "{desc}: {percentage:.0f}%\n"}
+    return tqdm(total=total, desc="adaptive", **({} if sys.stderr.isatty() else lines))
+
+
+# -------------------------------------------------------------------------------------- one model
 
 
 def attack_model(classifier, x, y, epsilons, restarts, seed=0, tick=lambda: None):
-    """{"<norm>/<attack>/<epsilon>": uint8 (n,)}, as in the docstring, of a Keras classifier.
+    """Attack a Keras softmax classifier on pixels in [0, 1].
 
-    x: float32 (n, h, w, c) in [0, 1]; y: int (n,). epsilons: {"linf": ascending sizes, "l2": ...}.
-    restarts: of pgd. tick: called now and then, ticks(...) times.
+    Args:
+        x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). epsilons: {norm: ascending sizes},
+            of "linf" and "l2". restarts: of pgd. tick: called ticks(epsilons, restarts) times.
+
+    Returns:
+        {"<norm>/<attack>/<epsilon>": uint8 (n,)}, see the docstring of this file.
     """
     calls = Calls(foolbox_model(classifier))
     right = calls.logits(x).argmax(axis=1) == y
-    x, y, results = x[right], y[right], {}
+    x, y, found = x[right], y[right], {norm: {} for norm in epsilons}
     for norm, sizes in epsilons.items():
-        at = calls, x, y, norm, sizes
-        fgsm = over_epsilons(*at, 1, 1, seed, tick)
-        results[norm] = {"fgsm": fgsm, "pgd": over_epsilons(*at, PGD_STEPS, restarts, seed, tick)}
-    for norm, result in under_rays(calls, x, y, epsilons, results["linf"]).items():
-        results[norm]["rays"] = result
+        for name, steps, starts in ("fgsm", 1, 1), ("pgd", PGD_STEPS, restarts):
+            result = by_gradient(calls, norm, x, y, sizes, steps, starts, seed, tick)
+            found[norm][name] = result
+    left = worst_case(found["linf"].values()) != BROKEN
+    for norm, result in by_decisions(calls, x, y, epsilons, left).items():
+        found[norm]["rays"] = result
     tick()
-    named = {}
-    for norm, by_attack in results.items():
-        by_attack["worst"] = worst(list(by_attack.values()))
-        for attack, result in by_attack.items():
-            for epsilon, of_right in zip((0, *epsilons[norm]), (1, *result), strict=True):
-                named[f"{norm}/{attack}/{epsilon:g}"] = whole = np.zeros(len(right), "uint8")
-                whole[right] = of_right
-    return named
+    results = {}
+    for norm, sizes in epsilons.items():
+        for name, result in (found[norm] | {"worst": worst_case(found[norm].values())}).items():
+            for epsilon, of_right in zip((0, *sizes), (ROBUST, *result), strict=True):
+                results[f"{norm}/{name}/{epsilon:g}"] = of_all = np.zeros(len(right), "uint8")
+                of_all[right] = of_right
+    return results
 
 
 def ticks(epsilons, restarts):
     return sum((1 + restarts) * len(sizes) for sizes in epsilons.values()) + 1
 
 
-def under_rays(calls, x, y, epsilons, by_gradient):
-    """{norm: results (epsilons, n)}: one search for Linf, whose images count for every norm."""
+def worst_case(results):
+    """Broken by any attack, else unknown to any, else robust; of arrays of one shape."""
+    results = np.stack(list(results))
+    return np.where((results == BROKEN).any(axis=0), BROKEN, results.max(axis=0))
+
+
+def outcome(broken, started):
+    return np.where(broken, BROKEN, np.where(started, ROBUST, UNKNOWN))
+
+
+def by_gradient(calls, norm, x, y, sizes, steps, starts, seed, tick):
+    """fgsm (one step) or pgd (several, from `starts` random starts): results (epsilons, n).
+
+    pgd goes from the largest epsilon down, and attacks an image no further where it stands: the
+    smaller balls lie inside. One step can overshoot, so that fgsm tries every epsilon.
+    """
+    attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]()
+    broken, started = np.zeros((len(sizes), len(x)), bool), np.zeros(len(x), bool)
+    within_reach = np.ones(len(x), bool)
+    for level in reversed(range(len(sizes))):
+        for number in range(starts):
+            rows = np.flatnonzero(within_reach & ~broken[level])
+            if len(rows):
+                set_seed(seed, level, number)
+                hit, moved = ascend(calls, attack, x[rows], y[rows], sizes[level], steps)
+                broken[level, rows], started[rows] = hit, started[rows] | moved
+            tick()
+        if steps > 1:
+            within_reach = broken[level].copy()
+    return outcome(np.logical_or.accumulate(broken), started)
+
+
+def ascend(calls, attack, x, y, epsilon, steps):
+    """Steps up the log-odds, with a Foolbox attack's own steps, projections and random starts.
+
+    An image leaves at its first success. Returns broken (n,) and whether any gradient moved it.
+    """
+    x0, rate = ep.astensor(x), epsilon * min(1, REACH / steps)
+    start = attack.get_random_start(x0, epsilon) if steps > 1 else x0
+    at = start.clip(0, 1).numpy().astype("float32")
+    broken, moved, rows = np.zeros(len(x), bool), np.zeros(len(x), bool), np.arange(len(x))
+    for _ in range(steps):
+        z, gradient = calls.gradient(at[rows], y[rows], log_odds)
+        hit = z.argmax(axis=1) != y[rows]
+        broken[rows], moved[rows] = hit, moved[rows] | gradient.any(axis=(1, 2, 3))
+        rows, gradient = rows[~hit], ep.astensor(gradient[~hit])
+        if not len(rows):
+            return broken, moved
+        here = ep.astensor(at[rows])
+        there = here + rate * attack.normalize(gradient, x=here, bounds=(0, 1))
+        at[rows] = attack.project(there, ep.astensor(x[rows]), epsilon).clip(0, 1).numpy()
+    broken[rows] = calls.logits(at[rows]).argmax(axis=1) != y[rows]
+    return broken, moved
+
+
+def by_decisions(calls, x, y, epsilons, left):
+    """{norm: results (epsilons, n)} of rays. One search, in Linf; what it finds counts in L2, too.
+
+    left: bool (Linf epsilons, n), what gradient attacks did not break. rays gives an image up when
+    it will not get below the largest of these: there it would change nothing.
+    """
     sizes = np.array(epsilons["linf"])
-    left = worst(list(by_gradient.values())) != BROKEN
-    largest = np.where(left, sizes[:, None], sizes[0]).max(axis=0)
-    adversarial, started = Rays(calls, x, y, sizes[0], largest).run() if len(x) else (x, left[0])
-    found = norms(adversarial - x)
-    return {
-        norm: np.stack([result_of(started & (found[norm] <= e + 1e-6), started) for e in sizes])
-        for norm, sizes in epsilons.items()
-    }
-
-
-def worst(results):
-    """The worst case over attacks: broken by any, else unknown to any, else robust."""
-    results = np.stack(results)
-    return np.where((results == BROKEN).any(axis=0), BROKEN, results.max(axis=0)).astype("uint8")
-
-
-# ------------------------------------------------------------------------------------- all models
-
-
-@dataclass
-class Results:
-    """adaptive.h5. Models that were attacked with other settings are not kept.
-
-    index: int64 (n,), into x_test. settings: JSON. models: {SHA-256: {name: uint8 (n,)}}.
-    """
-
-    path: object
-    index: np.ndarray
-    settings: str
-
-    def __post_init__(self):
-        self.models = {}
-        if not self.path.exists():
-            return
-        with h5py.File(self.path, "r") as file:
-            same = np.array_equal(file["index"], self.index)
-            for model, group in file.items():
-                if same and model != "index" and group.attrs.get("settings") == self.settings:
-                    names = []
-                    group.visit(names.append)
-                    read = {name: group[name] for name in names}
-                    self.models[model] = {
-                        k: v[()] for k, v in read.items() if isinstance(v, h5py.Dataset)
-                    }
-
-    def save(self, **made_from):
-        with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file, **made_from)
-            file["index"] = self.index
-            for model, results in self.models.items():
-                group = file.create_group(model)
-                group.attrs["settings"] = self.settings
-                for name, values in results.items():
-                    group[name] = values
-
-
-def evaluate(study, table, weights, images=500, restarts=3):
-    """Attack the selected models of a study (train.utils.Study); see the docstring above.
-
-    Args:
-        table: robustness.csv as a DataFrame. weights: {SHA-256: path}. images: of the reporting
-            half, all if it has fewer. restarts: of pgd.
-
-    Returns:
-        adaptive.csv as a DataFrame: a row a model, norm, attack and epsilon.
-    """
-    x_test, y_test = study.data("test")
-    half = halves_of_test(study.dataset, len(y_test))[1]
-    index = np.sort(np.random.default_rng([study.seed, 5]).permutation(half)[:images])
-    x, y = pixels(x_test[index]), y_test[index]
-    epsilons = GREY if x.shape[-1] == 1 else COLOUR
-    settings = {"epsilons": epsilons, "restarts": restarts, "seed": study.seed}
-    settings |= {"pgd_steps": PGD_STEPS, "decisions": DECISIONS}
-    settings["data_sha256"] = data_sha256(study.dataset, "test")
-    path = study.folder / "adaptive.h5"
-    results = Results(path, index.astype("int64"), json.dumps(settings, sort_keys=True))
-
-    chosen = table[table["selected"] | table["selected_within_1"]]
-    chosen = chosen[[*ABOUT, "sha256"]].drop_duplicates()
-    todo = [digest for digest in chosen["sha256"].unique() if digest not in results.models]
-    print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack.", flush=True)
-    with bar(len(todo) * ticks(epsilons, restarts)) as shown:
-        begun = time.time()
-        for count, digest in enumerate(todo):
-            classifier = load_weights(study.classifier, weights[digest])
-            results.models[digest] = attack_model(
-                classifier, x, y, epsilons, restarts, study.seed, shown.update
-            )
-            results.save(**study.made_from)
-            if not count and len(todo) > 1:
-                minutes = (time.time() - begun) * (len(todo) - 1) / 60
-                shown.write(f"adaptive: about {minutes:.1f} minutes to go.")
-    study.original()
-    found = summary(chosen, results.models)
-    with atomic_write(study.folder / "adaptive.csv") as temporary:
-        found.to_csv(temporary, index=False)
-    return found
-
-
-ABOUT = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
-ABOUT += ["per", "choose_layer", "batches"]
-
-
-def bar(total):
-    """A bar on a terminal, elsewhere a line every half minute."""
-    elsewhere = {"mininterval": 30, "maxinterval": 30, "file": sys.stdout}
-    elsewhere["bar_format"] = "{desc}: {percentage:.0f}%, {remaining} to go\n"
-    return tqdm(total=total, desc="adaptive", **({} if sys.stderr.isatty() else elsewhere))
-
-
-def summary(chosen, models):
-    """adaptive.csv as a DataFrame; chosen: the columns ABOUT and sha256, a row a model."""
-    rows = []
-    for about in chosen.to_dict("records"):
-        for name, result in models[about["sha256"]].items():
-            norm, attack, epsilon = name.split("/")
-            robust, n = (result == ROBUST).sum(), len(result)
-            shares = dict(zip(("low", "high"), wilson(robust, n), strict=True))
-            rows.append(
-                about
-                | {"norm": norm, "attack": attack, "epsilon": float(epsilon), "n": n}
-                | {"unknown": (result == UNKNOWN).sum(), "robust_accuracy": 100 * robust / n}
-                | {name: 100 * share for name, share in shares.items()}
-            )
-    columns = [*ABOUT, "norm", "attack", "epsilon", "n", "unknown", "robust_accuracy"]
-    return pd.DataFrame(rows)[[*columns, "low", "high", "sha256"]].round(4)
+    wanted = np.where(left, sizes[:, None], sizes[0]).max(axis=0)
+    found, started = Rays(calls, x, y, DECISIONS, enough=sizes[0], wanted=wanted).run()
+    size = norms(found - x)
+    within = {norm: np.array(sizes)[:, None] + 1e-6 for norm, sizes in epsilons.items()}
+    return {norm: outcome(started & (size[norm] <= e), started) for norm, e in within.items()}

@@ -72,8 +72,8 @@ WRONG = [
     ("generate_adv", f"{TOY} --mode fixed --epsilon -1", "epsilon"),
     (
         "generate_adv",
-        f"{TOY} --mode fixed --epsilon 1e-9 --attack fgsm --samples 20",
-        "fgsm changed the decision on none",
+        f"{TOY} --mode fixed --epsilon 1e-9 --attack bim --samples 20",
+        "bim changed the decision on none",
     ),
     ("dare", f"{TOY} --lr_rate 0", "learning rate above 0"),
     ("dare", f"{TOY} --lr_rate -1", "learning rate above 0"),

@@ -273,7 +273,7 @@ SUBMIT = """#!/bin/sh
 nohup sh "$1" > "$(basename "$1").log" 2>&1 &
 echo $! | tee -a pids
 """
-SMALL = "methods=dare,at-fgsm,controls attacks=fgsm,cw limit=200 epochs=10 samples=30 cw_steps=5"
+SMALL = "methods=dare,at-fgsm,controls attacks=fgsm,cw limit=200 epochs=20 samples=20 cw_steps=5"
 SMALL = f"{SMALL} jsma_steps=10 tune_epochs=2 adv_epochs=2 adaptive=false".split()
 
 
@@ -315,7 +315,8 @@ def test_whole_graph_on_a_cluster(home, dry_run):
     # Other settings that are in no path: the step refuses them, and Snakemake deletes nothing.
     samples = home / "models/digits_lenet_seed0/adv/fgsm.h5"
     content = samples.read_bytes()
-    more = snakemake(home, "--cores", "1", "--config", *SMALL, "samples=31")
+    target = str(samples.relative_to(home))
+    more = snakemake(home, target, "--cores", "1", "--config", *SMALL, "samples=21")
     assert more.returncode == 1
-    assert re.search(r"fgsm.h5 was made with samples 30, not 31", more.stderr)
+    assert re.search(r"fgsm.h5 was made with samples 20, not 21", more.stderr)
     assert samples.read_bytes() == content
