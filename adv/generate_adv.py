@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import matplotlib
 import numpy as np
-from tqdm import tqdm
 
 from adv.attacks import attack as run_attack
 from adv.attacks import norms
@@ -30,6 +29,7 @@ from train.artifacts import (
     atomic_write,
     attributes,
     is_made,
+    progress,
     remove_temporary_files,
     samples_path,
     set_attributes,
@@ -148,7 +148,7 @@ def attack_all(name, calls, classifier, x, y, index, path, made_from):
     parts.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(parts)
     size = CHUNK // 4 if name == "cw" else CHUNK
-    with tqdm(total=len(index), desc=name, unit="image", disable=None) as bar:
+    with progress(total=len(index), desc=name, unit="image") as bar:
         for first in range(0, len(index), size):
             rows, part = index[first : first + size], parts / f"{first:06d}.h5"
             made_so, there = made_from | {"images": len(rows)}, attributes(part)

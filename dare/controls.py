@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from dare.dare import BATCH, open_targets, tune_study, tuned_rate
 from dare.get_ats import Mined, record_activations
@@ -35,6 +34,7 @@ from train.artifacts import (
     epochs_in,
     is_made,
     need,
+    progress,
     remove_temporary_files,
     set_attributes,
     sha256,
@@ -109,7 +109,7 @@ def control_noise(study, args, layer, rate):
     with stage(folder / "tune.log", "control-noise", **study.names, **settings) as record:
         remove_temporary_files(folder)
         record.idle = True
-        for e in tqdm(range(1, args.epoch + 1), desc="noise", disable=None):
+        for e in progress(range(1, args.epoch + 1), desc="noise"):
             tuned, path = weights_path(source, e), weights_path(folder, e)
             made_from = study.made_from | settings | {"method": "control-noise", "epoch": e}
             made_from |= {"dare_sha256": sha256(tuned)}
@@ -209,7 +209,7 @@ def estimate_batch_norm(classifier, x, batch=250):
     layers = [layer for layer in classifier.layers if type(layer).__name__ == "BatchNormalization"]
     momentum = [layer.momentum for layer in layers]
     starts = range(0, len(x) if layers else 0, batch)
-    for i, first in enumerate(tqdm(starts, desc="batch normalisation", disable=None)):
+    for i, first in enumerate(progress(starts, desc="batch normalisation")):
         for layer in layers:
             layer.momentum = i / (i + 1)  # so that the moving average is the plain one
         classifier(pixels(x[first : first + batch]), training=True)

@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from train.artifacts import (
     atomic_write,
     is_made,
+    progress,
     remove_temporary_files,
     set_attributes,
     sha256,
@@ -122,7 +122,7 @@ def probabilities(checkpoints, x, y, model, history=None):
     digests = [sha256(path) for path in checkpoints.values()]
     known = read_history(history, len(x))
     paths = dict(zip(digests, checkpoints.values(), strict=True))
-    for digest, path in tqdm(paths.items(), desc="history", unit="checkpoint", disable=None):
+    for digest, path in progress(paths.items(), desc="history", unit="checkpoint"):
         if digest not in known:
             softmax = predict(load_weights(model, path), x)
             known[digest] = softmax[np.arange(len(y)), y], softmax.argmax(axis=1) == y
@@ -185,7 +185,7 @@ def record_activations(file, model, layer, x, index, best, paths):
     activation = file.create_dataset(
         "activation", (len(index), *shape), "float32", chunks=(1, *shape)
     )
-    with tqdm(total=len(index), desc="activations", unit="image", disable=None) as bar:
+    with progress(total=len(index), desc="activations", unit="image") as bar:
         for row in np.unique(best):
             load_weights(model, paths[row])
             begin, end = np.searchsorted(best, [row, row + 1])

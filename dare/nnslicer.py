@@ -19,9 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 from threadpoolctl import ThreadpoolController
-from tqdm import tqdm
 
-from train.artifacts import atomic_write, is_made, set_attributes, slice_path, stage
+from train.artifacts import (
+    atomic_write,
+    is_made,
+    progress,
+    set_attributes,
+    slice_path,
+    stage,
+)
 from train.backend import keras, ops
 from train.flags import UserError, options, start
 from train.utils import Study, predict
@@ -141,7 +147,7 @@ def relative_activations(model, layers, x, y):
     tensors = [model.inputs[0], *(layer.output for layer in layers)]
     probe = keras.Model(model.inputs[0], [neurons(tensor) for tensor in tensors])
     sums = [np.zeros((classes, tensor.shape[-1])) for tensor in tensors]
-    for first in tqdm(range(0, len(x), IMAGES_AT_ONCE), desc="activations", disable=None):
+    for first in progress(range(0, len(x), IMAGES_AT_ONCE), desc="activations"):
         rows = slice(first, first + IMAGES_AT_ONCE)
         of_class = np.eye(classes)[y[rows]].T  # (classes, images)
         for total, activation in zip(sums, predict(probe, x[rows]), strict=True):

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from dare.adaptive import evaluate
 from dare.controls import mined_checkpoints, other_seeds
@@ -30,6 +29,7 @@ from train.artifacts import (
     attributes,
     data_sha256,
     epochs_in,
+    progress,
     samples_path,
     sha256,
     stage,
@@ -169,7 +169,7 @@ def score(classifier, parts):
 def score_models(study, models, parts, scores, title):
     """Score what `scores` lacks of the models (DataFrame) on the parts; saved now and then."""
     todo = [row for row in models.itertuples() if scores.missing(row.sha256, parts)]
-    for count, row in enumerate(tqdm(todo, desc=title, unit="model", disable=None), 1):
+    for count, row in enumerate(progress(todo, desc=title, unit="model"), 1):
         missing = {part: parts[part] for part in scores.missing(row.sha256, parts)}
         classifier = load_weights(study.classifier, row.path)
         for part, right in score(classifier, missing).items():

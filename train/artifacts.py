@@ -19,6 +19,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
 from train.flags import UserError
 
@@ -277,6 +278,15 @@ def device():
         names = []
     processor = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     return ", ".join(names) or processor
+
+
+def progress(iterable=None, **about):
+    """A tqdm bar on a terminal; elsewhere a line every half minute, once ten seconds are over."""
+    if not sys.stderr.isatty():
+        line = "{desc}: {n_fmt} of {total_fmt}, {remaining} to go\n"
+        about |= {"file": sys.stdout, "bar_format": line, "delay": 10, "leave": False}
+        about |= {"mininterval": 30, "maxinterval": 30}
+    return tqdm(iterable, **about)
 
 
 def load_array(path, step):

@@ -52,7 +52,7 @@ def fit(model, batches, folder, epochs, made_from, classifier=None, synchronise=
         keeper.classifier.load_weights(weights_path(folder, epochs))
         print(f"{folder}: all {epochs} epochs are there.", flush=True)
         return False
-    callbacks = [keeper]
+    callbacks = [keeper] if sys.stdout.isatty() else [keeper, HalfMinutes()]
     if schedule is not None:
         callbacks.insert(0, keras.callbacks.LearningRateScheduler(schedule))
     model.fit(
@@ -65,6 +65,18 @@ def fit(model, batches, folder, epochs, made_from, classifier=None, synchronise=
         verbose=1 if sys.stdout.isatty() else 2,
     )
     return True
+
+
+class HalfMinutes(keras.callbacks.Callback):
+    """Says how far a long epoch is, every half minute, where there is no bar to watch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.said = epoch + 1, time.time()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if time.time() - self.said > 30:
+            print(f"epoch {self.epoch}: {batch + 1} of {self.params['steps']} steps", flush=True)
+            self.said = time.time()
 
 
 class EveryEpoch(keras.callbacks.Callback):
