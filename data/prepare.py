@@ -17,7 +17,6 @@ import gzip
 import json
 import math
 import pickle
-import shutil
 import sys
 import tarfile
 from functools import partial
@@ -30,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from train import artifacts
 from train.flags import UserError, options, start
@@ -67,11 +65,6 @@ PARTS = ("train", "validation", "test")
 LARGEST_IMAGE = 1024 * 1024  # pixels; a file that claims more is refused before it is decoded
 LARGEST_DATA = 8 * 2**30  # bytes of all images of a part
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")  # Pillow's names
-
-
-# A bar on a terminal, elsewhere a line every half minute.
-LINES = {"mininterval": 30, "maxinterval": 30, "bar_format": "{desc}: {n_fmt} of {total_fmt}\n"}
-OFTEN = {} if sys.stderr.isatty() else LINES
 
 # --------------------------------------------------------------------------------- official files
 # Every reader returns (x, y) of train, (x, y) of test and the names of the classes, with
@@ -217,11 +210,13 @@ def download(name):
 
 
 def _fetch(address, path):
-    about = {"desc": address.rsplit("/", 1)[-1], "unit": "B", "unit_scale": True} | OFTEN
     with urlopen(address, timeout=60) as response, open(path, "wb") as file:
+        about = {"desc": address.rsplit("/", 1)[-1], "unit": "B", "unit_scale": True}
         length = int(response.headers["Content-Length"] or 0)
-        with tqdm.wrapattr(response, "read", length, **about) as stream:
-            shutil.copyfileobj(stream, file)
+        with artifacts.progress(total=length, **about) as bar:
+            while piece := response.read(2**20):
+                file.write(piece)
+                bar.update(len(piece))
 
 
 # ------------------------------------------------------------------------------ folders of images
@@ -269,7 +264,7 @@ def _common_shape(paths):
             return image.size, image.mode in GREY_MODES
 
     first, grey = None, 0
-    for path in tqdm(paths, desc="headers", unit="image", **OFTEN):
+    for path in artifacts.progress(paths, desc="headers", unit="image"):
         size, is_grey = parse(path, header, path)
         first, grey = first or size, grey + is_grey
         if size != first:
@@ -286,7 +281,7 @@ def _decode_all(part, classes, shape):
     if len(paths) * math.prod(shape) > LARGEST_DATA:
         raise UserError(f"{len(paths)} {part} images of {shape} are over 8 GiB: make them smaller.")
     x = np.empty((len(paths), *shape), "uint8")
-    for i, path in enumerate(tqdm(paths, desc=part, unit="image", **OFTEN)):
+    for i, path in enumerate(artifacts.progress(paths, desc=part, unit="image")):
         x[i] = parse(path, _decode, path, shape)
     return x, np.repeat(np.arange(len(classes)), [len(c) for c in classes.values()])
 
