@@ -17,11 +17,11 @@ class Rays:
     bisected. An image ends after `most` decisions, at the size `enough`, or where the size that is
     `wanted` of it is out of reach: it has more than REACH times that after CHECKED decisions.
 
-    size: float64 (n,), of the perturbation; inf where no direction has changed the decision yet.
+    A step asks for one decision of every image, so that batches stay full.
     """
 
-    # From decision 200 to 1,000 the sizes of 97 in 100 digits fell by a factor of less than 1.5.
-    CHECKED, REACH = 200, 1.5
+    # Of 177 digits, 95% fell by a factor of less than 1.6 from decision 100 to 1,000.
+    CHECKED, REACH = 100, 1.6
     BISECTIONS = 7
 
     def __init__(self, calls, x, y, most=1000, enough=0, wanted=np.inf):
@@ -33,54 +33,64 @@ class Rays:
         self.calls, self.x, self.y = calls, x, y
         self.most, self.enough = most, enough
         self.wanted = np.broadcast_to(wanted, n)
-        self.direction = np.ones(x.shape, "float32")
-        self.size, self.decisions = np.full(n, np.inf), np.zeros(n, "int64")
-        self.parts, self.part = np.ones(n, "int64"), np.zeros(n, "int64")  # the part flipped next
+        # The best direction, and its size: inf where none has changed the decision yet.
+        self.direction, self.size = np.ones(x.shape, "float32"), np.full(n, np.inf)
+        self.decisions = np.zeros(n, "int64")
+        # The bisection: below the size, and how many halvings are left.
+        self.low, self.halvings = np.zeros(n), np.zeros(n, "int64")
+        # What is flipped next: which part of how many. The whole comes twice, to try +1, too.
+        self.parts, self.part = np.ones(n, "int64"), np.full(n, -1)
 
     def run(self):
         """Returns adversarial images (the image itself where there is none), success (n,)."""
         rows = np.arange(len(self.x))
-        self.try_direction(rows, self.direction)
         in_full_batches(len(rows), self.calls.batch, self.step)
         success = np.isfinite(self.size)
-        return self.image(rows, np.where(success, self.size, 0), self.direction), success
+        return self.image(rows, self.direction, np.where(success, self.size, 0)), success
 
     def step(self, rows):
-        """Flip the next part of the directions of some images; returns which are finished."""
-        self.try_direction(rows, self.flip_next_part(rows))
+        """One decision for each of some images; returns which are finished."""
+        bisected = self.halvings[rows] > 0
+        direction = np.where(per_image(bisected), self.direction[rows], self.flipped(rows))
+        most = np.minimum(self.size[rows], 1)
+        size = np.where(bisected, (self.low[rows] + most) / 2, most)
+        logits = self.calls.logits(self.image(rows, direction, size))
+        adversarial = logits.argmax(axis=1) != self.y[rows]
+
+        self.decisions[rows] += 1
+        self.direction[rows[adversarial]] = direction[adversarial]
+        self.size[rows[adversarial]] = size[adversarial]
+        self.low[rows] = np.where(bisected, np.where(adversarial, self.low[rows], size), 0)
+        begun = np.where(adversarial, self.BISECTIONS, 0)
+        self.halvings[rows] = np.where(bisected, self.halvings[rows] - 1, begun)
+        self.next_part(rows[~bisected])
+        return self.finished(rows)
+
+    def finished(self, rows):
         size, decisions = self.size[rows], self.decisions[rows]
         hopeless = (decisions >= self.CHECKED) & (size > self.REACH * self.wanted[rows])
-        return (decisions >= self.most) | (size <= self.enough) | hopeless
+        ended = (decisions >= self.most) | (size <= self.enough) | hopeless
+        return ended & (self.halvings[rows] == 0)
 
-    def flip_next_part(self, rows):
-        """Directions with their next part flipped, (len(rows), h, w, c); moves on to the next."""
+    def flipped(self, rows):
+        """The directions of some images with their next part flipped, (len(rows), h, w, c)."""
         direction = self.direction[rows].reshape(len(rows), -1)
-        features = direction.shape[1]
-        parts, part = self.parts[rows], self.part[rows]
-        length = -(-features // parts)  # of a part, rounded up
-        flipped = np.arange(features) // length[:, None] == part[:, None]
-        last = (part + 1) * length >= features
-        finest = length == 1
-        self.part[rows] = np.where(last, 0, part + 1)
-        self.parts[rows] = np.where(last, np.where(finest, 1, 2 * parts), parts)
-        return np.where(flipped, -direction, direction).reshape(self.x[rows].shape)
+        place = np.arange(direction.shape[1]) // self.length(rows)[:, None]
+        flipped = np.where(place == self.part[rows, None], -direction, direction)
+        return flipped.reshape(self.x[rows].shape)
 
-    def try_direction(self, rows, direction):
-        """Where it is adversarial at the present size, it stays, and the size is bisected."""
-        high = np.minimum(self.size[rows], 1)
-        hit = self.is_adversarial(rows, high, direction)
-        rows, high, low, direction = rows[hit], high[hit], np.zeros(hit.sum()), direction[hit]
-        self.direction[rows] = direction
-        for _ in range(self.BISECTIONS if len(rows) else 0):
-            middle = (low + high) / 2
-            inside = self.is_adversarial(rows, middle, direction)
-            low, high = np.where(inside, low, middle), np.where(inside, middle, high)
-        self.size[rows] = high
+    def next_part(self, rows):
+        parts, part, length = self.parts[rows], self.part[rows], self.length(rows)
+        last = (part + 1) * length >= self.x[0].size
+        finer = np.where(length == 1, 1, 2 * parts)
+        self.part[rows], self.parts[rows] = (
+            np.where(last, 0, part + 1),
+            np.where(last, finer, parts),
+        )
 
-    def is_adversarial(self, rows, size, direction):
-        self.decisions[rows] += 1
-        return self.calls.logits(self.image(rows, size, direction)).argmax(axis=1) != self.y[rows]
+    def length(self, rows):
+        """Features of a part, (len(rows),)."""
+        return -(-self.x[0].size // self.parts[rows])
 
-    def image(self, rows, size, direction):
-        change = per_image(size.astype("float32")) * direction
-        return np.clip(self.x[rows] + change, 0, 1)
+    def image(self, rows, direction, size):
+        return np.clip(self.x[rows] + per_image(size.astype("float32")) * direction, 0, 1)

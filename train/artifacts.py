@@ -280,12 +280,13 @@ def device():
     return ", ".join(names) or processor
 
 
+LINES = {"mininterval": 30, "maxinterval": 30, "delay": 10, "leave": False}  # seconds
+LINES |= {"bar_format": "{desc}: {n_fmt} of {total_fmt}, {remaining} to go\n"}
+
+
 def progress(iterable=None, **about):
     """A tqdm bar on a terminal; elsewhere a line every half minute, once ten seconds are over."""
-    if not sys.stderr.isatty():
-        line = "{desc}: {n_fmt} of {total_fmt}, {remaining} to go\n"
-        about |= {"file": sys.stdout, "bar_format": line, "delay": 10, "leave": False}
-        about |= {"mininterval": 30, "maxinterval": 30}
+    about |= {} if sys.stderr.isatty() else LINES | {"file": sys.stdout}
     return tqdm(iterable, **about)
 
 
