@@ -1,7 +1,7 @@
 """RayS (Chen and Gu 2020): the smallest Linf perturbation that changes a decision, from decisions.
 
 It needs no gradients and no logits, so that a model that only hides its gradients does not defeat
-it. Called by dare/adaptive.py, whose docstring compares it with other attacks.
+it. Called by adv/worst_case.py, whose docstring compares it with other attacks.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ class Rays:
         self.decisions = np.zeros(n, "int64")
         # The bisection: below the size, and how many halvings are left.
         self.low, self.halvings = np.zeros(n), np.zeros(n, "int64")
-        # What is flipped next: which part of how many. The whole comes twice, to try +1, too.
+        # What is flipped next: which part of how many; -1, none, as +1 everywhere comes first.
         self.parts, self.part = np.ones(n, "int64"), np.full(n, -1)
 
     def run(self):
@@ -52,8 +52,8 @@ class Rays:
         """One decision for each of some images; returns which are finished."""
         bisected = self.halvings[rows] > 0
         direction = np.where(per_image(bisected), self.direction[rows], self.flipped(rows))
-        most = np.minimum(self.size[rows], 1)
-        size = np.where(bisected, (self.low[rows] + most) / 2, most)
+        present = np.minimum(self.size[rows], 1)
+        size = np.where(bisected, (self.low[rows] + present) / 2, present)
         logits = self.calls.logits(self.image(rows, direction, size))
         adversarial = logits.argmax(axis=1) != self.y[rows]
 

@@ -1,43 +1,57 @@
-"""How fast each part is, as ratios measured side by side in one run. Not part of the tests.
+"""How fast each part is, as ratios measured side by side in one run. Not one of the tests.
 
     python tests/benchmark.py --dataset fashion_mnist --model alexnet --samples 64
 
-Needs a trained model (data/prepare.py, train/). Prints milliseconds per forward and gradient call, and for every attack how far it is from
-the cost of its model calls; each attack against the plain Foolbox 3 way on the same 24 images at equal quality (a list of epsilons as
-fine as ours; jsma, which Foolbox 3 lacks, against a gradient for every change); the slicer against the naive loop of
-tests/test_nnslicer.py; mining against two predictions a checkpoint; training with and without augmentation.
+Needs a trained model (data/prepare.py, train/). Prints:
+
+- slicer: times as fast as the naive loop of tests/test_nnslicer.py, a synapse;
+- mining: its time in forward passes; two predictions of every checkpoint beside it;
+- training: images a second, with and without augmentation, and what saving an epoch costs;
+- attacks: gradients an image, share of the time outside the model, and each against the plain
+  Foolbox 3 way on the same 24 images: a list of epsilons as fine as our search; cw with as many
+  steps at the best of four step sizes; jsma, which Foolbox 3 lacks, with a gradient for every
+  change.
 """
 
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import eagerpy as ep
+import foolbox
 import numpy as np
 from test_attacks import size
 from test_nnslicer import naive
 
-from adv.adapter import Calls, cross_entropy, foolbox_model
-from adv.attacks import attack, cw_rate
+from adv.attacks import attack
+from adv.model import Calls, foolbox_model, log_odds
 from adv.saliency_map import SaliencyMapAttack
-from dare.get_ats import default_layer, history_of, mine, part_up_to
-from dare.nnslicer import backward, chain, relative_activations
+from dare.get_ats import mine
+from dare.nnslicer import chain, relative_activations, slice_backwards
 from train import params
-from train.files import ATTACKS, options, pixels, run
+from train.backend import keras
+from train.flags import ATTACKS, options, start
 from train.train import train_batches
-from train.utils import Batches, load_fitting_data, load_study, load_weights, predict
-
-import keras  # isort: skip
-import foolbox  # isort: skip
+from train.utils import Batches, Study, load_weights, pixels, predict, save_weights, up_to
 
 dataset = "digits"
-model = "alexnet"
+model = "lenet"
 seed = 0
 samples = 64
-steps = 100  # of cw, both ways
+steps = 50  # of cw, both ways
+
+COMPARED = 24  # images that Foolbox 3 attacks, too
+STEP_SIZES = (5e-3, 1e-2, 2e-2, 5e-2)  # of Foolbox's cw
+FOOLBOX = {
+    "fgsm": foolbox.attacks.LinfFastGradientAttack,
+    "bim": partial(foolbox.attacks.L1BasicIterativeAttack, rel_stepsize=1 / 6, steps=10),
+    "pgd": partial(foolbox.attacks.LinfPGD, rel_stepsize=1 / 30, steps=40),
+}
 
 
 def seconds(call, *args):
@@ -46,96 +60,35 @@ def seconds(call, *args):
     return time.perf_counter() - begun, result
 
 
-def attacks(classifier, x, y, steps):
-    calls = Calls(foolbox_model(classifier))
-    for name in ATTACKS:  # compile everything
-        attack(name, classifier, x[:8], y[:8], steps=3, calls=calls)
-    for n in [k for k in calls.SIZES if k <= calls.batch]:
-        calls.logits(x[:n]), calls.gradient(x[:n], y[:n], cross_entropy)
-    forward = min(seconds(calls.logits, x)[0] for _ in range(3)) / len(x) * 1e3
-    gradient = min(seconds(calls.gradient, x, y, cross_entropy)[0] for _ in range(3)) / len(x) * 1e3
-    print(f"\nforward {forward:.2f} ms an image, gradient {gradient:.2f} ms an image\n")
-    plain = {
-        "fgsm": foolbox.attacks.LinfFastGradientAttack(),
-        "bim": foolbox.attacks.L1BasicIterativeAttack(
-            rel_stepsize=1 / 6, steps=10, random_start=False
-        ),
-        "pgd": foolbox.attacks.LinfProjectedGradientDescentAttack(
-            rel_stepsize=1 / 30, steps=40, random_start=False
-        ),
-        "cw": foolbox.attacks.L2CarliniWagnerAttack(
-            5, steps, stepsize=cw_rate(steps), initial_const=1e-2
-        ),
-        "jsma": SaliencyMapAttack(block=0),
-    }
-    print(
-        f"{'attack':8}{'images/s':>10}{'success':>9}{'outside calls':>15}{'Foolbox 3 images/s':>20}{'success (ours)':>16}{'faster':>8}{'size ratio':>12}"
-    )
-    for name in ATTACKS:
-        calls.seconds = 0
-        most = steps if name == "cw" else None
-
-        def ours(rows, name=name, most=most):
-            return attack(name, classifier, x[rows], y[rows], steps=most, calls=calls)
-
-        spent, (found, success) = seconds(ours, slice(None))
-        line = f"{name:8}{len(x) / spent:10.1f}{100 * success.mean():8.1f}%{100 * (1 - calls.seconds / spent):14.1f}%"
-        few = slice(24)
-        again, (found, success) = seconds(ours, few)
-        inputs, labels = (ep.from_numpy(calls.like, a[few]).raw for a in (x, y))
-        # A list as fine as our searches, and no longer than it has to be: in practice nobody knows where it may begin and end.
-        sizes = size(name, found - x[few])[success]
-        fine = np.exp(np.arange(np.log(0.9 * sizes.min()), np.log(1.1 * sizes.max()), 0.05)) * (
-            x[0].size if name == "bim" else 1
-        )
-        epsilons = [None] if name in ("cw", "jsma") else list(fine)
-        theirs, (_, clipped, hit) = seconds(
-            lambda name=name, a=inputs, b=labels, e=epsilons: plain[name](
-                calls.fmodel, a, b, epsilons=e
-            )
-        )
-        hit = ep.astensor(hit).numpy()
-        best = np.stack(
-            [ep.astensor(clipped[k]).numpy()[i] for i, k in enumerate(hit.argmax(axis=0))]
-        )
-        both = hit.any(axis=0) & success
-        ratio, in_l2 = (
-            size(n, found - x[few])[both].mean() / size(n, best - x[few])[both].mean()
-            for n in (name, "cw")
-        )
-        rate = f"{len(hit[0]) / theirs:20.2f}{100 * hit.any(axis=0).mean():4.0f}% ({100 * success.mean():.0f}%)"
-        line += f"{rate}{theirs / again:8.1f}{ratio:12.3f}" + (
-            f" (L2 {in_l2:.3f})" if name == "jsma" else ""
-        )
-        print(line, flush=True)
+def fastest(call, *args, times=3):
+    return min(seconds(call, *args)[0] for _ in range(times))
 
 
 def slicer(classifier, x, y):
-    links = chain(classifier)
-    outputs, inputs = relative_activations(classifier, links, x[:256], y[:256])
-    fast = min(seconds(backward, links, outputs, inputs, 0.95)[0] for _ in range(5))
-    # The naive loop would take minutes on the whole network: time it on a part of one, with as many inputs to a neuron, and count synapses.
-    layers = keras.layers
-    small = keras.Sequential(
-        [keras.Input(x.shape[1:]), layers.AveragePooling2D(7), layers.Flatten()]
-    )
+    layers = chain(classifier)
+    relative = relative_activations(classifier, layers, x[:256], y[:256])
+    fast = fastest(slice_backwards, layers, relative, 0.95, times=5)
+    # On the whole network the naive loop would take minutes: a part with as many inputs a neuron.
+    small = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.AveragePooling2D(7)])
+    small.add(keras.layers.Flatten())
     for units in (2048, 16, int(y.max()) + 1):
-        small.add(layers.Dense(units, "softmax" if units < 16 else "relu"))
+        small.add(keras.layers.Dense(units, "softmax" if units < 16 else "relu"))
     slow, _ = seconds(naive, small, pixels(x[:64]), y[:64], 0.95)
-    count = [
+    count, of_naive = (
         sum(int(np.prod(w.kernel.shape[-2:])) for w in m.layers if hasattr(w, "kernel"))
         for m in (classifier, small)
-    ]
+    )
     print(
-        f"slicer: {fast:.2f} s for {count[0]:,} synapses; naive loop {slow:.2f} s for {count[1]:,}: "
-        f"{slow / count[1] * count[0] / fast:,.0f} times as fast a synapse"
+        f"slicer: {fast:.3f} s for {count:,} synapses, {slow / of_naive * count / fast:,.0f} times "
+        f"as fast a synapse as the naive loop ({slow:.2f} s for {of_naive:,})",
+        flush=True,
     )
 
 
-def mining(folder, classifier, x, y):
-    checkpoints = dict(list(history_of(folder).items())[-4:])
-    layer = default_layer(classifier)
-    part = part_up_to(classifier, layer)
+def mining(study, x, y):
+    checkpoints = dict(list(study.history().items())[-4:])
+    classifier, layer = study.classifier, study.layer(None)
+    part = up_to(classifier, layer)
     predict(classifier, x), predict(part, x)
 
     def forward_only():
@@ -148,51 +101,121 @@ def mining(folder, classifier, x, y):
             predict(classifier, x), predict(part, x)
 
     mine(checkpoints, x, y, classifier, layer)
-    passes = (
-        min(seconds(forward_only)[0] for _ in range(2)) * (len(checkpoints) + 1) / len(checkpoints)
-    )
-    ours = min(seconds(mine, checkpoints, x, y, classifier, layer)[0] for _ in range(2))
+    passes = fastest(forward_only, times=2) * (len(checkpoints) + 1) / len(checkpoints)
+    ours = fastest(mine, checkpoints, x, y, classifier, layer, times=2)
     print(
-        f"mining: {ours / passes:.2f} times its forward passes (checkpoints + 1); "
-        f"two predictions a checkpoint take {seconds(twice)[0] / ours:.2f} times as long"
+        f"mining: {ours / passes:.2f} times its forward passes (checkpoints + 1); two predictions "
+        f"of every checkpoint take {seconds(twice)[0] / ours:.2f} times as long",
+        flush=True,
     )
 
 
-def augmentation(classifier, x, y, args):
-    network = keras.Model(classifier.inputs[0], classifier.outputs[0])
+def training(study, x, y):
+    network = keras.Model(study.classifier.inputs[0], study.classifier.outputs[0])
     network.compile(keras.optimizers.SGD(1e-6), "sparse_categorical_crossentropy")
-    plain = Batches(
-        len(x), lambda rows, _: (pixels(x[rows]), y[rows]), params.batch_of(len(x)), (0,)
-    )
-    batches = {"plain": plain, "augmented": train_batches(x, y, args.model, args.dataset, 0)}
-    network.fit(plain, verbose=0)
-    turns = [
-        {name: seconds(lambda b=b: network.fit(b, verbose=0))[0] for name, b in batches.items()}
+
+    def plain(rows, _):
+        return pixels(x[rows]), y[rows]
+
+    batches = {
+        "plain": Batches(len(x), plain, params.batch_of(len(x)), (0,)),
+        "augmented": train_batches(x, y, study.model, study.dataset, 0),
+    }
+    network.fit(batches["plain"], verbose=0)
+    turns = [  # taking turns: what else the machine does meets both
+        {name: seconds(partial(network.fit, b, verbose=0))[0] for name, b in batches.items()}
         for _ in range(5)
-    ]  # taking turns
+    ]
     times = {name: min(turn[name] for turn in turns) for name in batches}
     more = 100 * (times["augmented"] / times["plain"] - 1)
-    print(f"training: {len(x) / times['plain']:.0f} images/s; augmentation takes {more:+.1f}% time")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.001.weights.h5"
+        saving = fastest(save_weights, study.classifier, path)
+    print(
+        f"training: {len(x) / times['plain']:.0f} images/s, augmentation {more:+.1f}%; saving an "
+        f"epoch takes as long as {saving / times['augmented'] * len(x):.0f} images",
+        flush=True,
+    )
+
+
+def by_foolbox(name, calls, x, y, sizes, steps):
+    """(seconds, images, success) of the plain Foolbox way; sizes: what ours found."""
+    inputs, labels = (ep.from_numpy(calls.like, a).raw for a in (x, y))
+    if name == "jsma":
+        attacks, epsilons = [SaliencyMapAttack(block=0)], [None]
+    elif name == "cw":
+        make = partial(foolbox.attacks.L2CarliniWagnerAttack, 5, steps, initial_const=1e-2)
+        attacks, epsilons = [make(stepsize=rate) for rate in STEP_SIZES], [None]
+    else:
+        # A list as fine as our search, no longer than it has to be; nobody knows that before.
+        fine = np.arange(np.log(0.9 * sizes.min()), np.log(1.1 * sizes.max()), 0.05)
+        features = x[0].size if name == "bim" else 1
+        more = {} if name == "fgsm" else {"random_start": False}
+        attacks, epsilons = [FOOLBOX[name](**more)], list(np.exp(fine) * features)
+    best = None
+    for one in attacks:
+        run = partial(one, calls.fmodel, inputs, labels, epsilons=epsilons)
+        spent, (_, clipped, hit) = seconds(run)
+        hit = ep.astensor(hit).numpy()
+        first = hit.argmax(axis=0)
+        images = np.stack([ep.astensor(clipped[k]).numpy()[i] for i, k in enumerate(first)])
+        success = hit.any(axis=0)
+        mean = size(name, images - x)[success].mean()
+        best = min(best or (np.inf,), (mean, spent, images, success), key=lambda r: r[0])
+    return best[1:]
+
+
+def attacks(classifier, x, y, steps):
+    calls = Calls(foolbox_model(classifier))
+    for name in ATTACKS:  # compile everything
+        attack(name, classifier, x[:8], y[:8], steps=3, calls=calls)
+    for n in [k for k in calls.SIZES if k <= calls.batch]:
+        calls.logits(x[:n]), calls.gradient(x[:n], y[:n], log_odds)
+    forward, gradient = (
+        1e3 * fastest(call, *args) / len(x)
+        for call, *args in ((calls.logits, x), (calls.gradient, x, y, log_odds))
+    )
+    print(f"\nforward {forward:.2f} ms an image, gradient {gradient:.2f} ms an image\n")
+    print("attack  images/s  gradients/image  outside the model  success | on the same images:")
+    few = slice(COMPARED)
+    for name in ATTACKS:
+        most = steps if name == "cw" else None
+        ours = partial(attack, name, classifier, steps=most, calls=calls)
+        calls.seconds, calls.gradients = 0.0, 0
+        spent, (_, success) = seconds(ours, x, y)
+        outside, gradients = 1 - calls.seconds / spent, calls.gradients / len(x)
+        again, (found, hit) = seconds(ours, x[few], y[few])
+        sizes = size(name, found - x[few])[hit]
+        theirs, images, their_hit = by_foolbox(name, calls, x[few], y[few], sizes, steps)
+        both = hit & their_hit
+        ratio, in_l2 = (
+            size(n, found - x[few])[both].mean() / size(n, images - x[few])[both].mean()
+            for n in (name, "cw")
+        )
+        print(
+            f"{name:6}{len(x) / spent:10.1f}{gradients:17.1f}{100 * outside:18.1f}%"
+            f"{100 * success.mean():8.1f}% | {theirs / again:.1f} times as fast, size {ratio:.3f} "
+            f"(L2 {in_l2:.3f}), success {100 * hit.mean():.0f}% against "
+            f"{100 * their_hit.mean():.0f}%",
+            flush=True,
+        )
 
 
 def main(argv=None):
     args = options(
         __doc__, argv, dataset=dataset, model=model, seed=seed, samples=samples, steps=steps
     )
-    folder, classifier, path, _ = load_study(args)
-    x, y = load_fitting_data(args, "train", classifier)
+    study = Study.open(args)
+    x, y = study.data("train")
+    print(f"{args.model} on {args.dataset}, backend {keras.backend.backend()}", flush=True)
+    slicer(study.classifier, x, y)
+    mining(study, x[:4000], y[:4000])
+    training(study, x[:1280], y[:1280])
     few = slice(0, 2 * args.samples + 64)
-    right = predict(classifier, x[few]).argmax(axis=1) == y[few]
-    slicer(classifier, x, y)
-    mining(folder, classifier, x[:4000], y[:4000])
-    augmentation(load_weights(classifier, path), x[:1280], y[:1280], args)
-    attacks(
-        load_weights(classifier, path),
-        pixels(x[few][right][: args.samples]),
-        y[few][right][: args.samples],
-        args.steps,
-    )
+    right = predict(study.original(), x[few]).argmax(axis=1) == y[few]
+    chosen, labels = pixels(x[few][right][: args.samples]), y[few][right][: args.samples]
+    attacks(study.classifier, chosen, labels, args.steps)
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

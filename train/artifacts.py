@@ -280,7 +280,7 @@ def device():
     return ", ".join(names) or processor
 
 
-LINES = {"mininterval": 30, "maxinterval": 30, "delay": 10, "leave": False}  # seconds
+LINES = {"mininterval": 30, "maxinterval": 30, "delay": 10}  # seconds
 LINES |= {"bar_format": "{desc}: {n_fmt} of {total_fmt}, {remaining} to go\n"}
 
 
