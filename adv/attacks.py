@@ -1,4 +1,4 @@
-"""The attacks of the study: fgsm, bim, pgd, cw and jsma on pixels in [0, 1] (design section 7).
+"""The attacks of the study: fgsm, bim, pgd, cw and jsma on pixels in [0, 1].
 
 `minimal` mode looks for the smallest perturbation that changes the decision, as Foolbox 2.3.0 did,
 which the paper used: the same attacks, for all images of a batch at once, each with its own

@@ -168,7 +168,7 @@ def attack_all(name, calls, classifier, x, y, index, path, made_from):
 
 
 def write_samples(path, found, original, label, index, made_from):
-    """The samples file (design section 9), last of all: where it is, the samples are complete.
+    """The samples file, last of all: where it is, the samples are complete.
 
     found: Chunk. original: the pixels it started from. label, index: int (n,).
     """

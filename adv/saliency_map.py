@@ -31,6 +31,9 @@ from adv.search import line_search
 # Changes of one feature in a block. With one, changes are spread over too many features; with three
 # or more, features go on to be changed after others have become better.
 IN_A_ROW = 2
+# An image on which blocks fail is tried again with blocks so many times shorter: a few fail only
+# because of them.
+SECOND_TRY = 5
 
 
 def saliency_map(
@@ -50,11 +53,18 @@ def saliency_map(
     Returns:
         adversarial images (the image itself where there is none) and success, bool (n,).
     """
-    state = SaliencyMap(calls, x, y, target, theta, max_changes, steps, block, untargeted)
-    in_full_batches(len(x), calls.batch, state.step, progress)
-    state.shorten_last_block()
-    found = np.where(state.success[:, None], state.perturbed, state.flat(x))
-    return found.reshape(x.shape), state.success
+
+    def run(rows, block, progress=None):
+        settings = theta, max_changes, steps, block, untargeted
+        state = SaliencyMap(calls, x[rows], y[rows], target[rows], *settings)
+        in_full_batches(len(rows), calls.batch, state.step, progress)
+        return state.result()
+
+    found, success = run(np.arange(len(x)), block, progress)
+    failed = np.flatnonzero(~success)
+    if block and len(failed):
+        found[failed], success[failed] = run(failed, block / SECOND_TRY)
+    return found, success
 
 
 class SaliencyMap:
@@ -72,7 +82,7 @@ class SaliencyMap:
         self.size = np.float32(theta * (self.highest - self.lowest))  # of a change
         self.steps, self.block, self.untargeted = steps, block, untargeted
         n = len(x)
-        self.perturbed = self.flat(x).copy()
+        self.original, self.perturbed = self.flat(x), self.flat(x).copy()
         self.changes_left = np.full(self.perturbed.shape, max_changes)  # of each feature
         self.changes, self.success = np.zeros(n, "int64"), np.zeros(n, bool)
         # The last block of each image: where it began; its features in order, the signed change of
@@ -152,6 +162,12 @@ class SaliencyMap:
         remaining = np.take_along_axis(left, features, axis=1) - times
         np.put_along_axis(left, features, np.where(at_bound, 0, remaining), axis=1)
         self.changes_left[rows] = left
+
+    def result(self):
+        """Adversarial images, the image itself where there is none, and success."""
+        self.shorten_last_block()
+        found = np.where(self.success[:, None], self.perturbed, self.original)
+        return found.reshape(-1, *self.shape), self.success
 
     def shorten_last_block(self):
         """Cut the last block of each success to the shortest that succeeds, by bisection."""

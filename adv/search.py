@@ -138,7 +138,7 @@ class EpsilonSearch:
 
     Foolbox 2.3.0 multiplies epsilon by 1.5 until the attack succeeds (20 times at most), then
     bisects 20 times. All attempts start from the image and end at their first success, and the
-    smallest success counts (design section 7). Here as well, but an attempt tells which epsilon
+    smallest success counts. Here as well, but an attempt tells which epsilon
     comes next, since the margin falls almost in proportion to epsilon:
 
     - It succeeded before epsilon bounded the change: near the size where the margin crossed 0.

@@ -127,7 +127,7 @@ def summary(chosen, models):
     """adaptive.csv as a DataFrame. chosen: the columns ABOUT and sha256; models: of Results."""
     rows = []
     for about in chosen[chosen["sha256"].isin(list(models))].to_dict("records"):
-        for name, result in models[about["sha256"]].items():
+        for name, result in sorted(models[about["sha256"]].items()):
             norm, attack, epsilon = name.split("/")
             n, unknown, robust = len(result), (result == UNKNOWN).sum(), (result == ROBUST).sum()
             low, high = (100 * share for share in wilson(robust, n))

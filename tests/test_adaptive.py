@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import eagerpy as ep
+import foolbox
 import h5py
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from train.utils import halves_of_test, load_weights, pixels
 
 BROKEN, ROBUST, UNKNOWN = worst_case.BROKEN, worst_case.ROBUST, worst_case.UNKNOWN
 SHAPE = (6, 6, 1)
-EPSILONS = {"linf": (0.005, 0.01, 0.02, 0.04), "l2": (0.03, 0.06, 0.12, 0.24)}
+EPSILONS = {"linf": (0.004, 0.01, 0.02, 0.04), "l2": (0.02, 0.05, 0.1, 0.2)}
 
 
 class HiddenGradient(keras.layers.Layer):
@@ -43,7 +45,7 @@ def linear_images(n=60):
     """Grey images that no perturbation here takes to 0 or 1, labels, a tenth of them wrong, and
     the distance of every image to the boundary: {norm: (n,)}."""
     rng = np.random.default_rng(1)
-    x = (0.5 + 0.03 * rng.standard_normal((n, *SHAPE))).clip(0.3, 0.7).astype("float32")
+    x = (0.5 + 0.08 * rng.standard_normal((n, *SHAPE))).clip(0.3, 0.7).astype("float32")
     kernel = np.random.default_rng(0).standard_normal((36, 2))
     difference = kernel[:, 1] - kernel[:, 0]
     margin = (x.reshape(n, -1) - 0.5) @ difference
@@ -60,13 +62,13 @@ def plain():
 
 
 def test_linear_classifier_is_as_robust_as_its_margin_says(plain):
-    x, y, distance, results = plain
+    _, y, distance, results = plain
     wrong = np.arange(len(y)) % 10 == 0
     for norm, sizes in EPSILONS.items():
         for epsilon in sizes:
             sure = np.abs(distance[norm] / epsilon - 1) > 0.01
-            expected = np.where(wrong, BROKEN, np.where(distance[norm] > epsilon, ROBUST, BROKEN))
-            assert 0.2 < expected.mean() < 0.95 or epsilon in (sizes[0], sizes[-1])
+            expected = np.where(~wrong & (distance[norm] > epsilon), ROBUST, BROKEN)
+            assert 0.1 < expected.mean() < 0.9 or epsilon == sizes[-1]
             for attack in ("fgsm", "pgd", "worst") if norm == "linf" else ("fgsm", "worst"):
                 result = results[f"{norm}/{attack}/{epsilon:g}"]
                 np.testing.assert_array_equal(result[sure], expected[sure], f"{norm} {attack}")
@@ -95,7 +97,7 @@ def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
 
 
 def test_rays_gives_up_what_is_out_of_reach_and_stops_at_what_is_enough():
-    x, y, distance = linear_images()
+    x, y, _ = linear_images()
     right = np.arange(len(y)) % 10 > 0
     calls = Calls(foolbox_model(linear()))
     search = Rays(calls, x[right], y[right], wanted=1e-6)
@@ -108,15 +110,19 @@ def test_rays_gives_up_what_is_out_of_reach_and_stops_at_what_is_enough():
 
 def test_confident_logits_do_not_make_a_classifier_robust(plain):
     x, y, _, results = plain
-    sure = worst_case.attack_model(linear(scale=30), x, y, EPSILONS, restarts=2)
-    assert linear(scale=30).predict(x, verbose=0).max(axis=1).mean() > 0.99
-    for name, result in results.items():
-        if "worst" in name:
-            assert np.mean(sure[name] == ROBUST) <= np.mean(result == ROBUST) + 0.02
+    sure = worst_case.attack_model(linear(scale=3000), x, y, EPSILONS, restarts=2)
+    for name in (name for name in results if "worst" in name):
+        assert np.mean(sure[name] == ROBUST) <= np.mean(results[name] == ROBUST) + 0.02
+    # Foolbox's own attack, up the cross-entropy, is fooled.
+    fmodel = foolbox_model(linear(scale=3000))
+    images, labels = (ep.from_numpy(fmodel.dummy, a) for a in (x, y))
+    attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=0.125, random_start=False)
+    _, _, hit = attack(fmodel, images, labels, epsilons=0.02)
+    assert np.mean(~hit.numpy()) > np.mean(sure["linf/worst/0.02"] == ROBUST) + 0.2
 
 
 def test_hidden_gradients_are_found_out_by_decisions(plain):
-    x, y, distance, results = plain
+    x, y, distance, _ = plain
     hidden = linear(first=[HiddenGradient()])
     found = worst_case.attack_model(hidden, x, y, EPSILONS, restarts=2)
     right = found["linf/worst/0"] == ROBUST
@@ -138,13 +144,14 @@ def test_what_cannot_be_attacked_is_unknown_and_not_robust():
     table = adaptive.summary(pd.DataFrame([about]), {"a": results})
     above = table[table["epsilon"] > 0]
     assert (above["robust_accuracy"] == 0).all() and (above["unknown"] == (y == 0).sum()).all()
-    assert (table.loc[table["epsilon"] == 0, "robust_accuracy"] == 100 * np.mean(y == 0)).all()
+    clean = table.loc[table["epsilon"] == 0, "robust_accuracy"]
+    np.testing.assert_allclose(clean, 100 * np.mean(y == 0), atol=1e-5)
 
 
 def test_worst_case_and_no_right_image():
     results = np.array([[1, 1, 2, 0, 2], [1, 2, 2, 2, 0], [1, 1, 2, 1, 1]])
     assert worst_case.worst_case(results).tolist() == [1, 2, 2, 0, 0]
-    x, y, _ = linear_images(20)
+    x = linear_images(20)[0]
     wrong = 1 - linear().predict(x, verbose=0).argmax(axis=1)
     results = worst_case.attack_model(linear(), x, wrong, EPSILONS, restarts=1)
     assert all((result == BROKEN).all() for result in results.values())
