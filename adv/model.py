@@ -43,8 +43,8 @@ def logits_model(model):
 def foolbox_model(model):
     """The Foolbox 3 model of a Keras softmax classifier on pixels in [0, 1]: compiled logits.
 
-    Its weights are those of the moment it is made (JAX) or of every call (TensorFlow, PyTorch):
-    make a new one after tuning.
+    Its weights are those of the moment it is made (JAX) or of every call (TensorFlow, PyTorch; see
+    reads_weights_anew).
     """
     logits = logits_model(model)
     backend = keras.backend.backend()
@@ -69,6 +69,11 @@ def foolbox_model(model):
 
     device = next((v.value.device for v in logits.weights), None)  # where Keras has put them
     return foolbox.PyTorchModel(Logits().eval(), bounds=(0, 1), device=device)
+
+
+def reads_weights_anew():
+    """Whether a foolbox_model follows the weights of its classifier, so that one serves for all."""
+    return keras.backend.backend() != "jax"
 
 
 def compiled_gradient(fmodel, loss):

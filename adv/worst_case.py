@@ -38,18 +38,18 @@ DECISIONS = 1000  # of rays, an image
 BROKEN, ROBUST, UNKNOWN = 0, 1, 2
 
 
-def attack_model(classifier, x, y, epsilons, restarts, seed=0, tick=lambda: None):
+def attack_model(classifier, x, y, epsilons, restarts, seed=0, tick=lambda: None, calls=None):
     """Attack a Keras softmax classifier on pixels in [0, 1].
 
     Args:
         x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). epsilons: {norm: ascending sizes},
             of "linf" and "l2". restarts: random starts of pgd. tick: called after every attempt,
-            ticks(epsilons, restarts) times.
+            ticks(epsilons, restarts) times. calls: Calls of the classifier, to use again.
 
     Returns:
         {"<norm>/<attack>/<epsilon>": uint8 (n,)}, see the docstring of this file.
     """
-    calls = Calls(foolbox_model(classifier))
+    calls = calls or Calls(foolbox_model(classifier))
     right = calls.logits(x).argmax(axis=1) == y
     results = {}
     for norm, by_attack in attack_right(calls, x[right], y[right], epsilons, restarts, seed, tick):

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from adv.model import Calls, foolbox_model, reads_weights_anew
 from adv.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack_model, ticks
 from dare.intervals import wilson
 from train.artifacts import atomic_write, data_sha256, progress, set_attributes
@@ -59,12 +60,14 @@ def evaluate(study, table, weights, images=500, restarts=3):
     todo = [digest for digest in chosen["sha256"].unique() if digest not in kept.models]
     print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack", flush=True)
     attempts = len(todo) * ticks(epsilons, restarts)
+    classifier = study.classifier
+    calls = Calls(foolbox_model(classifier)) if reads_weights_anew() else None
     with progress(total=attempts, desc="adaptive", unit="attempt") as bar:
         begun = time.time()
         for count, digest in enumerate(todo, 1):
-            classifier = load_weights(study.classifier, weights[digest])
+            load_weights(classifier, weights[digest])
             kept.models[digest] = attack_model(
-                classifier, x, y, epsilons, restarts, study.seed, bar.update
+                classifier, x, y, epsilons, restarts, study.seed, bar.update, calls
             )
             kept.save(chosen)
             if count == 1 < len(todo):

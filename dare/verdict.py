@@ -107,7 +107,9 @@ def verdict(recorded, dataset, model, seed=0):
         if not paper_metric:
             continue
         adaptive = difference(dare, other, recorded.adaptive, question.control, seed)
-        why_not = reason(lowest_accuracy(dataset), {"dare": dare, question.control: other})
+        judged = {"dare": dare, question.control: other}
+        unmoved = is_unmoved(other, transferred)
+        why_not = reason(lowest_accuracy(dataset), judged, unmoved)
         row = {"question": question.title, "control": question.control}
         row |= measured("", paper_metric, why_not) | measured("adaptive_", adaptive, why_not)
         row |= {"change_dare": dare.change, "change_other": other.change, "own": question.own}
@@ -130,14 +132,28 @@ def measured(prefix, values, why_not):
     return {prefix + name: value for name, value in (columns | {"answer": answer}).items()}
 
 
-def reason(lowest, judged):
-    """Why two methods, {name: Judged}, cannot be compared; None where they can."""
+def reason(lowest, judged, unmoved):
+    """Why two methods, {name: Judged}, cannot be compared; None where they can.
+
+    unmoved: the second is the original as it was, wrong on every sample.
+    """
     for name, models in judged.items():
         if models.clean < lowest:
             return f"{name} has {models.clean:.1f}% clean accuracy, under twice chance"
         if models.change < -LOSS_ALLOWED - 1e-9:
             return f"{name} loses {-models.change:.1f} points of clean accuracy, more than 1"
+    if unmoved:
+        return f"{name} changed nothing in this network"
     return None
+
+
+def is_unmoved(models, read):
+    """Whether models (Judged) are wrong on every sample, as only the original is.
+
+    Without batch normalisation control-batchnorm and control-self cannot but stay it.
+    """
+    found = [read(folder, digest) for folder, of in models.models.items() for digest in of.values()]
+    return not any(np.nansum(right) for right in found)
 
 
 def sentence(piece, row, why_not):

@@ -189,7 +189,7 @@ def attacked(monkeypatch):
     """A list that gets (images, restarts, seed) of every model that is attacked, which is faked."""
     calls = []
 
-    def fake(classifier, x, y, epsilons, restarts, seed, tick):
+    def fake(classifier, x, y, epsilons, restarts, seed, tick, _):
         calls.append((len(x), restarts, seed))
         return {f"linf/worst/{e:g}": np.ones(len(x), "uint8") for e in (0, *epsilons["linf"])}
 

@@ -434,6 +434,13 @@ def test_noise_is_no_merit_of_dare(home):
     assert text.startswith("DARE's own merit is not shown") and "control-noise" in text
 
 
+def test_a_control_that_could_not_move_is_no_comparison(home):
+    rows, text = judged(home, dare=(0.5, 0.95, 0.3), control_self=(0.0, 0.95, 0.3))
+    assert rows.loc["the history", "answer"] == "undecided"
+    assert "control-self changed nothing" in rows.loc["the history", "sentence"]
+    assert text.startswith("DARE's own merit is not shown") and "control-self" in text
+
+
 def test_batch_normalisation_s_drift_is_no_merit_of_dare(home):
     rows, text = judged(home, dare=(0.62, 0.95, 0.3), control_batchnorm=(0.62, 0.95, 0.3))
     assert rows.loc["tuning", "answer"] != "yes" and rows.loc["tuning", "adaptive_answer"] != "yes"
