@@ -5,10 +5,15 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from conftest import ROOT
+from PIL import Image
+from sklearn.datasets import load_digits
 from snakemake.cli import args_to_api, parse_args
 
+import train.flags
+from train.artifacts import tuned_name
 from train.flags import ATTACKS
 
 SNAKEFILE = ["--snakefile", str(ROOT / "dare/Snakefile")]
@@ -30,14 +35,15 @@ def dry_run(home, monkeypatch, capsys):
 def counts(text):
     """{rule: number of its jobs} of a dry run."""
     table = text.split("Job stats:")[1].split("total")[0]
-    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    return {rule: int(n) for rule, n in re.findall(r"^([\w-]+) +(\d+)$", table, re.MULTILINE)}
 
 
 def jobs(text, rule):
-    """[{input, output, resources, command}] of the jobs of a rule in a dry run."""
+    """[{input, output, resources, command}] of the jobs of a rule, or of some, in a dry run."""
+    rules = [rule] if isinstance(rule, str) else rule
     found = []
-    for job in re.split(r"^(?=rule \w+:$)", text, flags=re.MULTILINE):
-        if job.startswith(f"rule {rule}:"):
+    for job in re.split(r"^(?=rule [\w-]+:$)", text, flags=re.MULTILINE):
+        if job.startswith(tuple(f"rule {rule}:" for rule in rules)):
             about = dict(re.findall(r"^    (\w+): (.*)$", job, re.MULTILINE))
             command = re.search(r"^Shell command: (.*)$", job, re.MULTILINE).group(1)
             files = {k: about.get(k, "").replace(" (update)", "") for k in ("input", "output")}
@@ -47,31 +53,56 @@ def jobs(text, rule):
     return found
 
 
-ONE = {"prepare": 1, "train": 1, "attack": 5, "slice": 1, "mine": 2, "tune": 5}
-ONE |= {"adversarial_training": 1, "controls": 1, "score": 1, "tables": 1, "all": 1}
+CONTROLS = [f"control-{name}" for name in train.flags.CONTROLS]
+AT = [f"at-{attack}" for attack in ATTACKS]
+DARE = ["dare", "dare-s", "dare-sl", "dare-last", "dare-released"]
+SLICED = ["dare", "dare-last", "dare-released", "control-self", "control-single", "control-noise"]
+OF_LAYER = {"dare", "dare-s", "dare-released", *CONTROLS} - {"control-swa"}
+OF_RATE = {*DARE, *CONTROLS} - {"dare-released", "control-batchnorm", "control-swa"}
+OF_RUN = {*DARE, *CONTROLS, *AT} - {"control-swa"}
+
+ONE = {"prepare": 1, "train": 1, "attack": 5, "slice": 1, "mine": 2, "score": 1, "tables": 1}
+ONE |= dict.fromkeys([*DARE, *CONTROLS, *AT], 1) | {"all": 1}
+
+
+def twice(methods, n=2):
+    return dict.fromkeys(methods, n)
+
+
+def without(*groups):
+    return {method: 0 for group in groups for method in group}
+
 
 # Every sweep of the README: what it changes in the jobs of the demonstration, counted by hand.
 SWEEPS = {
     "": {},
     "per=0.5": {},
-    # dare, dare-last and dare-released have a slice; dare-s and dare-sl have none
-    "per=0.05,0.5": {"slice": 2, "tune": 2 * 3 + 2, "controls": 2},
-    # besides conv2: conv3, whose images dare-sl takes, and predictions
+    "per=0.05,0.5": {"slice": 2} | twice(SLICED),
+    # besides conv2: conv3, whose images dare-sl and control-swa take, and predictions
     "choose_layer=conv2": {"mine": 3},
-    # dare, dare-s and dare-released have a layer to choose
-    "choose_layer=conv2,conv3": {"mine": 3, "tune": 2 * 3 + 2, "controls": 2},
-    "runs=1,2": {"tune": 2 * 5, "adversarial_training": 2, "controls": 2},
-    "runs=0,1,2": {"tune": 3 * 5, "adversarial_training": 3, "controls": 3},
-    # controls need the dare that they imitate
-    "methods=controls": {"mine": 1, "tune": 1, "adversarial_training": 0},
-    "methods=dare-s,controls": {"mine": 1, "tune": 2, "adversarial_training": 0},
-    # dare-released keeps the rate that was released
-    "lr_rate=1e-3,1e-4": {"tune": 2 * 4 + 1, "controls": 2},
-    "methods=dare": {"mine": 1, "tune": 1, "adversarial_training": 0, "controls": 0},
-    "methods=at-cw,at-fgsm": {"slice": 0, "mine": 0, "tune": 0, "controls": 0},
+    "choose_layer=conv2,conv3": {"mine": 3} | twice(OF_LAYER),
+    "runs=1,2": twice(OF_RUN),
+    "runs=0,1,2": twice(OF_RUN, 3),
+    # control-noise needs the dare that it imitates
+    "methods=controls": {"mine": 1} | without(DARE, AT) | {"dare": 1},
+    "methods=dare-s,controls": {"mine": 1} | without(DARE, AT) | {"dare": 1, "dare-s": 1},
+    "methods=control-swa": {"mine": 1, "slice": 0}
+    | without(DARE, CONTROLS, AT)
+    | {"control-swa": 1},
+    "methods=control-swa,controls": {"mine": 1} | without(DARE, AT) | {"dare": 1},
+    "lr_rate=1e-3,1e-4": twice(OF_RATE),  # dare-released keeps the rate that was released
+    "adv_lr_rate=1e-3,1e-4": twice(AT),
+    "methods=dare": {"mine": 1} | without(DARE, CONTROLS, AT) | {"dare": 1},
+    "methods=at-cw,at-fgsm": {
+        **{"slice": 0, "mine": 0} | without(DARE, CONTROLS, AT) | {"at-cw": 1, "at-fgsm": 1},
+    },
     # conv3 comes first: the probabilities that mining it keeps serve predictions, too
-    "methods=dare-last": {"tune": 1, "adversarial_training": 0, "controls": 0},
-    "attacks=fgsm,pgd": {"attack": 2},
+    "methods=dare-last": without(DARE, CONTROLS, AT) | {"dare-last": 1},
+    "attacks=fgsm,pgd": {"attack": 2} | {f"at-{attack}": 0 for attack in ("bim", "cw", "jsma")},
+    # adversarial training on an attack that nobody scores needs its samples all the same
+    "attacks=fgsm,pgd methods=at-cw": {
+        **{"attack": 3, "slice": 0, "mine": 0} | without(DARE, CONTROLS, AT) | {"at-cw": 1},
+    },
     "seeds=0,1,2": {
         **{rule: 3 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")},
     },
@@ -79,10 +110,11 @@ SWEEPS = {
         **{rule: 6 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")},
         "prepare": 2,
     },
-    # 2 layers x 2 slices x 2 rates x 2 runs: dare 16, dare-released 8, dare-s 8, dare-last 8,
-    # dare-sl 4
+    # 2 layers, slices, rates and runs
     "choose_layer=conv2,conv3 per=0.5,0.95 lr_rate=1e-3,1e-4 runs=0,1": {
-        **{"mine": 3, "slice": 2, "tune": 44, "controls": 16, "adversarial_training": 2},
+        **{"mine": 3, "slice": 2, "dare": 16, "dare-released": 8, "dare-s": 8, "dare-last": 8},
+        **{"dare-sl": 4, "control-self": 16, "control-single": 16, "control-noise": 16},
+        **{"control-finetune": 8, "control-batchnorm": 4, "control-swa": 1} | twice(AT),
     },
 }
 
@@ -99,7 +131,7 @@ def test_jobs_of_the_papers_grid(dry_run):
     done, text = dry_run("--configfile", str(ROOT / "dare/paper.yaml"))
     assert done, text
     grid = {rule: 27 * n for rule, n in ONE.items()} | {"prepare": 3, "tables": 1, "all": 1}
-    grid |= {rule: 3 * grid[rule] for rule in ("tune", "adversarial_training", "controls")}
+    grid |= {rule: 3 * grid[rule] for rule in OF_RUN}
     assert counts(text) == grid
     mined = {job["output"][0] for job in jobs(text, "mine")}
     for study, layer in {
@@ -115,9 +147,9 @@ def test_jobs_of_the_papers_grid(dry_run):
         assert files == {f"{folder}/ats_{layer}.h5", f"{folder}/ats_predictions.h5"}
     rates = {
         re.search(r"([^_]+)_seed\d/tuned/([^_]+)_.*lr(.*)_run\d/", *job["output"]).groups()
-        for job in jobs(text, "tune")
+        for job in jobs(text, OF_RUN - {*AT, "control-batchnorm"})
     }
-    methods = ("dare", "dare-s", "dare-sl", "dare-last")
+    methods = OF_RATE
     own = {"vgg16": "1e-06", "vgg19": "1e-06", "alexnet": "0.001"}
     released = {"vgg16": "1e-06", "vgg19": "1e-06", "alexnet": "0.01"}
     assert rates == {(model, method, own[model]) for model in own for method in methods} | {
@@ -132,27 +164,42 @@ def test_jobs_of_the_papers_grid(dry_run):
 def test_commands_say_what_the_paths_say(dry_run):
     sweep = "choose_layer=conv2 per=0.5 lr_rate=1e-5 adv_lr_rate=1e-3 runs=2 seeds=1 limit=300"
     _, text = dry_run("--config", *sweep.split(), "adaptive=false", "source=my files")
-    commands = {job["output"][0]: job["command"] for job in jobs(text, "tune")}
     names = "--dataset digits --model lenet --seed 1"
-    folder = "models/digits_lenet_seed1/tuned"
-    epochs = "--run 2 --epoch 5"
+    dare = {"layer": "conv2", "per": 0.5, "lr_rate": 1e-5, "run": 2}
+    rate_and_run = {"lr_rate": 1e-5, "run": 2}
+    layer, last = {"layer": "conv2"}, {"layer": "predictions", "per": 0.5}
+    chosen, run = "--choose_layer conv2", "--lr_rate 1e-05 --run 2 --epoch 5"
     expected = {
-        "dare_conv2_per0.5_lr1e-05_run2": ("dare.py --choose_layer conv2 --per 0.5", "1e-05"),
-        "dare-released_conv2_per0.5_batches1_lr0.01_run2": (
-            "dare.py --choose_layer conv2 --per 0.5 --batches 1",
-            "0.01",
+        ("dare", *dare.items()): f"dare.py {names} {chosen} --per 0.5 {run}",
+        ("dare-released", *(dare | {"batches": 1, "lr_rate": 1e-2}).items()): (
+            f"dare.py --batches 1 {names} {chosen} --per 0.5 --lr_rate 0.01 --run 2 --epoch 5"
         ),
-        "dare-s_conv2_lr1e-05_run2": ("dare-s.py --choose_layer conv2", "1e-05"),
-        "dare-sl_lr1e-05_run2": ("dare-sl.py", "1e-05"),
-        "dare-last_predictions_per0.5_lr1e-05_run2": ("dare-last.py --per 0.5", "1e-05"),
+        ("dare-s", *(layer | rate_and_run).items()): f"dare-s.py {names} {chosen} {run}",
+        ("dare-sl", *rate_and_run.items()): f"dare-sl.py {names} {run}",
+        ("dare-last", *(last | rate_and_run).items()): f"dare-last.py {names} --per 0.5 {run}",
+        ("control-finetune", *(layer | rate_and_run).items()): (
+            f"controls.py --control finetune {names} {chosen} {run}"
+        ),
+        ("control-batchnorm", *(layer | {"run": 2}).items()): (
+            f"controls.py --control batchnorm {names} {chosen} --run 2 --epoch 5"
+        ),
+        ("control-swa",): f"controls.py --control swa {names} --epoch 1",
     }
-    assert {path: c.split("/dare/")[1] for path, c in commands.items()} == {
-        f"{folder}/{name}/model.005.weights.h5": f"{script} {names} --lr_rate {rate} {epochs}"
-        for name, (script, rate) in expected.items()
+    for name in ("self", "single", "noise"):
+        command = f"controls.py --control {name} {names} {chosen} --per 0.5 {run}"
+        expected[f"control-{name}", *dare.items()] = command
+    for attack in ATTACKS:
+        command = f"fintune_adv.py --attack {attack} {names} --lr_rate 0.001 --run 2 --epoch 10"
+        expected[f"at-{attack}", ("lr_rate", 1e-3), ("run", 2)] = command
+    commands = {
+        job["output"][0]: re.split("/dare/|/adv/", job["command"])[-1]
+        for job in jobs(text, OF_RUN | {"control-swa"})
     }
-    (at,) = jobs(text, "adversarial_training")
-    assert f"--attack {','.join(ATTACKS)} --lr_rate 0.001 --run 2 --epoch 10" in at["command"]
-    assert at["output"] == [f"{folder}/at-jsma_lr0.001_run2/model.010.weights.h5"]
+    assert commands == {
+        f"models/digits_lenet_seed1/tuned/{tuned_name(method, **dict(settings))}/model."
+        + f"{int(command.rsplit(' ', 1)[1]):03d}.weights.h5": command
+        for (method, *settings), command in expected.items()
+    }
     (prepare,) = jobs(text, "prepare")
     assert prepare["command"].endswith(
         f"--dataset digits --source '{os.getcwd()}/my files' --limit 300"
@@ -165,21 +212,24 @@ def test_what_waits_for_what(dry_run):
     _, text = dry_run("--config", *sweep.split(), "methods=dare-s,controls,at-bim")
     folder = "models/digits_lenet_seed0"
 
-    def control(layer, per, rate, run):
-        return (
-            f"{folder}/tuned/control-noise_{layer}_per{per}_lr{rate}_run{run}/model.005.weights.h5"
-        )
+    def reads(method, settings, epoch=5):
+        """What the only job for these settings reads besides the checkpoint."""
+        path = f"{folder}/tuned/{method}{settings}/model.{epoch:03d}.weights.h5"
+        (found,) = [job["input"] for job in jobs(text, method) if path in job["output"]]
+        assert f"{folder}/checkpoints/model.040.weights.h5" in found
+        return {name.removeprefix(f"{folder}/") for name in found if "checkpoints" not in name}
 
-    waits = {job["output"][0]: job["input"] for job in jobs(text, "controls")}
-    before = {path: [p for p in needed if "control" in p] for path, needed in waits.items()}
-    # No two jobs that share a control run side by side: what is shared is made by one of them.
-    assert before[control("conv2", "0.5", "0.001", 0)] == []
-    assert before[control("conv2", "0.95", "0.0001", 1)] == [control("conv2", "0.5", "0.0001", 1)]
-    assert before[control("conv2", "0.5", "0.0001", 1)] == [control("conv2", "0.5", "0.001", 1)]
-    assert before[control("conv2", "0.5", "0.001", 1)] == [control("conv2", "0.5", "0.001", 0)]
-    assert before[control("conv3", "0.5", "0.001", 0)] == [control("conv2", "0.5", "0.001", 0)]
-    for path, needed in waits.items():
-        assert path.replace("control-noise", "dare") in needed
+    settings = "_conv2_per0.5_lr0.0001_run1"
+    targets, slices = "ats_conv2.h5", "slice_0.5.h5"
+    assert reads("control-self", settings) == {targets, slices}
+    assert reads("control-single", settings) == {targets, slices}
+    assert reads("control-noise", settings) == {f"tuned/dare{settings}/model.005.weights.h5"}
+    assert reads("dare", settings) == {targets, slices}
+    assert reads("dare-s", "_conv2_lr0.0001_run1") == {targets}
+    assert reads("control-finetune", "_conv2_lr0.0001_run1") == {targets}
+    assert reads("control-batchnorm", "_conv2_run1") == {targets}
+    assert reads("control-swa", "", 1) == {"ats_conv3.h5"}
+    assert reads("at-bim", "_lr0.0001_run1", 10) == {"adv/bim.h5"}
     mine = {job["output"][0]: job["input"] for job in jobs(text, "mine")}
     assert f"{folder}/ats_conv2.h5" in mine[f"{folder}/ats_conv3.h5"]
     assert f"{folder}/ats_conv2.h5" not in mine[f"{folder}/ats_conv2.h5"]
@@ -188,7 +238,8 @@ def test_what_waits_for_what(dry_run):
     assert {f"models/digits_lenet_seed{s}/checkpoints/model.040.weights.h5" for s in (0, 1)} < {
         *needed
     }
-    assert {*waits} & {*needed} == {path for path in waits if "seed0" in path}
+    controls = {path for job in jobs(text, CONTROLS) for path in job["output"]}
+    assert {path for path in needed if "/control-" in path} == {c for c in controls if "seed0" in c}
     assert {f"{folder}/adv/{attack}.h5" for attack in ATTACKS} < {*needed}
     assert f"{folder}/tuned/at-bim_lr0.0001_run1/model.010.weights.h5" in needed
     assert f"{folder}/tuned/dare-s_conv3_lr0.0001_run1/model.005.weights.h5" in needed
@@ -225,12 +276,11 @@ def test_refused(dry_run, config):
 CHANGES = [
     ("", "", {}),
     # A new slice and what hangs on it, no new training.
-    ("", "per=0.5", {"slice": 1, "tune": 3, "controls": 1}),
-    ("", "runs=0,1", {"tune": 5, "adversarial_training": 1, "controls": 1}),
-    ("", "tune_epochs=6", {"tune": 5, "controls": 1}),
-    ("methods=dare", "methods=dare,controls", {"controls": 1}),
-    # Only the last attack's model is an output; that the others are missing shows all the same.
-    ("methods=at-jsma", "methods=at", {"adversarial_training": 1}),
+    ("", "per=0.5", {"slice": 1} | dict.fromkeys(SLICED, 1)),
+    ("", "runs=0,1", dict.fromkeys(OF_RUN, 1)),
+    ("", "tune_epochs=6", dict.fromkeys({*DARE, *CONTROLS} - {"control-swa"}, 1)),
+    ("methods=dare", "methods=dare,controls", dict.fromkeys(CONTROLS, 1)),
+    ("methods=at-jsma", "methods=at", dict.fromkeys(AT[:-1], 1)),
     ("adaptive=false", "adaptive=true", {}),
 ]
 
@@ -273,8 +323,19 @@ SUBMIT = """#!/bin/sh
 nohup sh "$1" > "$(basename "$1").log" 2>&1 &
 echo $! | tee -a pids
 """
-SMALL = "methods=dare,at-fgsm,controls attacks=fgsm,cw limit=200 epochs=20 samples=20 cw_steps=5"
-SMALL = f"{SMALL} jsma_steps=10 tune_epochs=2 adv_epochs=2 adaptive=false".split()
+SMALL = "dataset=toy methods=dare-s,at-fgsm,control-noise,control-swa attacks=fgsm,cw samples=20"
+SMALL = f"{SMALL} cw_steps=5 epochs=20 tune_epochs=2 adv_epochs=2 adaptive=false".split() + [
+    "source=my images"
+]
+
+
+def write_images(folder):
+    """Digits as a folder of images for data/prepare.py: 200 to train on, 26 to test."""
+    digits = load_digits()
+    for i, (image, label) in enumerate(zip(digits.images[:226], digits.target, strict=False)):
+        path = folder / ("train" if i < 200 else "test") / str(label) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15).astype("uint8")).resize((28, 28)).save(path)
 
 
 def snakemake(home, *flags):
@@ -285,6 +346,7 @@ def snakemake(home, *flags):
 
 def test_whole_graph_on_a_cluster(home, dry_run):
     """Every job as a process of its own; then nothing is left to do, and nothing is overwritten."""
+    write_images(home / "my images")
     submit = home / "submit.sh"
     submit.write_text(SUBMIT)
     submit.chmod(0o755)
@@ -295,25 +357,26 @@ def test_whole_graph_on_a_cluster(home, dry_run):
     logs = "".join(path.read_text() for path in home.glob("*.log"))
     assert result.returncode == 0, result.stderr + logs
     assert (home / "models/report.html").exists()
-    assert (home / "models/digits_lenet_seed0/robustness.csv").exists()
+    study = home / "models/toy_lenet_seed0"
     # Without --cores threads do not depend on this machine.
     assert set(re.findall(r"threads: (\d+)", result.stderr)) == {"4", "8"}
     pids = (home / "pids").read_text().split()
     assert len(pids) == len(set(pids)) == sum(counts(planned).values()) - 1  # `all` does nothing
-    tuned = {folder.name for folder in (home / "models/digits_lenet_seed0/tuned").iterdir()}
-    slice_and_rate = "conv3_per0.95_lr0.001_run0"
-    assert tuned == {
-        f"dare_{slice_and_rate}",
-        *(f"control-{name}_{slice_and_rate}" for name in ("self", "single", "noise")),
-        "control-finetune_conv3_lr0.001_run0",
-        "control-batchnorm_conv3_run0",
-        "control-swa",
-        "at-fgsm_lr0.0001_run0",
+    methods = {
+        "dare": "_conv3_per0.95_lr0.001_run0",
+        "dare-s": "_conv3_lr0.001_run0",
+        "control-noise": "_conv3_per0.95_lr0.001_run0",
+        "control-swa": "",
+        "at-fgsm": "_lr0.0001_run0",
     }
+    tuned = {folder.name for folder in (study / "tuned").iterdir()}
+    assert tuned == {method + settings for method, settings in methods.items()}
+    rows = pd.read_csv(study / "robustness.csv")
+    assert {"original", "control-checkpoint", *methods} == {*rows["method"]}
     assert "Nothing to be done" in dry_run("--config", *SMALL)[1]
 
     # Other settings that are in no path: the step refuses them, and Snakemake deletes nothing.
-    samples = home / "models/digits_lenet_seed0/adv/fgsm.h5"
+    samples = study / "adv/fgsm.h5"
     content = samples.read_bytes()
     target = str(samples.relative_to(home))
     more = snakemake(home, target, "--cores", "1", "--config", *SMALL, "samples=21")
