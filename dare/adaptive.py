@@ -21,7 +21,14 @@ import pandas as pd
 from adv.model import Calls, foolbox_model, reads_weights_anew
 from adv.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack_model, ticks
 from dare.intervals import wilson
-from train.artifacts import atomic_write, data_sha256, progress, set_attributes
+from train.artifacts import (
+    atomic_write,
+    data_sha256,
+    fingerprint,
+    is_made,
+    progress,
+    set_attributes,
+)
 from train.utils import halves_of_test, load_weights, pixels
 
 # Sizes of perturbations, ascending, for images of one channel and of several.
@@ -37,8 +44,7 @@ COLUMNS = [*ABOUT, "norm", "attack", "epsilon", "n", "unknown", "robust_accuracy
 def evaluate(study, table, weights, images=500, restarts=3):
     """Attack all models of robustness.csv that are selected, by one rule or the other.
 
-    What adaptive.h5 has already of the same weights, images and settings is kept; what was made
-    with others is dropped.
+    What adaptive.h5 has already is kept; one of other images or settings is refused.
 
     Args:
         study: a train.utils.Study. table: its robustness.csv as a DataFrame. weights: {SHA-256 of
@@ -90,27 +96,25 @@ class Results:
     """adaptive.h5 and adaptive.csv of a study.
 
     index: int64 (n,), into x_test. settings: JSON. models: {SHA-256: {"<norm>/<attack>/<epsilon>":
-    uint8 (n,)}}, at first those of the file that were made with these images and settings.
+    uint8 (n,)}}, at first those of the file.
     """
 
     def __init__(self, study, index, settings):
         self.study, self.index, self.settings, self.models = study, index, settings, {}
         self.path = study.folder / "adaptive.h5"
-        if not self.path.exists():
-            return
-        with h5py.File(self.path, "r") as file:
-            if np.array_equal(file["index"], index):
-                made = [g for g in file.values() if g.attrs.get("settings") == settings]
-                self.models = {group.name[1:]: arrays_in(group) for group in made}
+        if is_made(self.path, {"settings": settings, "index_sha256": fingerprint(index)}):
+            with h5py.File(self.path, "r") as file:
+                models = [group for group in file.values() if isinstance(group, h5py.Group)]
+                self.models = {group.name[1:]: arrays_in(group) for group in models}
 
     def save(self, chosen):
         """Write both; returns adaptive.csv of the `chosen` models that are there."""
         with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file, **self.study.made_from)
+            made_from = {"settings": self.settings, "index_sha256": fingerprint(self.index)}
+            set_attributes(file, **self.study.made_from, **made_from)
             file["index"] = self.index
             for digest, results in self.models.items():
                 group = file.create_group(digest)
-                group.attrs["settings"] = self.settings
                 for name, result in results.items():
                     group[name] = result
         table = summary(chosen, self.models)

@@ -17,6 +17,7 @@ control-checkpoint (the mined checkpoints as they are) and control-seed (the fin
 training seeds) need no step of their own: test.py scores these checkpoints where they lie.
 """
 
+import contextlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,6 @@ from dare.get_ats import Mined, record_activations
 from train.artifacts import (
     atomic_write,
     checkpoint_path,
-    epochs_in,
     is_made,
     need,
     progress,
@@ -45,7 +45,7 @@ from train.artifacts import (
     weights_path,
 )
 from train.fit import tune_classifier
-from train.flags import CONTROLS, names_in, options, start
+from train.flags import CONTROLS, UserError, names_in, options, start
 from train.utils import Rows, Study, final_checkpoint, load_weights, pixels, save_weights
 
 dataset = "digits"
@@ -127,12 +127,12 @@ def control_swa(study, args, layer, rate):
     path = weights_path(folder, 1)
     with stage(folder / "tune.log", "control-swa", **study.names) as record:
         remove_temporary_files(folder)
-        mined = mined_checkpoints(study, layer)
+        mined = mined_checkpoints(study)
         made_from = study.made_from | {"method": "control-swa", "epoch": 1, "run": 0}
         made_from |= {"first": min(mined), "last": max(mined)}
         record.idle = is_made(path, made_from)
         if not record.idle:
-            average_weights(study.classifier, list(mined.values()))
+            average_weights(study.original(), list(mined.values()))
             estimate_batch_norm(study.classifier, study.data("train")[0][:BATCH_NORM_IMAGES])
             save_weights(study.classifier, path, **made_from)
 
@@ -150,22 +150,29 @@ MAKE = {
 # -------------------------------------------------------- what needs no step, for test.py to score
 
 
-def mined_checkpoints(study, layer):
+def mined_checkpoints(study):
     """{epoch: path} of the historical checkpoints that were mined (control-checkpoint)."""
-    with open_targets(study, layer) as file:
+    with open_targets(study, study.mined_layer()) as file:
         first, last = int(file.attrs["first"]), int(file.attrs["last"])
     return {e: checkpoint_path(study.folder, e) for e in range(first, last + 1)}
 
 
 def other_seeds(study):
-    """{seed: path} of the final checkpoints of the same network's other training seeds."""
+    """{seed: path} of the final checkpoints of the same network's other training seeds.
+
+    A seed whose training has not ended does not count.
+    """
     pattern = study_folder(study.dataset, study.model, "*").name
     folders = {
         int(folder.name.rsplit("_seed", 1)[1]): folder
         for folder in study.folder.parent.glob(pattern)
-        if folder != study.folder and epochs_in(folder / "checkpoints")
+        if folder != study.folder
     }
-    return {seed: final_checkpoint(folder) for seed, folder in sorted(folders.items())}
+    found = {}
+    for seed, folder in sorted(folders.items()):
+        with contextlib.suppress(UserError):
+            found[seed] = final_checkpoint(folder)
+    return found
 
 
 # ------------------------------------------------------------------------------- targets, weights

@@ -38,11 +38,11 @@ def main(argv=None):
     with stage(
         folder / "tune.log", "dare-sl", **study.names, **settings, epochs=args.epoch
     ) as record:
-        with open_targets(study, study.layer(None)) as file:
+        with open_targets(study, study.mined_layer()) as file:
             index, ats_sha256 = file["index"][()], sha256(file.filename)
         tuned = tune_classifier(
             study.classifier, Rows(x, index), y[index], folder, "mse", rate, args.epoch,
-            frozen=params.frozen[params.family(args.model)], seed=(args.seed, args.run),
+            frozen=params.frozen.get(args.model, 0), seed=(args.seed, args.run),
             made_from=study.made_from | settings | {"ats_sha256": ats_sha256},
         )  # fmt: skip
         record.idle = not tuned

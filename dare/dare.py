@@ -21,6 +21,7 @@ from dare.nnslicer import key_neurons, load_slice
 from train import params
 from train.artifacts import (
     epochs_in,
+    fingerprint,
     sha256,
     slice_path,
     stage,
@@ -91,6 +92,8 @@ def synchronise(regression, classifier):
     for layer in classifier.layers:
         if layer.name in names and layer.weights:
             layer.set_weights(regression.get_layer(layer.name).get_weights())
+            if hasattr(layer, "finalize_state"):  # a Normalization that was adapted
+                layer.finalize_state()
 
 
 def regression_loss(activation, target, key):
@@ -120,6 +123,7 @@ def tune(
         masks: {layer name: bool (n_in, n_out)}, the slice; None: all weights may move (dare-s).
         key: bool (classes, neurons), the key neurons; None: all neurons (dare-s).
         batches: an epoch has so many batches of 128, and an Adam of its own; None: all images.
+        made_from: what refuses the folder for another tuning; default: the arguments themselves.
 
     Returns:
         the classifier.
@@ -128,6 +132,10 @@ def tune(
         UserError: targets of another shape; what `fit` refuses.
     """
     set_seed(*seed)
+    if made_from is None:
+        made_from = {"layer": layer, "lr_rate": lr_rate, "batches": batches, "seed": str(seed)}
+        slice_arrays = [*(masks or {}).values(), *([] if key is None else [key])]
+        made_from["sha256"] = fingerprint(*classifier.get_weights(), mined.index, *slice_arrays)
     regression = transform(classifier, layer, masks)
     if lr_rate is None:
         for weight in regression.trainable_variables:
@@ -156,7 +164,7 @@ def tune(
     shuffled = Batches(len(labels), make, BATCH, (*seed, 1), most=batches)
 
     fit(
-        trained, shuffled, folder, epochs, made_from or {}, classifier, synchronise,
+        trained, shuffled, folder, epochs, made_from, classifier, synchronise,
         extendable=True, new_optimizer=batches is not None,
     )  # fmt: skip
     return classifier

@@ -20,6 +20,7 @@ import numpy as np
 
 from train.artifacts import (
     atomic_write,
+    fingerprint,
     is_made,
     progress,
     remove_temporary_files,
@@ -72,7 +73,8 @@ def mine(checkpoints, x, y, model, layer, path=None, history=None, made_from=Non
     Args:
         checkpoints: {epoch: weights file}, the historical ones and, last, the final model's.
         x, y: x_validation, uint8 or float32 pixels (n, h, w, c), and its int labels (n,).
-        model: the classifier; its weights end as the final ones. layer: name of the chosen layer.
+        model: the classifier; on return it holds the final weights again.
+        layer: name of the chosen layer.
         path: HDF5 file for the result, with the attributes `made_from`; activations are streamed
             to it. None: in memory.
         history: HDF5 file that keeps the first pass, or None.
@@ -120,30 +122,30 @@ def probabilities(checkpoints, x, y, model, history=None):
     the prediction, bool (checkpoints, n).
     """
     digests = [sha256(path) for path in checkpoints.values()]
-    known = read_history(history, len(x))
+    known = read_history(history, y)
     paths = dict(zip(digests, checkpoints.values(), strict=True))
     for digest, path in progress(paths.items(), desc="history", unit="checkpoint"):
         if digest not in known:
             softmax = predict(load_weights(model, path), x)
             known[digest] = softmax[np.arange(len(y)), y], softmax.argmax(axis=1) == y
             if history is not None:
-                write_history(history, known)
+                write_history(history, known, y)
     return tuple(np.stack([known[digest][k] for digest in digests]) for k in (0, 1))
 
 
-def read_history(path, n):
-    """{SHA-256 of a checkpoint: (probability, right)} that a first pass over n images has kept."""
+def read_history(path, y):
+    """{SHA-256 of a checkpoint: (probability, right)} that a first pass over images y has kept."""
     with contextlib.suppress(OSError, KeyError, TypeError), h5py.File(path, "r") as file:
-        if file["probability"].shape[1] == n:
+        if file.attrs["labels_sha256"] == fingerprint(y):
             digests = file["checkpoint_sha256"].asstr()[()]
             rows = zip(file["probability"][()], file["right"][()], strict=True)
             return dict(zip(digests, rows, strict=True))
     return {}
 
 
-def write_history(path, known):
+def write_history(path, known, y):
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-        set_attributes(file)
+        set_attributes(file, labels_sha256=fingerprint(y))
         file["checkpoint_sha256"] = list(known)
         file["probability"], file["right"] = (
             np.stack([row[k] for row in known.values()]) for k in (0, 1)

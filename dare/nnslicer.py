@@ -39,7 +39,8 @@ per = 0.95  # share of every neuron's synapses in the slice; larger `per`, large
 
 SLICED = ("Dense", "Conv1D", "Conv2D", "Conv3D")
 # Contributions pass these on unchanged: what they change is a channel's scale, sign or resolution,
-# not which channel it is. Flatten and global pooling also add up a channel's positions.
+# not which channel it is. Flatten adds up a channel's positions; after global pooling a channel has
+# none, and before it its activation is their mean.
 PASSED = (
     *("Normalization", "Rescaling", "BatchNormalization", "LayerNormalization"),
     *("GroupNormalization", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax"),
@@ -194,7 +195,7 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     """
     classes, (n_in, n_out) = len(contribution), weights.shape
     keep = ceil_share(per, n_in)
-    d = d_in.astype("float32")  # as the activations are
+    d = d_in.astype("float32")  # the precision that activations come in
     mask = np.empty((n_in, n_out), bool)
     class_mask = np.empty((classes, n_in, n_out), bool)
 
@@ -211,6 +212,7 @@ def slice_layer(weights, contribution, d_out, d_in, per):
         mask[:, block] = rank.largest(votes_then_ties(votes, ties, classes), keep).T
         return signs_over_neurons(g, w, d)
 
+    # CONTRIB_j(c) sums over all neurons i: each block gives the sum over its own.
     contribution_in = sum(over_blocks_of_neurons(slice_neurons, weights))
     sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
     return sliced, contribution_in.astype("float64")
@@ -247,7 +249,7 @@ def over_blocks_of_neurons(work, weights):
     A block's synapses fit the cache of a core, and a neuron's lie side by side.
     """
     n_in, n_out = weights.shape
-    cores = os.cpu_count() or 1
+    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     at_once = max(1, min(SYNAPSES_AT_ONCE // n_in, -(-n_out // cores)))
     starts = range(0, n_out, at_once)
 
@@ -278,7 +280,7 @@ class Ranking:
         self.by_index = np.arange(n, 0, -1, dtype="float32")
 
     def product(self, g, w, d):
-        """local = g_i * w_ij * d_j (rows, n). A row of zeros, all tied, gets the order of ties."""
+        """local = g_i * w_ij * d_j (rows, n). Rows of zeros, all tied, rank by index."""
         local = self.local[: len(w)]
         np.multiply(w, d, out=local)
         local *= g.astype("float32")[:, None]

@@ -49,10 +49,10 @@ def label_rows(rows):
     default = {pair: params.layer_of(pair[1], has_small_images(pair[0])) for pair in pairs}
 
     def name(dataset, model, method, per, layer, batches):
+        usual, last = default[dataset, model], method == "dare-last"
         if not pd.isna(per) and not np.isclose(per, params.per):
             method += f" per {per:g}"
-        usual = default[dataset, model]
-        if usual and isinstance(layer, str) and layer != usual and method != "dare-last":
+        if usual and isinstance(layer, str) and layer != usual and not last:
             method += f" at {layer}"
         return method if pd.isna(batches) or batches == 1 else f"{method} batches {batches:g}"
 

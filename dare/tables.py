@@ -136,8 +136,9 @@ def wins(cells):
     wide = rivals.pivot_table(index=[*KEYS, "attack"], columns="method", values="mean")
     if "dare" not in wide or wide.shape[1] < 2:
         return 0, 0
-    wide = wide.dropna(subset=["dare"])
-    return int((wide["dare"] > wide.drop(columns="dare").max(axis=1)).sum()), len(wide)
+    rival = wide.drop(columns="dare").max(axis=1)
+    both = wide["dare"].notna() & rival.notna()
+    return int((wide["dare"] > rival)[both].sum()), int(both.sum())
 
 
 def published_means():
@@ -388,8 +389,8 @@ def main(argv=None):
     folders = sorted(path.parent for path in home.glob(pattern))
     if not folders and not args.paper:
         raise UserError(f"{home}/{pattern} is missing: score a study with `python dare/test.py`.")
-    one = args.dataset and args.model
-    target = home / ("paper" if args.paper else f"{args.dataset}_{args.model}" if one else "")
+    asked = "_".join(filter(None, (args.dataset, args.model)))
+    target = home / ("paper" if args.paper else asked)
     command = " ".join(["python dare/tables.py", *(sys.argv[1:] if argv is None else argv)])
     with stage(target / "tables.log", "tables", **vars(args)):
         path = (

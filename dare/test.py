@@ -33,7 +33,6 @@ from train.artifacts import (
     samples_path,
     sha256,
     stage,
-    targets_path,
     weights_path,
 )
 from train.flags import ATTACKS, UserError, options, start
@@ -114,9 +113,8 @@ def models_of(study):
     """
     final = epochs_in(study.folder / "checkpoints")[-1]
     rows = [{"method": "original", "epoch": final, "path": study.checkpoint}]
-    layer = study.layer(None)
-    if targets_path(study.folder, layer).exists():
-        for epoch, path in mined_checkpoints(study, layer).items():
+    if list(study.folder.glob("ats_*.h5")):
+        for epoch, path in mined_checkpoints(study).items():
             rows.append({"method": "control-checkpoint", "epoch": epoch, "path": path})
     for other, path in other_seeds(study).items():
         rows.append({"method": "control-seed", "epoch": other, "path": path})
@@ -140,6 +138,12 @@ def tuned_row(study, path):
         raise UserError(
             f"{path} was tuned from checkpoint {str(found)[:12]}, not {wanted[:12]}: move "
             f"{path.parent} away, or tune again."
+        )
+    samples = samples_path(study.folder, about["method"].removeprefix("at-"))
+    if samples.exists() and about.get("adv_sha256") not in (None, sha256(samples)):
+        raise UserError(
+            f"{path} was trained on other samples than {samples} holds, whose training part may "
+            f"be reported now: move {path.parent} away, or train it again."
         )
     columns = ("method", "epoch", "run", "lr_rate", "per", "batches")
     return {k: about.get(k) for k in columns} | {"choose_layer": about.get("layer"), "path": path}

@@ -34,7 +34,7 @@ def tiny(x, classes):
 
 
 train.models.NETWORKS["tiny"] = tiny
-train.params.chosen_layer["tiny"] = "conv2"
+train.params.chosen_layer["tiny"], train.params.frozen["tiny"] = "conv2", 5
 
 TOY = ["--dataset", "toy", "--model", "tiny"]
 

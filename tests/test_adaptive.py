@@ -16,6 +16,7 @@ from adv.rays import Rays
 from dare import adaptive
 from train.artifacts import sha256
 from train.backend import keras, ops
+from train.flags import UserError
 from train.utils import halves_of_test, load_weights, pixels
 
 BROKEN, ROBUST, UNKNOWN = worst_case.BROKEN, worst_case.ROBUST, worst_case.UNKNOWN
@@ -197,7 +198,7 @@ def attacked(monkeypatch):
     return calls
 
 
-def test_same_settings_are_not_attacked_again_others_are(selected, attacked):
+def test_same_settings_are_not_attacked_again_others_are_refused(selected, attacked):
     study, table, weights = selected
     first = adaptive.evaluate(study, table, weights, 40, 2)
     assert attacked == [(40, 2, 0)] * 2 and set(first["method"]) == {"m0", "m1"}
@@ -207,13 +208,11 @@ def test_same_settings_are_not_attacked_again_others_are(selected, attacked):
     table.loc[table["method"] == "m2", "selected"] = True
     assert set(adaptive.evaluate(study, table, weights, 40, 2)["method"]) == {"m0", "m1", "m2"}
     assert len(attacked) == 3  # the new one alone
-    adaptive.evaluate(study, table, weights, 40, 1)
-    assert attacked[3:] == [(40, 1, 0)] * 3
-    adaptive.evaluate(study, table, weights, 30, 1)
-    assert attacked[6:] == [(30, 1, 0)] * 3
-    study.seed = 1
-    adaptive.evaluate(study, table, weights, 30, 1)
-    assert attacked[9:] == [(30, 1, 1)] * 3
+    before = (study.folder / "adaptive.h5").read_bytes()
+    for images, restarts in (40, 1), (30, 2):
+        with pytest.raises(UserError, match=r"adaptive.h5 was made with .* it is kept"):
+            adaptive.evaluate(study, table, weights, images, restarts)
+    assert len(attacked) == 3 and (study.folder / "adaptive.h5").read_bytes() == before
 
 
 def test_what_was_attacked_before_an_interruption_is_kept(selected, attacked, monkeypatch):

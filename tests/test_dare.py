@@ -339,3 +339,22 @@ def test_layers_without_neurons_of_their_own_are_refused(study):
     get_ats.main([*flags, "--choose_layer", "flatten"])
     with pytest.raises(UserError, match="no neurons of its own"):
         dare.main([*flags, "--choose_layer", "flatten"])
+
+
+def test_tune_refuses_the_folder_of_another_tuning(classifier, tmp_path):
+    """Called without made_from, as the README does: other arguments are another tuning."""
+    x, y = patterns(32)
+    mined = Mined(np.arange(32), None, None, None, np.zeros((32, 6, 6, 8), "float32"))
+    dare.tune(classifier, "conv2", mined, x, y, tmp_path, 1e-3, 1)
+    with pytest.raises(UserError, match=r"was made with .* it is kept"):
+        dare.tune(classifier, "conv2", mined, x, y, tmp_path, 1e-2, 1)
+
+
+def test_an_adapted_normalization_stays_adapted():
+    x = patterns(40)[0].astype("float32")
+    normalise = layers.Normalization(axis=None)
+    normalise.adapt(x)
+    model = keras.Sequential([keras.Input((12, 12, 1)), normalise, layers.Flatten()])
+    model.add(layers.Dense(3, name="hidden"))
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(transform(model, "hidden").predict(x, verbose=0), expected, 1e-5)

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from conftest import ROOT, write_data
 
-KILLS = 2  # of each stage
+KILLS = 1  # of each stage
 STAGES = (
     "train", "nnslicer", "get_ats", "generate_adv", "dare", "fintune_adv", "controls", "test",
 )  # fmt: skip

@@ -1,5 +1,8 @@
 """Scoring and the selection rule."""
 
+import shutil
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -10,7 +13,7 @@ from dare import controls, dare, test
 from dare.scores import Scores
 from train.artifacts import tuned_folder, weights_path
 from train.flags import UserError
-from train.utils import halves_of_test, load_classifier, load_weights, predict
+from train.utils import Study, halves_of_test, load_classifier, load_weights, predict
 
 
 def candidates(*rows):
@@ -158,6 +161,28 @@ def test_no_validation_sample(study):
             file["success"][file["split"][()] == 1] = False
     with pytest.raises(UserError, match="no successful sample in its validation part"):
         test.main(flags)
+
+
+def test_adversarial_training_on_other_samples_is_refused(study):
+    """With another number of samples the reported part may hold what was trained on."""
+    _, folder, flags = study
+    fintune_adv.main([*flags, "--attack", "pgd", "--epoch", "1"])
+    with h5py.File(folder / "adv/pgd.h5", "a") as file:
+        file["split"][...] = file["split"][()][::-1]
+    with h5py.File(folder / "adv/fgsm.h5", "a") as file:
+        file["split"][...] = file["split"][()][::-1]
+    with pytest.raises(UserError, match=r"at-pgd.*was trained on other samples than .*pgd.h5"):
+        test.main(flags)
+
+
+def test_a_seed_that_is_still_training_does_not_stop_the_others(study):
+    _, folder, _ = study
+    other = folder.parent / "toy_tiny_seed1"
+    shutil.copytree(folder, other)
+    opened = Study.open(SimpleNamespace(dataset="toy", model="tiny", seed=0))
+    assert list(controls.other_seeds(opened)) == [1]
+    (other / "checkpoints/model.008.weights.h5").unlink()
+    assert list(controls.other_seeds(opened)) == []
 
 
 def test_a_tuned_model_of_another_checkpoint_is_refused(study):

@@ -1,7 +1,8 @@
 """Where everything lies, whole files, what they were made from, and the log.
 
 Imports no backend, so that the Snakefile can use it too. The settings that make a difference are
-in the path of what they made; what is there and was made otherwise is refused, never overwritten.
+in the path of what they made, or in its attributes: what is there and was made otherwise is
+refused, never overwritten.
 """
 
 import contextlib
@@ -93,7 +94,8 @@ def atomic_write(path, suffix=""):
     """A temporary path to write `path` under: synced and renamed at the end, removed on error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
+    owner = f"{platform.node()}.{os.getpid()}"  # hosts of a cluster share the folder
+    temporary = path.with_name(f".{path.name}.{owner}.tmp{suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -109,12 +111,21 @@ def write_text(path, text):
 
 
 def remove_temporary_files(folder):
-    """Remove the temporary files that a killed process left in `folder`."""
-    for path in folder.glob(".*.tmp*"):
-        with contextlib.suppress(ProcessLookupError, PermissionError, ValueError):
-            owner = int(path.name.split(".tmp")[0].rsplit(".", 1)[1])
-            if owner == os.getpid() or not Path(f"/proc/{owner}").exists():
-                path.unlink(missing_ok=True)
+    """Remove the temporary files that a killed process of this machine left in `folder`."""
+    for path in Path(folder).glob(f".*.{platform.node()}.*.tmp*"):
+        owner = path.name.split(".tmp")[0].rsplit(".", 1)[1]
+        if owner == str(os.getpid()) or not is_running(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs, for somebody else
+    return True
 
 
 def require_space(folder, needed, what):
@@ -143,6 +154,14 @@ def sha256(*paths):
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     )
+
+
+def fingerprint(*arrays):
+    """SHA-256 of the contents of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def data_sha256(dataset, *parts):

@@ -22,7 +22,10 @@ from train.utils import Batches, pixels, save_weights, set_seed
 BATCH = 32  # of tune_classifier: the default of Keras's fit, which the released code takes
 
 
-def fit(model, batches, folder, epochs, made_from, classifier=None, synchronise=None, **more):
+def fit(
+    model, batches, folder, epochs, made_from, classifier=None, synchronise=None,
+    schedule=None, validation=None, **keeping,
+):  # fmt: skip
     """model.fit that keeps every epoch and can be killed at any moment.
 
     After every epoch `classifier` is saved as folder/model.<epoch>.weights.h5, log.csv gets a row,
@@ -34,8 +37,8 @@ def fit(model, batches, folder, epochs, made_from, classifier=None, synchronise=
         model: compiled. batches: Batches with a seed. epochs: of the whole training.
         made_from: settings and fingerprints, saved as attributes of every checkpoint.
         classifier: what is saved, after synchronise(model, classifier); default: the model.
-        more: of EveryEpoch, and schedule: epoch (from 0) -> learning rate; validation: Batches for
-            val_loss and val_accuracy.
+        schedule: epoch (from 0) -> learning rate. validation: Batches for val_loss, val_accuracy.
+        keeping: keep_from, extendable, new_optimizer and log of EveryEpoch.
 
     Returns:
         True if anything was left to do.
@@ -43,10 +46,8 @@ def fit(model, batches, folder, epochs, made_from, classifier=None, synchronise=
     Raises:
         UserError: other settings; a loss that is not finite, with the epoch; earlier ones are kept.
     """
-    schedule, validation = more.pop("schedule", None), more.pop("validation", None)
-    keeper = EveryEpoch(model, batches, folder, epochs, made_from, **more)
-    keeper.classifier = classifier or model
-    keeper.synchronise = synchronise or keeper.synchronise
+    saved = (model, nothing) if classifier is None else (classifier, synchronise or nothing)
+    keeper = EveryEpoch(model, *saved, batches, folder, epochs, made_from, **keeping)
     done = keeper.resume()
     if done >= epochs:
         keeper.classifier.load_weights(weights_path(folder, epochs))
@@ -65,6 +66,10 @@ def fit(model, batches, folder, epochs, made_from, classifier=None, synchronise=
         verbose=1 if sys.stdout.isatty() else 2,
     )
     return True
+
+
+def nothing(trained, classifier):
+    """How to synchronise a model with itself, or with one of the same layers."""
 
 
 class HalfMinutes(keras.callbacks.Callback):
@@ -88,13 +93,12 @@ class EveryEpoch(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, model, batches, folder, epochs, made_from,
+        self, model, classifier, synchronise, batches, folder, epochs, made_from,
         keep_from=1, extendable=False, new_optimizer=False, log=None,
     ):  # fmt: skip
         super().__init__()
-        self.trained, self.batches, self.epochs = model, batches, epochs
-        self.folder = Path(folder)
-        self.classifier, self.synchronise = model, lambda trained, classifier: None
+        self.trained, self.classifier, self.synchronise = model, classifier, synchronise
+        self.batches, self.folder, self.epochs = batches, Path(folder), epochs
         self.keep_from, self.extendable, self.new_optimizer = keep_from, extendable, new_optimizer
         self.log = log or self.folder / "log.csv"
         self.made_from = {k: v for k, v in made_from.items() if v is not None}

@@ -45,7 +45,7 @@ def names_in(text, known):
 
 
 def _folder_name(text):
-    """A data set or model may be the user's own, so any plain folder name without _ will do."""
+    """A data set or model may be the user's own, so any plain folder name will do."""
     if not text or text != Path(text).name or text.startswith("."):
         raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name")
     return text
@@ -80,7 +80,11 @@ FLAGS = {
     "choose_layer": (str, "layer whose activations are the targets (default: by network)"),
     "lr_rate": (_rate, "learning rate (default: by network)"),
     "epoch": (_count, "epochs of tuning; more than before go on from there"),
-    "batches": (_count, "batches of an epoch of tuning (default: all; 1: as released)"),
+    "batches": (
+        _count,
+        "batches of an epoch of tuning (default: all). Given, the method is dare-released, which "
+        "does 1, and has its learning rate",
+    ),
     "run": (_index, "number of the run: seed of the tuning"),
     "attack": (_list_of(ATTACKS), f"attack, a list with commas, or all: {', '.join(ATTACKS)}"),
     "control": (_list_of(CONTROLS), f"control, a list with commas, or all: {', '.join(CONTROLS)}"),

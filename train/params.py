@@ -42,8 +42,8 @@ per = 0.95
 lr_rate = {"alexnet": 1e-3, "vgg": 1e-6}
 released_lr_rate = {"alexnet": 1e-2, "vgg": 1e-6}
 # First layers that dare-sl and adversarial training freeze, counted as the released code does: with
-# the input, without our normalisation.
-frozen = {"alexnet": 5, "vgg": 20}
+# the input, without our normalisation. A network of your own freezes none.
+frozen = {"alexnet": 5, "lenet": 5, "vgg16": 20, "vgg19": 20}
 
 
 def batch_of(images):
@@ -51,6 +51,7 @@ def batch_of(images):
 
 
 def family(model):
+    """Whose schedule, augmentation and rates a network takes: all but the vgg take AlexNet's."""
     return "vgg" if model.startswith("vgg") else "alexnet"
 
 

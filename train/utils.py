@@ -133,9 +133,14 @@ def up_to(model, layer):
     return keras.Model(model.inputs[0], model.get_layer(layer).output)
 
 
+def has_small_images(shape):
+    """Whether images of this shape (h, w, c) take the smaller vgg networks."""
+    return min(shape[:2]) < 32
+
+
 def default_layer(model):
     """Name of the chosen layer of a network of train/models (train/params.py)."""
-    layer = params.layer_of(model.name, small=min(model.input_shape[1:3]) < 32)
+    layer = params.layer_of(model.name, has_small_images(model.input_shape[1:]))
     if layer is None:
         names = ", ".join(known.name for known in model.layers[1:-1])
         raise UserError(
@@ -256,7 +261,7 @@ class Study:
         return load_weights(self.classifier, self.checkpoint)
 
     def data(self, part):
-        """load_data, refused where it does not fit the network that was trained on it."""
+        """load_data, refused where it is not the data that the network was trained on."""
         x, y = load_data(self.dataset, part)
         takes, classes = self.classifier.input_shape[1:], self.classifier.output_shape[-1]
         if x.shape[1:] != takes or y.min() < 0 or y.max() >= classes:
@@ -264,6 +269,13 @@ class Study:
                 f"data/{self.dataset} has {part} images of shape {x.shape[1:]} and labels "
                 f"{y.min()} to {y.max()}, but the model takes {takes} and has {classes} classes: "
                 f"prepare the data or train again."
+            )
+        trained_on = attributes(self.checkpoint).get("data_sha256")
+        if trained_on != self.made_from["data_sha256"]:
+            raise UserError(
+                f"{self.folder} was trained on data_sha256 {str(trained_on)[:12]}, not "
+                f"{self.made_from['data_sha256'][:12]}: data/{self.dataset} was prepared anew "
+                f"since, so train again, under another --seed or with this folder moved away."
             )
         return x, y
 
@@ -281,6 +293,16 @@ class Study:
         layer = choose_layer or default_layer(self.classifier)
         up_to(self.classifier, layer)
         return layer
+
+    def mined_layer(self):
+        """The layer whose targets name the mined images: its own, or else the first mined one."""
+        known = params.layer_of(self.classifier.name, small=self.has_small_images())
+        mined = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
+        layers = [about["choose_layer"] for about in mined if "first" in about]
+        return known or (layers[0] if layers else default_layer(self.classifier))
+
+    def has_small_images(self):
+        return has_small_images(self.classifier.input_shape[1:])
 
     def history(self, first=None, last=None):
         """{epoch: path} of the historical checkpoints first..last and of the final one.
