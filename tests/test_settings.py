@@ -120,7 +120,7 @@ def test_scores_and_tables_take_the_constants(study, tmp_path):
     edited("dare/test.py", tmp_path, **base_of("toy")).main([])
     assert (folder / "robustness.csv").exists()
     edited("dare/tables.py", tmp_path, **base_of("toy")).main([])
-    assert (folder / "report.html").exists()
+    assert (folder.parent / "toy_tiny" / "report.html").exists()
 
 
 def test_wrong_constants_are_refused_like_flags(study, tmp_path):
