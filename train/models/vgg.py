@@ -2,7 +2,7 @@
 
 On 32x32 images: convolutions without bias, each followed by batch normalisation and ReLU, five
 halvings, 33.6 and 39.0 million parameters. Five halvings of 28x28 leave nothing, so on smaller
-images VGG16 has four blocks (26.5 million parameters; the 22.6 of the authors' table fit neither
+images VGG16 has four blocks (26.6 million parameters; the 22.6 of the authors' table fit neither
 its own file size nor any network we know) and VGG19 five, whose pools look at two pixels of a row
 or of a column in turn (33.6 million). Neither has batch normalisation.
 """
