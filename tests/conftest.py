@@ -49,6 +49,12 @@ def patterns(n, classes=4, size=12, seed=0):
     return (255 * x).astype("uint8"), y
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files come first, so that no core has to wait for them at the end."""
+    longest = ("test_interruption", "test_graph")
+    items.sort(key=lambda item: item.module.__name__.split(".")[-1] not in longest)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty folder in the place of the repository's data/ and models/."""

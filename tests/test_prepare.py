@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import platform
 import struct
 import tarfile
 import tempfile
@@ -298,7 +299,8 @@ def test_cut_short_nothing_half_is_taken_for_whole(home, monkeypatch, saves):
             assert (folder / name).read_bytes() == expected[1][name]
     assert not (folder / "y_test.npy").exists()  # no script goes on without it
 
-    (folder / ".x_train.npy.999999999.tmp.npy").write_bytes(b"of a killed process")
+    killed = f".x_train.npy.{platform.node()}.999999999.tmp.npy"
+    (folder / killed).write_bytes(b"of a killed process")
     monkeypatch.setattr(np, "save", real)
     prepare.prepare("digits", limit=40, seed=1)
     assert contents(folder) == expected[1]

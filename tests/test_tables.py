@@ -141,6 +141,7 @@ def others(folder, n):
     rng = np.random.default_rng(0)
     with h5py.File(folder / "ats_conv3.h5", "w") as file:
         file["index"], file["epoch"] = np.arange(200), rng.integers(10, 20, 200)
+        file.attrs["first"] = 10
     with h5py.File(folder / "slice_0.95.h5", "w") as file:
         for order, name in enumerate(("conv1", "conv2", "conv3", "dense1", "predictions")):
             group = file.create_group(name)
