@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train import params
-from train.artifacts import samples_path, sha256, stage, tuned_folder
-from train.fit import tune_classifier
+from train.artifacts import samples_path, sha256
+from train.fit import tune_rival
 from train.flags import ATTACKS, UserError, names_in, options, start
 from train.utils import Study
 
@@ -41,20 +41,14 @@ def training_samples(study, attack):
     return images, labels, sha256(path)
 
 
-def train_on(study, attack, args):
-    """Adversarial training of the study's classifier on the samples of one attack."""
-    classifier = study.original()
-    settings = {"method": f"at-{attack}", "lr_rate": args.lr_rate, "run": args.run}
-    folder = tuned_folder(study.folder, **settings)
-    about = vars(args) | {"attack": attack}
-    with stage(folder / "tune.log", settings["method"], **about) as record:
-        images, labels, digest = training_samples(study, attack)
-        made_from = study.made_from | settings | {"adv_sha256": digest}
-        frozen = params.frozen[params.family(args.model)]
-        record.idle = not tune_classifier(
-            classifier, images, labels, folder, "categorical_crossentropy", args.lr_rate,
-            args.epoch, frozen, seed=(args.seed, args.run), made_from=made_from,
-        )  # fmt: skip
+def adversarially_train(study, attack, lr_rate, epochs, run):
+    """Tune the study's classifier on the samples of one attack, into a folder of its own."""
+    images, labels, adv_sha256 = training_samples(study, attack)
+    settings = {"method": f"at-{attack}", "lr_rate": lr_rate, "run": run}
+    tune_rival(
+        study, images, labels, "categorical_crossentropy", epochs, settings,
+        {"adv_sha256": adv_sha256}, frozen=params.frozen.get(study.model, 0),
+    )  # fmt: skip
 
 
 def main(argv=None):
@@ -62,7 +56,7 @@ def main(argv=None):
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
     study = Study.open(args)
     for name in names_in(args.attack, ATTACKS):
-        train_on(study, name, args)
+        adversarially_train(study, name, args.lr_rate, args.epoch, args.run)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from train.artifacts import (
     tuned_folder,
     weights_path,
 )
-from train.fit import tune_classifier
+from train.fit import tune_rival
 from train.flags import CONTROLS, UserError, names_in, options, start
 from train.utils import Rows, Study, final_checkpoint, load_weights, pixels, save_weights
 
@@ -84,18 +84,14 @@ def control_batchnorm(study, args, layer, rate):
 
 def control_finetune(study, args, layer, rate):
     """Cross-entropy on the modified images, up to DARE's layer, in DARE's batches."""
-    settings = {"method": "control-finetune", "layer": layer, "lr_rate": rate, "run": args.run}
-    folder = tuned_folder(study.folder, **settings)
+    with open_targets(study, layer) as file:
+        index, made_from = file["index"][()], {"ats_sha256": sha256(file.filename)}
     x, y = study.data("validation")
-    with stage(folder / "tune.log", "control-finetune", **study.names, **settings) as record:
-        with open_targets(study, layer) as file:
-            index, ats_sha256 = file["index"][()], sha256(file.filename)
-        tuned = tune_classifier(
-            study.original(), Rows(x, index), y[index], folder, "categorical_crossentropy",
-            rate, args.epoch, until=layer, batch=BATCH, seed=(study.seed, args.run),
-            made_from=study.made_from | settings | {"ats_sha256": ats_sha256},
-        )  # fmt: skip
-        record.idle = not tuned
+    settings = {"method": "control-finetune", "layer": layer, "lr_rate": rate, "run": args.run}
+    tune_rival(
+        study, Rows(x, index), y[index], "categorical_crossentropy", args.epoch, settings,
+        made_from, until=layer, batch=BATCH,
+    )  # fmt: skip
 
 
 def control_noise(study, args, layer, rate):

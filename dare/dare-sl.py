@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.dare import open_targets, tuned_rate
 from train import params
-from train.artifacts import sha256, stage, tuned_folder
-from train.fit import tune_classifier
+from train.artifacts import sha256
+from train.fit import tune_rival
 from train.flags import options, start
 from train.utils import Rows, Study
 
@@ -31,21 +31,14 @@ def main(argv=None):
     constants = {"lr_rate": lr_rate, "epoch": epoch, "run": run}
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
     study = Study.open(args)
+    with open_targets(study, study.mined_layer()) as file:
+        index, made_from = file["index"][()], {"ats_sha256": sha256(file.filename)}
+    x, y = study.data("validation")
     rate = tuned_rate(args.lr_rate, args.model)
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
-    folder = tuned_folder(study.folder, **settings)
-    x, y = study.data("validation")
-    with stage(
-        folder / "tune.log", "dare-sl", **study.names, **settings, epochs=args.epoch
-    ) as record:
-        with open_targets(study, study.mined_layer()) as file:
-            index, ats_sha256 = file["index"][()], sha256(file.filename)
-        tuned = tune_classifier(
-            study.classifier, Rows(x, index), y[index], folder, "mse", rate, args.epoch,
-            frozen=params.frozen.get(args.model, 0), seed=(args.seed, args.run),
-            made_from=study.made_from | settings | {"ats_sha256": ats_sha256},
-        )  # fmt: skip
-        record.idle = not tuned
+    frozen = params.frozen.get(args.model, 0)
+    images, labels = Rows(x, index), y[index]
+    tune_rival(study, images, labels, "mse", args.epoch, settings, made_from, frozen=frozen)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from train.artifacts import (
     attributes,
     epochs_in,
     remove_temporary_files,
+    stage,
+    tuned_folder,
     weights_path,
     write_text,
 )
@@ -237,6 +239,23 @@ def tune_classifier(
     shuffled = Batches(len(y), make, batch, (*seed, 1))
     # It is made of the classifier's own layers: nothing to synchronise.
     return fit(trained, shuffled, folder, epochs, made_from or {}, classifier, extendable=True)
+
+
+def tune_rival(study, x, y, loss, epochs, settings, made_from, **how):
+    """tune_classifier on a study's network, into the folder that its settings name.
+
+    settings: method, lr_rate, run and whatever else the folder's name has. made_from: fingerprints
+    besides the study's own. how: frozen, until and batch of tune_classifier.
+    """
+    folder = tuned_folder(study.folder, **settings)
+    title = settings["method"]
+    with stage(folder / "tune.log", title, **study.names, **settings, epochs=epochs) as record:
+        tuned = tune_classifier(
+            study.original(), x, y, folder, loss, settings["lr_rate"], epochs,
+            seed=(study.seed, settings["run"]), made_from=study.made_from | settings | made_from,
+            **how,
+        )  # fmt: skip
+        record.idle = not tuned
 
 
 def free_of_training(model):
