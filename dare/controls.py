@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
-from dare.dare import BATCH, open_targets, tune_study, tuned_rate
+from dare.dare import open_targets, tune_study, tuned_rate
 from dare.get_ats import Mined, record_activations
+from train import params
 from train.artifacts import (
     atomic_write,
     checkpoint_path,
@@ -90,7 +91,7 @@ def control_finetune(study, args, layer, rate):
     settings = {"method": "control-finetune", "layer": layer, "lr_rate": rate, "run": args.run}
     tune_rival(
         study, Rows(x, index), y[index], "categorical_crossentropy", args.epoch, settings,
-        made_from, until=layer, batch=BATCH,
+        made_from, until=layer, batch=params.batch,
     )  # fmt: skip
 
 

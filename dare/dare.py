@@ -43,8 +43,6 @@ choose_layer = None  # None: that of the network in train/params.py
 batches = None  # None: an epoch is all images; 1: one batch and a new Adam for each, as released
 run = 0  # number of the run: seed of the tuning
 
-BATCH = 128
-
 
 class InsideSlice(keras.constraints.Constraint):
     """Puts the weights outside the slice back after every update (ASE 2022).
@@ -161,7 +159,7 @@ def tune(
     loss = regression_loss(regression.output, target, key_of_image)
     trained = keras.Model([regression.inputs[0], target, key_of_image], loss)
     trained.compile(keras.optimizers.Adam(lr_rate or 1.0), loss=lambda _, value: value)
-    shuffled = Batches(len(labels), make, BATCH, (*seed, 1), most=batches)
+    shuffled = Batches(len(labels), make, params.batch, (*seed, 1), most=batches)
 
     fit(
         trained, shuffled, folder, epochs, made_from, classifier, synchronise,

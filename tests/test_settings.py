@@ -86,6 +86,17 @@ def base_of(dataset):
     return {"dataset": dataset, "model": "tiny"}
 
 
+def test_data_prepared_otherwise_is_refused_and_kept(home, tmp_path):
+    """The settings of prepare.py are no part of the data set's name: it is refused, by name."""
+    edited("data/prepare.py", tmp_path, limit=100).main([])
+    before = {path: path.read_bytes() for path in home.glob("data/digits/*.npy")}
+    assert len(before) == 6
+    with pytest.raises(UserError, match=r"digits was prepared with limit 100, not 200: it is kept"):
+        edited("data/prepare.py", tmp_path, limit=200).main([])
+    edited("data/prepare.py", tmp_path).main(["--limit", "100"])  # the flag finds what it made
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_training_seeds_side_by_side(home, tmp_path):
     write_data(home, n=64)
     for seed in 0, 1:

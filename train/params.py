@@ -3,7 +3,7 @@
 A network of your own: a module in train/models/, its name in NETWORKS there, and a layer below.
 """
 
-batch = 128
+batch = 128  # of training and of DARE's tuning
 small_batch = 32  # for fewer than 2,000 images (digits), so that an epoch has some steps
 momentum = 0.9  # SGD with Nesterov momentum
 epochs = 200  # what the milestones below refer to; a shorter run scales them
