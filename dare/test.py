@@ -106,10 +106,11 @@ def clean_parts(study):
     }
 
 
-def models_of(study):
-    """One row for each model to score: the columns of robustness.csv that say which it is, `path`.
+def models_to_score(study, adv_sha256):
+    """One row for each model: the columns of robustness.csv that say which it is, and `path`.
 
-    Raises UserError if a model was tuned from another checkpoint than the study's.
+    adv_sha256: {attack: SHA-256 of its samples file}. Raises UserError if a model was tuned from
+    another checkpoint than the study's, or on other samples of an attack.
     """
     final = epochs_in(study.folder / "checkpoints")[-1]
     rows = [{"method": "original", "epoch": final, "path": study.checkpoint}]
@@ -119,7 +120,7 @@ def models_of(study):
     for other, path in other_seeds(study).items():
         rows.append({"method": "control-seed", "epoch": other, "path": path})
     for folder in sorted(p for p in (study.folder / "tuned").glob("*") if p.is_dir()):
-        rows += [tuned_row(study, path) for path in weights_in(folder)]
+        rows += [tuned_row(study, path, adv_sha256) for path in weights_in(folder)]
     names = {"dataset": study.dataset, "model": study.model, "source": f"M{study.seed}"}
     columns = ["run", "seed", "method", "lr_rate", "epoch", "per", "choose_layer", "batches"]
     models = pd.DataFrame(rows).reindex(columns=[*columns, "path"])
@@ -131,7 +132,7 @@ def weights_in(folder):
     return [weights_path(folder, epoch) for epoch in epochs_in(folder)]
 
 
-def tuned_row(study, path):
+def tuned_row(study, path, adv_sha256):
     about = attributes(path)
     found, wanted = about.get("checkpoint_sha256"), study.made_from["checkpoint_sha256"]
     if found != wanted:
@@ -139,11 +140,11 @@ def tuned_row(study, path):
             f"{path} was tuned from checkpoint {str(found)[:12]}, not {wanted[:12]}: move "
             f"{path.parent} away, or tune again."
         )
-    samples = samples_path(study.folder, about["method"].removeprefix("at-"))
-    if samples.exists() and about.get("adv_sha256") not in (None, sha256(samples)):
+    attack = about["method"].removeprefix("at-")
+    if about.get("adv_sha256") != adv_sha256.get(attack, about.get("adv_sha256")):
         raise UserError(
-            f"{path} was trained on other samples than {samples} holds, whose training part may "
-            f"be reported now: move {path.parent} away, or train it again."
+            f"{path} was trained on other samples than adv/{attack}.h5 holds, perhaps on those to "
+            f"be reported: move {path.parent} away, or train it again."
         )
     columns = ("method", "epoch", "run", "lr_rate", "per", "batches")
     return {k: about.get(k) for k in columns} | {"choose_layer": about.get("layer"), "path": path}
@@ -224,8 +225,9 @@ def robustness_table(study, models, attacks, scores):
 
 def score_study(study):
     """(robustness.csv as a DataFrame, {SHA-256: weights file}) of a study; see the docstring."""
-    samples, clean, models = read_samples(study), clean_parts(study), models_of(study)
+    samples, clean = read_samples(study), clean_parts(study)
     attacks = [a for a in ATTACKS if f"{a} test" in samples]
+    models = models_to_score(study, {a: samples[f"{a} test"][-1] for a in attacks})
     parts, scores = samples | clean, Scores(study.folder / "scores.h5")
     for part, (_, _, index, made_from) in parts.items():
         scores.define(part, index, made_from)
