@@ -56,10 +56,10 @@ def evaluate(study, table, weights, images=500, restarts=3):
     """
     index, x, y = attacked_images(study, images)
     epsilons = GREY if x.shape[-1] == 1 else COLOUR
-    settings = {"epsilons": epsilons, "restarts": restarts, "pgd_steps": PGD_STEPS}
-    settings |= {"decisions": DECISIONS, "seed": study.seed}
-    settings |= {"data_sha256": data_sha256(study.dataset, "test")}
-    kept = Results(study, index, json.dumps(settings, sort_keys=True))
+    settings = {"images": len(index), "restarts": restarts, "epsilons": json.dumps(epsilons)}
+    settings |= {"pgd_steps": PGD_STEPS, "decisions": DECISIONS, "seed": study.seed}
+    settings |= {"test_sha256": data_sha256(study.dataset, "test")}
+    kept = Results(study, index, settings | {"index_sha256": fingerprint(index)})
 
     chosen = table[table["selected"] | table["selected_within_1"]][[*ABOUT, "sha256"]]
     chosen = chosen.drop_duplicates()
@@ -95,14 +95,14 @@ def attacked_images(study, images):
 class Results:
     """adaptive.h5 and adaptive.csv of a study.
 
-    index: int64 (n,), into x_test. settings: JSON. models: {SHA-256: {"<norm>/<attack>/<epsilon>":
-    uint8 (n,)}}, at first those of the file.
+    index: int64 (n,), into x_test. settings: {name: value}. models: {SHA-256:
+    {"<norm>/<attack>/<epsilon>": uint8 (n,)}}, at first those of the file.
     """
 
     def __init__(self, study, index, settings):
         self.study, self.index, self.settings, self.models = study, index, settings, {}
         self.path = study.folder / "adaptive.h5"
-        if is_made(self.path, {"settings": settings, "index_sha256": fingerprint(index)}):
+        if is_made(self.path, settings):
             with h5py.File(self.path, "r") as file:
                 models = [group for group in file.values() if isinstance(group, h5py.Group)]
                 self.models = {group.name[1:]: arrays_in(group) for group in models}
@@ -110,8 +110,7 @@ class Results:
     def save(self, chosen):
         """Write both; returns adaptive.csv of the `chosen` models that are there."""
         with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
-            made_from = {"settings": self.settings, "index_sha256": fingerprint(self.index)}
-            set_attributes(file, **self.study.made_from, **made_from)
+            set_attributes(file, **self.study.made_from | self.settings)
             file["index"] = self.index
             for digest, results in self.models.items():
                 group = file.create_group(digest)

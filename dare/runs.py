@@ -1,6 +1,5 @@
 """The recorded runs that tables, verdict and report are made from, also image by image."""
 
-import json
 from pathlib import Path
 
 import h5py
@@ -9,12 +8,12 @@ import pandas as pd
 
 from dare.scores import Scores
 from train import params
-from train.artifacts import data_folder, need
+from train.artifacts import data_info, need
 from train.flags import ATTACKS, UserError
 
 PAPER = Path(__file__).parent / "paper"
 KEYS = ["dataset", "model"]
-LOSS_ALLOWED = 1.0  # points of clean accuracy; a row that loses more is marked and never the best
+LOSS_ALLOWED = 1.0  # points of clean accuracy that a model of selected_within_1 may lose
 RULES = {
     "selected_within_1": "the most robust epoch that loses at most 1 point of clean accuracy",
     "selected": "the most robust epoch, whatever clean accuracy it loses",
@@ -63,12 +62,7 @@ def label_rows(rows):
 def has_small_images(dataset):
     """Whether a data set's images have less than 32 pixels, by its info.json or train/params.py."""
     shape = data_info(dataset).get("shape")
-    return min(shape[:2]) < 32 if shape else dataset in params.small_images
-
-
-def data_info(dataset):
-    path = data_folder(dataset) / "info.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return params.is_small(shape) if shape else dataset in params.small_images
 
 
 class Recorded:

@@ -23,6 +23,7 @@ import pandas as pd
 
 from dare.adaptive import evaluate
 from dare.controls import mined_checkpoints, other_seeds
+from dare.runs import LOSS_ALLOWED
 from dare.scores import Scores
 from train.artifacts import (
     atomic_write,
@@ -45,7 +46,6 @@ adaptive = False  # attack every selected model itself, too
 adaptive_images = 500  # of the reporting half
 restarts = 3  # of pgd, when it attacks a model itself
 
-POINTS_ALLOWED = 1.0  # of clean accuracy, that a model of selected_within_1 may lose
 SELECTION_IMAGES = 2000  # of the selection half: enough to tell a point
 SAVED_EVERY = 25  # models: what an interruption can cost
 
@@ -188,13 +188,13 @@ def select(models):
 
     Of all epochs and learning rates of a method (METHOD), the first mark goes to the highest
     `robustness`, the mean over attacks on the validation part. The second goes to the highest among
-    those that lose at most POINTS_ALLOWED of `selection_accuracy`, and to none where none does. The
+    those that lose at most LOSS_ALLOWED of `selection_accuracy`, and to none where none does. The
     authors' tables must have used the first: their adversarial training loses up to 13 points.
 
     models: DataFrame, a row a model, with the columns METHOD, robustness and selection_accuracy.
     """
     original = models.loc[models["method"] == "original", "selection_accuracy"].iloc[0]
-    allowed = models["selection_accuracy"] >= original - POINTS_ALLOWED - 1e-9
+    allowed = models["selection_accuracy"] >= original - LOSS_ALLOWED - 1e-9
     marks = []
     for candidates in models, models[allowed]:
         best = candidates.groupby(METHOD, dropna=False, sort=False)["robustness"].idxmax()

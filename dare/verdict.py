@@ -12,11 +12,11 @@ from dare.runs import (
     LOSS_ALLOWED,
     PAPER,
     WITHOUT_RUNS,
-    data_info,
     models_of,
     of_network,
     paired,
 )
+from train.artifacts import data_info
 
 MATTERS = 1.0  # a gain that is surely smaller, in points, is called none
 POINTS_BELOW_PAPER = 20

@@ -341,12 +341,7 @@ def is_prepared(folder, settings):
     if not all(path.exists() for path in (folder / "info.json", *array_paths(folder))):
         return False
     found = json.loads((folder / "info.json").read_text())
-    for name, wanted in settings.items():
-        if found.get(name) != wanted:
-            raise UserError(
-                f"{folder} was prepared with {name} {found.get(name)}, not {wanted}: it is kept; "
-                f"move it away or delete it to prepare it anew."
-            )
+    artifacts.refuse_other_settings(folder, found, settings, "prepared", "prepare it")
     return True
 
 

@@ -192,13 +192,21 @@ def is_made(path, made_from):
     found = attributes(path)
     if not found:
         raise UserError(f"{path} is corrupt: delete it and run the same command again.")
-    for name, wanted in made_from.items():
-        if found.get(name) != wanted:
-            raise UserError(
-                f"{path} was made with {name} {_short(found.get(name))}, not {_short(wanted)}: "
-                f"it is kept; move it away or delete it to make it anew."
-            )
+    refuse_other_settings(path, found, made_from)
     return True
+
+
+def refuse_other_settings(path, found, wanted, made="made", make="make it"):
+    """UserError if what was `found` beside `path`, {name: value}, is not what is `wanted`."""
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            other, value = (
+                _short(v) if name.endswith("sha256") else v for v in (found.get(name), value)
+            )
+            raise UserError(
+                f"{path} was {made} with {name} {other}, not {value}: it is kept; move it away or "
+                f"delete it to {make} anew."
+            )
 
 
 @contextlib.contextmanager
@@ -307,6 +315,12 @@ def progress(iterable=None, **about):
     """A tqdm bar on a terminal; elsewhere a line every half minute, once ten seconds are over."""
     about |= {} if sys.stderr.isatty() else LINES | {"file": sys.stdout}
     return tqdm(iterable, **about)
+
+
+def data_info(dataset):
+    """info.json of a prepared data set; {} where there is none."""
+    path = data_folder(dataset) / "info.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def load_array(path, step):

@@ -11,6 +11,7 @@ from train.artifacts import (
     atomic_write,
     attributes,
     epochs_in,
+    refuse_other_settings,
     remove_temporary_files,
     stage,
     tuned_folder,
@@ -116,7 +117,9 @@ class EveryEpoch(keras.callbacks.Callback):
         kept = epochs_in(self.folder)
         if not kept:
             return 0
-        self.refuse_other_settings(kept[-1])
+        found = attributes(weights_path(self.folder, kept[-1]))
+        settings = self.made_from | ({} if self.extendable else {"epochs": self.epochs})
+        refuse_other_settings(self.folder, found, settings, make="begin")
         self.tidy(kept[-1])
         if kept[-1] >= self.epochs:
             return kept[-1]
@@ -130,17 +133,6 @@ class EveryEpoch(keras.callbacks.Callback):
         self.load_optimizer(kept[-1])
         print(f"{self.folder}: going on after epoch {kept[-1]} of {self.epochs}.", flush=True)
         return kept[-1]
-
-    def refuse_other_settings(self, epoch):
-        path = weights_path(self.folder, epoch)
-        found = attributes(path)
-        settings = self.made_from if self.extendable else self.made_from | {"epochs": self.epochs}
-        for name, wanted in settings.items():
-            if found.get(name) != wanted:
-                raise UserError(
-                    f"{self.folder} was made with {name} {str(found.get(name))[:12]}, not "
-                    f"{str(wanted)[:12]}: it is kept; move it away or delete it to begin anew."
-                )
 
     def load_optimizer(self, epoch):
         optimizer = self.trained.optimizer

@@ -55,6 +55,11 @@ def family(model):
     return "vgg" if model.startswith("vgg") else "alexnet"
 
 
+def is_small(shape):
+    """Whether images of this shape (h, w, c) take the smaller vgg networks."""
+    return min(shape[:2]) < 32
+
+
 def layer_of(model, small):
     """Name of the chosen layer of a network, for small images or not; None: the user has to say."""
     return (small and chosen_layer_of_small.get(model)) or chosen_layer.get(model)

@@ -1,6 +1,5 @@
 """What the steps share around a network: a study, images, seeds, predictions, checkpoints."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from train.artifacts import (
     attributes,
     checkpoint_path,
     data_folder,
+    data_info,
     epochs_in,
     need,
     open_artifact,
@@ -54,19 +54,13 @@ def halves_of_test(dataset, n):
 
     The selection rule sees the first only, and what is reported comes from the second only.
     """
-    order = np.random.default_rng([info(dataset).get("seed", 0), 11]).permutation(n)
+    order = np.random.default_rng([data_info(dataset).get("seed", 0), 11]).permutation(n)
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
-
-
-def info(dataset):
-    """info.json of a prepared data set; {} where there is none."""
-    path = data_folder(dataset) / "info.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def class_names(dataset, classes):
     """Names of the classes, for pictures; their numbers where prepare.py knew no names."""
-    return info(dataset).get("class_names") or [str(c) for c in range(classes)]
+    return data_info(dataset).get("class_names") or [str(c) for c in range(classes)]
 
 
 # -------------------------------------------------------------------------- seeds and predictions
@@ -133,14 +127,9 @@ def up_to(model, layer):
     return keras.Model(model.inputs[0], model.get_layer(layer).output)
 
 
-def has_small_images(shape):
-    """Whether images of this shape (h, w, c) take the smaller vgg networks."""
-    return min(shape[:2]) < 32
-
-
 def default_layer(model):
     """Name of the chosen layer of a network of train/models (train/params.py)."""
-    layer = params.layer_of(model.name, has_small_images(model.input_shape[1:]))
+    layer = params.layer_of(model.name, params.is_small(model.input_shape[1:]))
     if layer is None:
         names = ", ".join(known.name for known in model.layers[1:-1])
         raise UserError(
@@ -296,13 +285,12 @@ class Study:
 
     def mined_layer(self):
         """The layer whose targets name the mined images: its own, or else the first mined one."""
-        known = params.layer_of(self.classifier.name, small=self.has_small_images())
+        known = params.layer_of(
+            self.classifier.name, params.is_small(self.classifier.input_shape[1:])
+        )
         mined = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
         layers = [about["choose_layer"] for about in mined if "first" in about]
         return known or (layers[0] if layers else default_layer(self.classifier))
-
-    def has_small_images(self):
-        return has_small_images(self.classifier.input_shape[1:])
 
     def history(self, first=None, last=None):
         """{epoch: path} of the historical checkpoints first..last and of the final one.
