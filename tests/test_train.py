@@ -11,6 +11,7 @@ from train.artifacts import attributes, epochs_in
 from train.backend import keras
 from train.flags import UserError
 from train.models import build_model, statistics
+from train.precision import in_precision
 from train.train import augment, train_batches
 from train.train import train as train_network
 from train.utils import Batches, load_classifier, predict, set_seed
@@ -89,9 +90,10 @@ def test_batches_depend_on_seed_and_epoch_alone():
     assert [len(batch[0]) for batch in Batches(5, lambda rows, _: (rows,), 2)] == [2, 2, 1]
 
 
-def test_interrupted_training_ends_the_same(home, monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_interrupted_training_ends_the_same(home, monkeypatch, precision):
     write_data(home)
-    train_network("toy", "tiny", 0, 5)
+    train_network("toy", "tiny", 0, 5, precision=precision)
     folder = home / "models/toy_tiny_seed0"
     expected, log = weights_of(load_classifier(folder)), (folder / "log.csv").read_text()
     assert (
@@ -101,6 +103,7 @@ def test_interrupted_training_ends_the_same(home, monkeypatch):
     assert not list((folder / "checkpoints").glob("optimizer*"))
     (folder / "checkpoints").rename(folder / "whole")
     import train.fit
+    import train.precision
 
     real = train.fit.save_weights
 
@@ -111,11 +114,13 @@ def test_interrupted_training_ends_the_same(home, monkeypatch):
 
     monkeypatch.setattr(train.fit, "save_weights", fails)
     with pytest.raises(KeyboardInterrupt):
-        train_network("toy", "tiny", 0, 5)
+        train_network("toy", "tiny", 0, 5, precision=precision)
     assert epochs_in(folder / "checkpoints") == [1, 2]
     with pytest.raises(UserError, match="2 of 5 epochs"):
         load_classifier(folder)
     monkeypatch.setattr(train.fit, "save_weights", real)
+    # Whatever the hardware has: it goes on in the precision that it began with.
+    monkeypatch.setattr(train.precision, "has_bfloat16", lambda: precision == "float32")
     train_network("toy", "tiny", 0, 5)
     for name, value in weights_of(load_classifier(folder)).items():
         np.testing.assert_array_equal(value, expected[name])
@@ -134,6 +139,28 @@ def test_other_settings_are_refused_and_nothing_is_lost(home):
     with pytest.raises(UserError, match=r"checkpoints was made with epochs 2, not 4: it is kept"):
         train_network("toy", "tiny", 0, 4)
     assert {path: path.read_bytes() for path in checkpoints.iterdir()} == before
+
+
+def test_precision(home, classifier):
+    """bfloat16 between float32 ends; what is saved is float32, and so is all that is made of it."""
+    twin = in_precision(classifier, "bfloat16")
+    computes = {layer.name: str(layer.compute_dtype) for layer in twin.layers[1:]}
+    float32 = {name for name, dtype in computes.items() if dtype == "float32"}
+    assert float32 == {"normalise", "predictions"} and "bfloat16" in computes.values()
+    assert {str(v.dtype) for v in twin.weights} == {"float32"}
+    x = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 1), dtype="uint8")
+    exact, rounded = predict(classifier, x), predict(twin, x)
+    assert 0 < np.abs(rounded - exact).max() < 0.02  # 8 bits of a number, in a few layers
+    assert in_precision(classifier, "float32") is classifier
+
+    write_data(home)
+    train_network("toy", "tiny", 0, 2, precision="bfloat16")
+    folder = home / "models/toy_tiny_seed0"
+    assert attributes(folder / "checkpoints/model.002.weights.h5")["precision"] == "bfloat16"
+    saved = load_classifier(folder)
+    assert {str(layer.compute_dtype) for layer in saved.layers[1:]} == {"float32"}
+    with pytest.raises(UserError, match="precision bfloat16, not float32: it is kept"):
+        train_network("toy", "tiny", 0, 2, precision="float32")
 
 
 def test_keep_from(home):

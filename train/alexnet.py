@@ -19,10 +19,14 @@ dataset = "fashion_mnist"  # digits, fashion_mnist, cifar10, svhn, or your own
 seed = 0
 epochs = params.epochs
 keep_from = 1
+precision = params.precision
 
 
 def main(argv=None):
-    args = options(__doc__, argv, dataset=dataset, seed=seed, epochs=epochs, keep_from=keep_from)
+    args = options(
+        __doc__, argv, dataset=dataset, seed=seed, epochs=epochs, keep_from=keep_from,
+        precision=precision,
+    )  # fmt: skip
     train(model="alexnet", **vars(args))
 
 

@@ -51,10 +51,14 @@ def _folder_name(text):
     return text
 
 
-def _mode(text):
-    if text not in ("minimal", "fixed"):
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown: choose from minimal, fixed")
-    return text
+def _one_of(*names):
+    def parse(text):
+        if text not in names:
+            known = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"{text!r} is unknown: choose from {known}")
+        return text
+
+    return parse
 
 
 _rate = _number(float, 0, 1e3, "a learning rate above 0", low_open=True)
@@ -74,6 +78,10 @@ FLAGS = {
     "limit": (_count, "keep this many random training images, balanced over the classes"),
     "epochs": (_count, "epochs of training; the milestones of the learning rate scale with them"),
     "keep_from": (_count, "save checkpoints from this epoch on only (mining needs the later ones)"),
+    "precision": (
+        _one_of("float32", "bfloat16"),
+        "of training (default: bfloat16 where the hardware has it); checkpoints are float32",
+    ),
     "per": (_share, "share of every neuron's synapses in the slice"),
     "first": (_count, "first checkpoint to mine (default: the second half of training)"),
     "last": (_count, "last checkpoint to mine (default: the last but one)"),
@@ -89,7 +97,10 @@ FLAGS = {
     "attack": (_list_of(ATTACKS), f"attack, a list with commas, or all: {', '.join(ATTACKS)}"),
     "control": (_list_of(CONTROLS), f"control, a list with commas, or all: {', '.join(CONTROLS)}"),
     "samples": (_count, "adversarial samples to make"),
-    "mode": (_mode, "minimal: smallest perturbation of every image; fixed: one epsilon"),
+    "mode": (
+        _one_of("minimal", "fixed"),
+        "minimal: smallest perturbation of every image; fixed: one epsilon",
+    ),
     "epsilon": (_size, "size of the perturbation, mode fixed"),
     "steps": (_count, "iterations (cw: of each search step), instead of the attack's own"),
     "adaptive": (bool, "attack every selected model itself, too"),

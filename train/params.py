@@ -6,6 +6,7 @@ A network of your own: a module in train/models/, its name in NETWORKS there, an
 batch = 128  # of training and of DARE's tuning
 small_batch = 32  # for fewer than 2,000 images (digits), so that an epoch has some steps
 momentum = 0.9  # SGD with Nesterov momentum
+precision = None  # of training: "float32", "bfloat16", or None: bfloat16 if the hardware has it
 epochs = 200  # what the milestones below refer to; a shorter run scales them
 
 # First epoch, of 200, of every learning rate.

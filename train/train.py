@@ -28,6 +28,7 @@ from train.backend import keras
 from train.fit import fit
 from train.flags import UserError, options, start
 from train.models import NETWORKS, build_model, statistics
+from train.precision import copy_weights, in_precision, precision_of
 from train.utils import Batches, load_data, pixels, set_seed
 
 dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own
@@ -35,6 +36,7 @@ model = "vgg16"  # vgg16, vgg19, lenet, alexnet
 seed = 0  # of initial weights, order, augmentation, dropout
 epochs = params.epochs
 keep_from = 1  # save checkpoints from this epoch on only
+precision = params.precision
 
 
 def augment(x, rng, shift, fill, flip):
@@ -77,23 +79,30 @@ def class_count(dataset, *labels):
 
 
 def new_network(model, x, classes):
-    """An untrained network for images like x, compiled, and the mean that it subtracts."""
+    """An untrained network for images like x, and the mean that it subtracts."""
     mean, variance = statistics(model, x)
     try:
         network = build_model(model, x.shape[1:], classes, mean, variance)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{model} cannot take images of shape {x.shape[1:]} ({reason}).") from None
+    return network, mean
+
+
+def compiled(network):
     network.compile(
         keras.optimizers.SGD(momentum=params.momentum, nesterov=True),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    return network, mean
+    return network
 
 
-def train(dataset, model, seed, epochs, keep_from=1):
-    """Train `model` on `dataset` into its study's folder; goes on with an interrupted run."""
+def train(dataset, model, seed, epochs, keep_from=1, precision=None):
+    """Train `model` on `dataset` into its study's folder; goes on with an interrupted run.
+
+    precision: "float32", "bfloat16" or None, what the hardware has; the checkpoints are float32.
+    """
     if model not in NETWORKS:
         known = ", ".join(NETWORKS)
         raise UserError(
@@ -104,8 +113,10 @@ def train(dataset, model, seed, epochs, keep_from=1):
     classes = class_count(dataset, y, y_test)
     folder = study_folder(dataset, model, seed)
     checkpoints, architecture = folder / "checkpoints", folder / "model.keras"
+    precision = precision_of(precision, checkpoints)
     settings = {"dataset": dataset, "seed": seed, "epochs": epochs, "keep_from": keep_from}
-    with stage(folder / "train.log", f"train {model}", **settings, images=len(x)) as record:
+    settings |= {"images": len(x), "precision": precision}
+    with stage(folder / "train.log", f"train {model}", **settings) as record:
         set_seed(seed)
         network, mean = new_network(model, x, classes)
         # Checkpoints, and the optimiser's state of two epochs while the later one is written.
@@ -119,9 +130,11 @@ def train(dataset, model, seed, epochs, keep_from=1):
         def test_batch(rows, _):
             return pixels(x_test[rows]), y_test[rows]
 
+        made_from = {"dataset": dataset, "model": model, "seed": seed, "precision": precision}
         trained = fit(
-            network, batches, checkpoints, epochs,
-            {"dataset": dataset, "model": model, "seed": seed, "data_sha256": data_sha256(dataset)},
+            compiled(in_precision(network, precision)), batches, checkpoints, epochs,
+            made_from | {"data_sha256": data_sha256(dataset)},
+            classifier=network, synchronise=copy_weights,
             schedule=params.learning_rate(model, epochs, len(batches)),
             validation=Batches(len(x_test), test_batch, 256),
             keep_from=keep_from, log=folder / "log.csv",
@@ -131,8 +144,9 @@ def train(dataset, model, seed, epochs, keep_from=1):
 
 def main(argv=None):
     args = options(
-        __doc__, argv, dataset=dataset, model=model, seed=seed, epochs=epochs, keep_from=keep_from
-    )
+        __doc__, argv, dataset=dataset, model=model, seed=seed, epochs=epochs,
+        keep_from=keep_from, precision=precision,
+    )  # fmt: skip
     train(**vars(args))
 
 
