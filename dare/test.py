@@ -37,7 +37,7 @@ from train.artifacts import (
     weights_path,
 )
 from train.flags import ATTACKS, UserError, options, start
-from train.utils import Batches, Rows, Study, halves_of_test, load_weights, pixels
+from train.utils import Batches, Rows, Study, halves_of_test, load_weights, pixels, predict_batches
 
 dataset = "digits"
 model = "lenet"
@@ -166,7 +166,7 @@ def score(classifier, parts):
                 pieces.append(pixels(parts[name][0][inside]))
         return (np.concatenate(pieces),)
 
-    predicted = classifier.predict(Batches(starts[-1], make, 256), verbose=0).argmax(axis=1)
+    predicted = predict_batches(classifier, Batches(starts[-1], make, 256)).argmax(axis=1)
     right = predicted == np.concatenate(labels)
     return dict(zip(names, np.split(right, starts[1:-1]), strict=True))
 

@@ -2,6 +2,7 @@
 
 import csv
 
+import h5py
 import numpy as np
 import pytest
 from conftest import ROOT, weights_of, write_data
@@ -14,7 +15,14 @@ from train.models import build_model, statistics
 from train.precision import in_precision
 from train.train import augment, train_batches
 from train.train import train as train_network
-from train.utils import Batches, load_classifier, predict, set_seed
+from train.utils import (
+    Batches,
+    load_classifier,
+    load_weights,
+    predict,
+    set_seed,
+    values_of_layers,
+)
 
 SHAPES = {"cifar10": (32, 32, 3), "svhn": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
 TABLE = list(csv.DictReader((ROOT / "dare/paper/models.csv").open()))
@@ -178,6 +186,21 @@ def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
     with pytest.raises(UserError, match=r"epoch 3.*epochs 1 to 2 are kept"):
         train_network("toy", "tiny", 0, 4)
     assert epochs_in(home / "models/toy_tiny_seed0/checkpoints") == [1, 2]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_are_loaded_as_keras_does(classifier, tmp_path, nested):
+    inputs = keras.Input((12, 12, 1))
+    model = keras.Model(inputs, classifier(inputs)) if nested else classifier
+    path = tmp_path / "model.001.weights.h5"
+    saved = [np.random.default_rng(i).random(w.shape) for i, w in enumerate(model.weights)]
+    model.set_weights(saved)
+    model.save_weights(path)
+    model.set_weights([np.zeros(w.shape) for w in model.weights])
+    with h5py.File(path) as file:
+        assert (values_of_layers(model, file) is None) == nested
+    for found, expected in zip(load_weights(model, path).get_weights(), saved, strict=True):
+        np.testing.assert_array_equal(found, expected.astype("float32"))
 
 
 def test_predict_takes_both_kinds_of_images(classifier):

@@ -20,7 +20,7 @@ from train.artifacts import (
 )
 from train.backend import keras
 from train.flags import UserError
-from train.utils import Batches, pixels, save_weights, set_seed
+from train.utils import Batches, load_weights, pixels, save_weights, set_seed
 
 BATCH = 32  # of tune_classifier: the default of Keras's fit, which the released code takes
 
@@ -53,7 +53,7 @@ def fit(
     keeper = EveryEpoch(model, *saved, batches, folder, epochs, made_from, **keeping)
     done = keeper.resume()
     if done >= epochs:
-        keeper.classifier.load_weights(weights_path(folder, epochs))
+        load_weights(keeper.classifier, weights_path(folder, epochs))
         print(f"{folder}: all {epochs} epochs are there.", flush=True)
         return False
     callbacks = [keeper] if sys.stdout.isatty() else [keeper, HalfMinutes()]
@@ -128,7 +128,7 @@ class EveryEpoch(keras.callbacks.Callback):
                 f"{self.optimizer_path(kept[-1])} is missing, so that epoch {kept[-1]} cannot be "
                 f"continued: move {self.folder} away to begin anew."
             )
-        self.classifier.load_weights(weights_path(self.folder, kept[-1]))
+        load_weights(self.classifier, weights_path(self.folder, kept[-1]))
         self.synchronise(self.classifier, self.trained)
         self.load_optimizer(kept[-1])
         print(f"{self.folder}: going on after epoch {kept[-1]} of {self.epochs}.", flush=True)

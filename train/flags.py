@@ -156,6 +156,8 @@ def start(main):
     except KeyboardInterrupt:
         print(f"{script}: interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
+    sys.stdout.flush()
+    os._exit(0)  # all files are closed, and TensorFlow would take a second to leave
 
 
 def _without_hdf5(usual):

@@ -113,7 +113,12 @@ class Rows:
 def predict(model, x, batch=256):
     """model's outputs on images x (n, h, w, c), uint8 or float32 in [0, 1], batch by batch."""
     images = Batches(len(x), lambda rows, _: (pixels(x[rows[0] : rows[-1] + 1]),), batch)
-    return model.predict(images, verbose=0)
+    return predict_batches(model, images)
+
+
+def predict_batches(model, batches):
+    """model's outputs on Batches of (images,): model.predict without a new data set every time."""
+    return np.concatenate([model.predict_on_batch(*batches[i]) for i in range(len(batches))])
 
 
 def up_to(model, layer):
@@ -158,13 +163,33 @@ def load_weights(model, path):
     """Load a checkpoint into the model and return it, or raise a UserError that names the file."""
     need(Path(path), "python train/train.py")
     try:
-        model.load_weights(path)
+        with h5py.File(path, "r") as file:
+            values = values_of_layers(model, file)
+        if values is None:
+            model.load_weights(path)
+        else:
+            for layer, of_layer in values:
+                layer.load_own_variables(of_layer)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{path} does not fit the network or is corrupt ({reason}): make it again."
         ) from None
     return model
+
+
+def values_of_layers(model, file):
+    """[(layer, {"0": array, ...})] of an open checkpoint; None where layers hold other layers.
+
+    Keras's own reader goes through every attribute of every layer: 0.15 s for a network of seven
+    layers, of which a study loads hundreds.
+    """
+    groups = [group["vars"] for group in file.get("layers", {}).values() if "vars" in group]
+    saved = {group.attrs["name"]: group for group in groups}
+    layers = [layer for layer in model.layers if layer.weights]
+    if any(len(saved.get(layer.name, ())) != len(layer.weights) for layer in layers):
+        return None
+    return [(layer, {k: v[()] for k, v in saved[layer.name].items()}) for layer in layers]
 
 
 def save_weights(classifier, path, **made_from):
