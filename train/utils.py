@@ -118,7 +118,8 @@ def predict(model, x, batch=256):
 
 def predict_batches(model, batches):
     """model's outputs on Batches of (images,): model.predict without a new data set every time."""
-    return np.concatenate([model.predict_on_batch(*batches[i]) for i in range(len(batches))])
+    outputs = [model.predict_on_batch(*batches[i]) for i in range(len(batches))]
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
 
 def up_to(model, layer):
