@@ -24,6 +24,8 @@ So rays it is: the only one that comes near one step of fgsm, and at 0.1 below i
 of the decisions. 40 steps of epsilon / 30, Foolbox's pgd as it is, leave 98 94 76 29 in Linf.
 """
 
+import threading
+
 import eagerpy as ep
 import foolbox
 import numpy as np
@@ -36,6 +38,7 @@ from train.utils import set_seed
 PGD_STEPS, REACH = 20, 2.5  # all steps together go 2.5 epsilon far (Madry et al. 2018)
 DECISIONS = 1000  # of rays, an image
 BROKEN, ROBUST, UNKNOWN = 0, 1, 2
+ONE_AT_A_TIME = threading.Lock()  # of the threads that attack a model each
 
 
 def attack_model(classifier, x, y, epsilons, restarts, seed=0, tick=lambda: None, calls=None):
@@ -104,8 +107,10 @@ def by_gradient(calls, norm, x, y, sizes, steps, starts, seed, tick):
         for number in range(starts):
             rows = np.flatnonzero(within_reach & ~broken[level])
             if len(rows):
-                set_seed(seed, level, number)
-                hit, moved = ascend(calls, attack, x[rows], y[rows], sizes[level], steps)
+                start = x[rows]
+                if steps > 1:
+                    start = random_start(attack, start, sizes[level], (seed, level, number))
+                hit, moved = ascend(calls, attack, start, x[rows], y[rows], sizes[level], steps)
                 broken[level, rows], started[rows] = hit, started[rows] | moved
             tick()
         if steps > 1:
@@ -113,14 +118,20 @@ def by_gradient(calls, norm, x, y, sizes, steps, starts, seed, tick):
     return outcome(np.logical_or.accumulate(broken), started)
 
 
-def ascend(calls, attack, x, y, epsilon, steps):
-    """Steps up the log-odds, with a Foolbox attack's own steps, projections and random starts.
+def random_start(attack, x, epsilon, seed):
+    """Pixels in a Foolbox attack's ball around images x; the seed is the whole process's."""
+    with ONE_AT_A_TIME:
+        set_seed(*seed)
+        start = attack.get_random_start(ep.astensor(x), epsilon)
+    return start.clip(0, 1).numpy().astype("float32")
+
+
+def ascend(calls, attack, start, x, y, epsilon, steps):
+    """Steps up the log-odds from `start`, with a Foolbox attack's own steps and projections.
 
     An image leaves at its first success. Returns broken (n,) and whether any gradient moved it.
     """
-    x0, rate = ep.astensor(x), epsilon * min(1, REACH / steps)
-    start = attack.get_random_start(x0, epsilon) if steps > 1 else x0
-    at = start.clip(0, 1).numpy().astype("float32")
+    at, rate = start.copy(), epsilon * min(1, REACH / steps)
     broken, moved, rows = np.zeros(len(x), bool), np.zeros(len(x), bool), np.arange(len(x))
     for _ in range(steps):
         z, gradient = calls.gradient(at[rows], y[rows], log_odds)

@@ -11,8 +11,8 @@ several epsilons of Linf and of L2. After every model this writes
   is clean accuracy; attack "worst" is the worst case over the attacks.
 """
 
+import functools
 import json
-import time
 
 import h5py
 import numpy as np
@@ -29,7 +29,7 @@ from train.artifacts import (
     progress,
     set_attributes,
 )
-from train.utils import halves_of_test, load_weights, pixels
+from train.utils import halves_of_test, pixels
 
 # Sizes of perturbations, ascending, for images of one channel and of several.
 GREY = {"linf": (0.01, 0.02, 0.05, 0.1), "l2": (0.25, 0.5, 1, 2)}
@@ -66,20 +66,16 @@ def evaluate(study, table, weights, images=500, restarts=3):
     todo = [digest for digest in chosen["sha256"].unique() if digest not in kept.models]
     print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack", flush=True)
     attempts = len(todo) * ticks(epsilons, restarts)
-    classifier = study.classifier
-    calls = Calls(foolbox_model(classifier)) if reads_weights_anew() else None
+    calls_of = functools.cache(lambda classifier: Calls(foolbox_model(classifier)))
     with progress(total=attempts, desc="adaptive", unit="attempt") as bar:
-        begun = time.time()
-        for count, digest in enumerate(todo, 1):
-            load_weights(classifier, weights[digest])
-            kept.models[digest] = attack_model(
-                classifier, x, y, epsilons, restarts, study.seed, bar.update, calls
-            )
+
+        def attack(classifier, _):
+            calls = calls_of(classifier) if reads_weights_anew() else None
+            return attack_model(classifier, x, y, epsilons, restarts, study.seed, bar.update, calls)
+
+        for digest, results in study.with_weights({d: weights[d] for d in todo}, attack):
+            kept.models[digest] = results
             kept.save(chosen)
-            if count == 1 < len(todo):
-                minutes = (time.time() - begun) * (len(todo) - 1) / 60
-                bar.write(f"adaptive: the other {len(todo) - 1} take about {minutes:.1f} minutes")
-    study.original()
     return kept.save(chosen)
 
 
@@ -112,7 +108,7 @@ class Results:
         with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
             set_attributes(file, **self.study.made_from | self.settings)
             file["index"] = self.index
-            for digest, results in self.models.items():
+            for digest, results in sorted(self.models.items()):
                 group = file.create_group(digest)
                 for name, result in results.items():
                     group[name] = result

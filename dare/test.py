@@ -37,7 +37,7 @@ from train.artifacts import (
     weights_path,
 )
 from train.flags import ATTACKS, UserError, options, start
-from train.utils import Batches, Rows, Study, halves_of_test, load_weights, pixels, predict_batches
+from train.utils import Batches, Rows, Study, halves_of_test, pixels, predict_batches
 
 dataset = "digits"
 model = "lenet"
@@ -173,13 +173,19 @@ def score(classifier, parts):
 
 def score_models(study, models, parts, scores, title):
     """Score what `scores` lacks of the models (DataFrame) on the parts; saved now and then."""
-    todo = [row for row in models.itertuples() if scores.missing(row.sha256, parts)]
-    for count, row in enumerate(progress(todo, desc=title, unit="model"), 1):
-        missing = {part: parts[part] for part in scores.missing(row.sha256, parts)}
-        classifier = load_weights(study.classifier, row.path)
-        for part, right in score(classifier, missing).items():
-            scores.add(row.sha256, part, right)
-        if count % SAVED_EVERY == 0 or count == len(todo):
+    paths = dict(zip(models["sha256"], models["path"], strict=True))
+    paths = {digest: path for digest, path in paths.items() if scores.missing(digest, parts)}
+
+    def right(classifier, digest):
+        return score(classifier, {part: parts[part] for part in scores.missing(digest, parts)})
+
+    ready = study.with_weights(paths, right)
+    for count, (digest, by_part) in enumerate(
+        progress(ready, total=len(paths), desc=title, unit="model"), 1
+    ):
+        for part, of_part in by_part.items():
+            scores.add(digest, part, of_part)
+        if count % SAVED_EVERY == 0 or count == len(paths):
             scores.save()
 
 

@@ -1,6 +1,8 @@
 """What the steps share around a network: a study, images, seeds, predictions, checkpoints."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -274,6 +276,25 @@ class Study:
         """The classifier, with the weights of the final checkpoint again, all of them trainable."""
         self.classifier.trainable = True
         return load_weights(self.classifier, self.checkpoint)
+
+    def with_weights(self, weights, do):
+        """(key, do(classifier, key)) for every {key: weights file}, as they are ready.
+
+        Two at a time, in threads with a classifier each: one prepares what the other computes.
+        """
+        own = threading.local()
+
+        def done(key):
+            if not hasattr(own, "classifier"):
+                own.classifier = load_architecture(self.folder)
+            return key, do(load_weights(own.classifier, weights[key]), key)
+
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                for ready in as_completed([pool.submit(done, key) for key in weights]):
+                    yield ready.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def data(self, part):
         """load_data, refused where it is not the data that the network was trained on."""
