@@ -1,6 +1,7 @@
 """Models attacked themselves: closed forms, hidden gradients, unknown images, what is kept."""
 
-from types import SimpleNamespace
+import itertools
+import time
 
 import eagerpy as ep
 import foolbox
@@ -17,7 +18,7 @@ from dare import adaptive
 from train.artifacts import sha256
 from train.backend import keras, ops
 from train.flags import UserError
-from train.utils import halves_of_test, load_weights, pixels
+from train.utils import Study, halves_of_test, load_weights, pixels
 
 BROKEN, ROBUST, UNKNOWN = worst_case.BROKEN, worst_case.ROBUST, worst_case.UNKNOWN
 SHAPE = (6, 6, 1)
@@ -178,10 +179,13 @@ def selected(home, classifier):
         marks = {"selected": i == 0, "selected_within_1": i == 1}
         rows += [row | marks | {"attack": a} for a in ("fgsm", "pgd")]
     x, y = (np.load(home / "data" / "toy" / f"{a}_test.npy") for a in "xy")
-    study = SimpleNamespace(
-        dataset="toy", seed=0, folder=folder, classifier=classifier, made_from={"model": "tiny"},
-        data=lambda part: (x, y.astype("int64")), original=lambda: None,
-    )  # fmt: skip
+    classifier.save(folder / "model.keras")
+
+    class Toy(Study):
+        def data(self, part):
+            return x, y.astype("int64")
+
+    study = Toy("toy", "tiny", 0, folder, None, classifier, {"model": "tiny"})
     return study, pd.DataFrame(rows), weights
 
 
@@ -217,12 +221,14 @@ def test_same_settings_are_not_attacked_again_others_are_refused(selected, attac
 
 def test_what_was_attacked_before_an_interruption_is_kept(selected, attacked, monkeypatch):
     study, table, weights = selected
-    complete = adaptive.attack_model
+    complete, calls = adaptive.attack_model, itertools.count()
 
     def interrupted(*args):
-        if len(attacked) == 1:
-            raise KeyboardInterrupt
-        return complete(*args)
+        if next(calls) == 0:
+            return complete(*args)
+        while not (study.folder / "adaptive.h5").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(adaptive, "attack_model", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -155,7 +155,8 @@ def start(main):
         os._exit(2)  # at a normal exit HDF5 would write to its broken file again, and crash
     except KeyboardInterrupt:
         print(f"{script}: interrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+        sys.stderr.flush()
+        os._exit(130)  # without waiting for threads
     sys.stdout.flush()
     os._exit(0)  # all files are closed, and TensorFlow would take a second to leave
 

@@ -289,12 +289,12 @@ class Study:
                 own.classifier = load_architecture(self.folder)
             return key, do(load_weights(own.classifier, weights[key]), key)
 
-        with ThreadPoolExecutor(2) as pool:
-            try:
-                for ready in as_completed([pool.submit(done, key) for key in weights]):
-                    yield ready.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(2)
+        try:
+            for ready in as_completed([pool.submit(done, key) for key in weights]):
+                yield ready.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def data(self, part):
         """load_data, refused where it is not the data that the network was trained on."""
