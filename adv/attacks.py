@@ -19,7 +19,6 @@ import numpy as np
 from adv.model import (
     Calls,
     Start,
-    foolbox_model,
     in_full_batches,
     log_odds,
     margin,
@@ -68,7 +67,7 @@ def attack(
         raise UserError(
             "the images are not pixels in [0, 1], or some are NaN: divide 8-bit images by 255."
         )
-    calls = calls or Calls(foolbox_model(model))
+    calls = calls or Calls.of(model)
     set_seed(seed)
     if not len(x):
         return x, np.zeros(0, bool)

@@ -24,7 +24,7 @@ import numpy as np
 
 from adv.attacks import attack as run_attack
 from adv.attacks import norms
-from adv.model import Calls, foolbox_model, per_image
+from adv.model import Calls, per_image
 from train.artifacts import (
     atomic_write,
     attributes,
@@ -267,7 +267,7 @@ def main(argv=None):
         raise UserError(
             f"--samples {args.samples} is more than the {len(x)} images of x_train: ask for fewer."
         )
-    calls, index = Calls(foolbox_model(study.classifier)), None
+    calls, index = Calls.of(study.classifier), None
     settings = {k: getattr(args, k) for k in ("samples", "mode", "epsilon", "steps")}
     for name in names_in(args.attack, ATTACKS):
         path = samples_path(study.folder, name)

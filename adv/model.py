@@ -11,7 +11,7 @@ import eagerpy as ep
 import foolbox
 import numpy as np
 
-from train.backend import keras, ops
+from train.backend import accelerators, keras, ops
 from train.flags import UserError
 
 
@@ -139,6 +139,19 @@ def margin(z, y):
 # ----------------------------------------------------------------------------------------- batches
 
 
+def batch_of(classifier, memory=4e9):
+    """Images in a batch of an attack: what fills the device; the samples are the same.
+
+    128 on a processor. On an accelerator the largest power of two, up to 1,024, of which float32
+    activations and their gradients take `memory` bytes.
+    """
+    if not accelerators():
+        return 128
+    outputs = [layer.output for layer in classifier.layers]
+    image = 2 * 4 * sum(int(np.prod(output.shape[1:])) for output in outputs)
+    return int(2 ** np.clip(np.floor(np.log2(memory / image)), 3, 10))
+
+
 class Calls:
     """Logits and gradients of a Foolbox model for NumPy images, in batches.
 
@@ -149,13 +162,18 @@ class Calls:
     gradients: images whose gradient was taken.
     """
 
-    SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
     def __init__(self, fmodel, like=None, batch=128):
         self.fmodel, self.batch = fmodel, batch
         self.like = fmodel.dummy if like is None else like
         self.compiled = {}
         self.seconds, self.gradients = 0.0, 0
+
+    @classmethod
+    def of(cls, classifier):
+        """Calls of a Keras softmax classifier, in batches that fill the device."""
+        return cls(foolbox_model(classifier), batch=batch_of(classifier))
 
     def _padded(self, array):
         size = min((s for s in self.SIZES if s >= len(array)), default=self.batch)

@@ -31,7 +31,7 @@ import foolbox
 import numpy as np
 
 from adv.attacks import norms
-from adv.model import Calls, foolbox_model, log_odds
+from adv.model import Calls, log_odds
 from adv.rays import Rays
 from train.utils import set_seed
 
@@ -52,7 +52,7 @@ def attack_model(classifier, x, y, epsilons, restarts, seed=0, tick=lambda: None
     Returns:
         {"<norm>/<attack>/<epsilon>": uint8 (n,)}, see the docstring of this file.
     """
-    calls = calls or Calls(foolbox_model(classifier))
+    calls = calls or Calls.of(classifier)
     right = calls.logits(x).argmax(axis=1) == y
     results = {}
     for norm, by_attack in attack_right(calls, x[right], y[right], epsilons, restarts, seed, tick):

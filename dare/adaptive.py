@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from adv.model import Calls, foolbox_model, reads_weights_anew
+from adv.model import Calls, reads_weights_anew
 from adv.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack_model, ticks
 from dare.intervals import wilson
 from train.artifacts import (
@@ -66,7 +66,7 @@ def evaluate(study, table, weights, images=500, restarts=3):
     todo = [digest for digest in chosen["sha256"].unique() if digest not in kept.models]
     print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack", flush=True)
     attempts = len(todo) * ticks(epsilons, restarts)
-    calls_of = functools.cache(lambda classifier: Calls(foolbox_model(classifier)))
+    calls_of = functools.cache(Calls.of)
     with progress(total=attempts, desc="adaptive", unit="attempt") as bar:
 
         def attack(classifier, _):

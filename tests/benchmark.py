@@ -29,7 +29,7 @@ from test_attacks import size
 from test_nnslicer import naive
 
 from adv.attacks import attack
-from adv.model import Calls, foolbox_model, log_odds
+from adv.model import Calls, log_odds
 from adv.saliency_map import SaliencyMapAttack
 from dare.get_ats import mine
 from dare.nnslicer import chain, relative_activations, slice_backwards
@@ -166,7 +166,7 @@ def by_foolbox(name, calls, x, y, sizes, steps):
 
 
 def attacks(classifier, x, y, steps):
-    calls = Calls(foolbox_model(classifier))
+    calls = Calls.of(classifier)
     for name in ATTACKS:  # compile everything
         attack(name, classifier, x[:8], y[:8], steps=3, calls=calls)
     for n in [k for k in calls.SIZES if k <= calls.batch]:

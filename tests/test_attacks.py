@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from conftest import patterns
 
+import adv.model
 from adv import fintune_adv, generate_adv
 from adv.attacks import attack, norms
 from adv.model import (
     Calls,
     Start,
+    batch_of,
     chosen_logit,
     foolbox_model,
     in_full_batches,
@@ -27,6 +29,7 @@ from adv.saliency_map import SaliencyMapAttack, saliency_map, target_classes
 from train.artifacts import attributes
 from train.backend import keras, ops
 from train.flags import ATTACKS, UserError
+from train.models import build_model
 from train.utils import load_classifier, predict
 
 layers = keras.layers
@@ -433,6 +436,28 @@ def test_batches_stay_full():
 
     in_full_batches(6, 3, step)
     assert (left == 0).all() and sum(widths) == 13 and widths[:3] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "cw", "jsma"])
+def test_samples_do_not_depend_on_the_batch(subject, name):
+    model, x, y, calls = subject
+    steps = {"cw": 10, "jsma": 100}.get(name)
+    small = Calls(calls.fmodel, batch=12)
+    (one, hit), (other, other_hit) = (
+        attack(name, model, x[:30], y[:30], steps=steps, calls=c) for c in (calls, small)
+    )
+    assert (hit == other_hit).mean() > 0.9
+    difference = np.abs(size(name, one - x[:30]) / size(name, other - x[:30]) - 1)
+    assert np.quantile(difference[hit & other_hit], 0.9) < 0.02  # sums in another order
+
+
+def test_batches_fill_an_accelerator(monkeypatch):
+    monkeypatch.setattr(adv.model, "accelerators", lambda: [])
+    vgg, alexnet = (build_model(name, (32, 32, 3), 10) for name in ("vgg16", "alexnet"))
+    assert batch_of(vgg) == batch_of(alexnet) == 128
+    monkeypatch.setattr(adv.model, "accelerators", lambda: ["gpu:0"])
+    assert 128 < batch_of(vgg) <= batch_of(alexnet) <= 1024
+    assert batch_of(alexnet, memory=1e8) < 128
 
 
 # -------------------------------------------------------------------------------------- the samples

@@ -295,16 +295,11 @@ def _spent(begun):
 
 def device():
     """The accelerators that the backend, if it is imported, sees, or the processor."""
-    keras = sys.modules.get("keras")
-    if keras and keras.backend.backend() == "torch":  # Keras has no keras.distribution there
-        torch = sys.modules["torch"]
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    elif keras:
-        names = [d for d in keras.distribution.list_devices() if "cpu" not in d.lower()]
-    else:
-        names = []
-    processor = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    return ", ".join(names) or processor
+    backend = sys.modules.get("train.backend")
+    names = backend.accelerators() if backend else []
+    return (
+        ", ".join(names) or f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    )
 
 
 LINES = {"mininterval": 30, "maxinterval": 30, "delay": 10}  # seconds

@@ -35,4 +35,13 @@ for library in ("tensorflow", "absl", "jax"):
     logging.getLogger(library).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module=r"keras|torch|foolbox")
 
-__all__ = ["keras", "ops"]
+__all__ = ["accelerators", "keras", "ops"]
+
+
+def accelerators():
+    """Names of the GPUs and TPUs that the backend sees; none on a processor."""
+    if keras.backend.backend() == "torch":  # Keras has no keras.distribution there
+        import torch
+
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [name for name in keras.distribution.list_devices() if "cpu" not in name.lower()]

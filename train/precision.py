@@ -7,7 +7,7 @@ normalisation of the pixels and the softmax stay float32, all between is bfloat1
 from pathlib import Path
 
 from train.artifacts import attributes, epochs_in, weights_path
-from train.backend import keras
+from train.backend import accelerators, keras
 
 PROCESSORS = ("amx_bf16", "avx512_bf16")  # what Linux calls such instructions
 
@@ -28,26 +28,23 @@ def has_bfloat16():
     """Whether the device says that it multiplies bfloat16. It is asked, never timed, so that the
     same command trains the same network again."""
     backend = keras.backend.backend()
+    if not accelerators():  # XLA's own code for processors, of JAX, does not use such instructions
+        information = Path("/proc/cpuinfo")
+        flags = information.read_text() if information.exists() else ""
+        return backend != "jax" and any(name in flags for name in PROCESSORS)
     if backend == "torch":
         import torch
 
-        if torch.cuda.is_available():
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-    elif backend == "jax":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if backend == "jax":
         import jax
 
         device = jax.devices()[0]
-        if device.platform == "gpu":
-            return float(device.compute_capability) >= 8
-        return device.platform == "tpu"  # XLA's own code for processors does not use it
-    else:
-        import tensorflow as tf
+        return device.platform == "tpu" or float(device.compute_capability) >= 8
+    import tensorflow as tf
 
-        if gpus := tf.config.list_physical_devices("GPU"):
-            details = tf.config.experimental.get_device_details(gpus[0])
-            return details.get("compute_capability", (0, 0)) >= (8, 0)
-    information = Path("/proc/cpuinfo")
-    return information.exists() and any(p in information.read_text() for p in PROCESSORS)
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+    return details.get("compute_capability", (0, 0)) >= (8, 0)
 
 
 def in_precision(network, precision):
