@@ -6,13 +6,19 @@ Needs a trained model (data/prepare.py, train/). Prints:
 
 - slicer: times as fast as the naive loop of tests/test_nnslicer.py, a synapse;
 - mining: its time in forward passes; two predictions of every checkpoint beside it;
-- training: images a second, with and without augmentation, and what saving an epoch costs;
+- scoring: seconds a checkpoint on 2,000 images, and how much of it is not prediction;
+- training: images a second in float32 and bfloat16, with and without augmentation, and prediction,
+  on every backend that is installed; what saving an epoch costs;
 - attacks: gradients an image, share of the time outside the model, and each against the plain
   Foolbox 3 way on the same 24 images: a list of epsilons as fine as our search; cw with as many
   steps at the best of four step sizes; jsma, which Foolbox 3 lacks, with a gradient for every
-  change.
+  change;
+- the peak memory of it all.
 """
 
+import importlib.util
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,11 +39,15 @@ from adv.model import Calls, log_odds
 from adv.saliency_map import SaliencyMapAttack
 from dare.get_ats import mine
 from dare.nnslicer import chain, relative_activations, slice_backwards
+from dare.test import score
 from train import params
+from train.artifacts import device, peak_memory
 from train.backend import keras
+from train.fit import EveryEpoch
 from train.flags import ATTACKS, options, start
-from train.train import train_batches
-from train.utils import Batches, Study, load_weights, pixels, predict, save_weights, up_to
+from train.precision import copy_weights, has_bfloat16, in_precision
+from train.train import compiled, train_batches
+from train.utils import Batches, Study, load_classifier, load_weights, pixels, predict, up_to
 
 dataset = "digits"
 model = "lenet"
@@ -45,6 +55,7 @@ seed = 0
 samples = 64
 steps = 50  # of cw, both ways
 
+TRAINED = 640  # images of an epoch
 COMPARED = 24  # images that Foolbox 3 attacks, too
 STEP_SIZES = (5e-3, 1e-2, 2e-2, 5e-2)  # of Foolbox's cw
 FOOLBOX = {
@@ -110,9 +121,22 @@ def mining(study, x, y):
     )
 
 
+def scoring(study, x, y):
+    """test.py's way with every checkpoint of the history: two at a time."""
+    weights = dict(enumerate(study.history().values()))
+    predict(study.classifier, x)
+    parts = {"part": (x, y)}
+    spent = fastest(lambda: list(study.with_weights(weights, lambda c, _: score(c, parts))))
+    alone = fastest(predict, study.classifier, x) * len(weights)
+    print(
+        f"scoring: {spent / len(weights):.2f} s a checkpoint on {len(x):,} images, "
+        f"{spent / alone:.2f} times what one prediction after the other takes",
+        flush=True,
+    )
+
+
 def training(study, x, y):
-    network = keras.Model(study.classifier.inputs[0], study.classifier.outputs[0])
-    network.compile(keras.optimizers.SGD(1e-6), "sparse_categorical_crossentropy")
+    """One epoch in either precision, plain and augmented, and prediction; they take turns."""
 
     def plain(rows, _):
         return pixels(x[rows]), y[rows]
@@ -121,20 +145,58 @@ def training(study, x, y):
         "plain": Batches(len(x), plain, params.batch_of(len(x)), (0,)),
         "augmented": train_batches(x, y, study.model, study.dataset, 0),
     }
-    network.fit(batches["plain"], verbose=0)
-    turns = [  # taking turns: what else the machine does meets both
-        {name: seconds(partial(network.fit, b, verbose=0))[0] for name, b in batches.items()}
-        for _ in range(5)
-    ]
-    times = {name: min(turn[name] for turn in turns) for name in batches}
-    more = 100 * (times["augmented"] / times["plain"] - 1)
+    runs = {}
+    for precision in "float32", "bfloat16":
+        network = compiled(in_precision(load_classifier(study.folder), precision))
+        for name, of_epoch in batches.items():
+            runs[precision, name] = partial(network.fit, of_epoch, verbose=0)
+        runs[precision, "prediction"] = partial(predict, network, x)
+    for run in runs.values():
+        run()  # compiled
+    turns = [{name: seconds(run)[0] for name, run in runs.items()} for _ in range(3)]
+    best = {name: min(turn[name] for turn in turns) for name in runs}
+    for precision in "float32", "bfloat16":
+        rates = {name: len(x) / best[precision, name] for name in (*batches, "prediction")}
+        more = 100 * (rates["plain"] / rates["augmented"] - 1)
+        print(
+            f"training, {keras.backend.backend():10} {precision:9}"
+            f"{rates['plain']:8.0f} images/s, augmentation {more:+.1f}%, "
+            f"prediction {rates['prediction']:8.0f} images/s",
+            flush=True,
+        )
+    times = [best["float32", name] / best["bfloat16", name] for name in ("plain", "prediction")]
+    print(f"bfloat16 trains {times[0]:.2f} and predicts {times[1]:.2f} times as fast as float32")
+    return len(x) / best["bfloat16" if has_bfloat16() else "float32", "augmented"]
+
+
+def on_other_backends(argv):
+    """The lines of `training` from the other backends that are installed."""
+    modules = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
+    for backend, module in modules.items():
+        if backend != keras.backend.backend() and importlib.util.find_spec(module):
+            code = "import sys, benchmark; benchmark.train_only(sys.argv[1:])"
+            environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT / "tests")}
+            subprocess.run([sys.executable, "-c", code, *argv], env=environment, check=True)
+
+
+def train_only(argv):
+    study = Study.open(arguments(argv))
+    x, y = study.data("train")
+    training(study, x[:TRAINED], y[:TRAINED])
+
+
+def saving(study, rate):
+    """rate: images a second of training."""
+    network = compiled(load_classifier(study.folder))
+    network.optimizer.build(network.trainable_variables)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.001.weights.h5"
-        saving = fastest(save_weights, study.classifier, path)
+        keeper = EveryEpoch(network, study.classifier, copy_weights, None, folder, 9, {})
+        keeper.set_model(network)
+        keeper.begun = time.time()
+        Path(folder).mkdir(exist_ok=True)
+        spent = fastest(keeper.on_epoch_end, 0, {"loss": 0.0})
     print(
-        f"training: {len(x) / times['plain']:.0f} images/s, augmentation {more:+.1f}%; saving an "
-        f"epoch takes as long as {saving / times['augmented'] * len(x):.0f} images",
-        flush=True,
+        f"saving an epoch: {spent:.2f} s, {100 * spent * rate / 25000:.1f}% of one of 25,000 images"
     )
 
 
@@ -201,20 +263,28 @@ def attacks(classifier, x, y, steps):
         )
 
 
-def main(argv=None):
-    args = options(
+def arguments(argv):
+    return options(
         __doc__, argv, dataset=dataset, model=model, seed=seed, samples=samples, steps=steps
     )
+
+
+def main(argv=None):
+    args = arguments(argv)
     study = Study.open(args)
     x, y = study.data("train")
-    print(f"{args.model} on {args.dataset}, backend {keras.backend.backend()}", flush=True)
+    print(f"{args.model} on {args.dataset}, backend {keras.backend.backend()}, {device()}")
     slicer(study.classifier, x, y)
     mining(study, x[:4000], y[:4000])
-    training(study, x[:1280], y[:1280])
+    scoring(study, x[:2000], y[:2000])
+    rate = training(study, x[:TRAINED], y[:TRAINED])
+    on_other_backends(sys.argv[1:] if argv is None else argv)
+    saving(study, rate)
     few = slice(0, 2 * args.samples + 64)
     right = predict(study.original(), x[few]).argmax(axis=1) == y[few]
     chosen, labels = pixels(x[few][right][: args.samples]), y[few][right][: args.samples]
     attacks(study.classifier, chosen, labels, args.steps)
+    print(f"\npeak memory {peak_memory():.2f} GB")
 
 
 if __name__ == "__main__":

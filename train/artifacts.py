@@ -288,9 +288,13 @@ def stage(path, title, **settings):
 
 
 def _spent(begun):
+    return {"seconds": round(time.time() - begun, 1), "peak_memory_gb": round(peak_memory(), 2)}
+
+
+def peak_memory():
+    """The most memory that this process has held, in GB."""
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"seconds": round(time.time() - begun, 1), "peak_memory_gb": round(peak / 1e9, 2)}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def device():
