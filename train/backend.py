@@ -28,6 +28,8 @@ def _without_stderr():
 
 
 with _without_stderr():
+    with contextlib.suppress(ImportError):
+        import tensorflow  # noqa: F401  Keras imports it later, on every backend, and it talks
     import keras
     from keras import ops
 
