@@ -21,6 +21,7 @@ import pandas as pd
 from adv.model import Calls, reads_weights_anew
 from adv.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack_model, ticks
 from dare.intervals import wilson
+from dare.scores import arrays_in
 from train.artifacts import (
     atomic_write,
     data_sha256,
@@ -116,13 +117,6 @@ class Results:
         with atomic_write(self.path.with_suffix(".csv")) as temporary:
             table.to_csv(temporary, index=False)
         return table
-
-
-def arrays_in(group):
-    """{path below the group: array} of all datasets of an HDF5 group."""
-    names = []
-    group.visit(names.append)
-    return {name: group[name][()] for name in names if isinstance(group[name], h5py.Dataset)}
 
 
 def summary(chosen, models):

@@ -59,8 +59,11 @@ def table_html(table):
     return markupsafe.Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text))
 
 
-def commands(folder):
+def commands(folder, versions=False):
     """The recorded commands of a study: the last run of each stage that did its work."""
+    if (folder / "commands.csv").exists():  # in dare/results
+        table = pd.read_csv(folder / "commands.csv", dtype=str)
+        return table if versions else table[["stage", "command", "start", "seconds", "memory (GB)"]]
     found = {}
     for path in sorted(folder.glob("**/*.log")):
         for line in path.read_text().splitlines():
@@ -73,6 +76,7 @@ def commands(folder):
     rows = [
         {"stage": entry["stage"], "command": command_of(entry), "start": entry["start"]}
         | {"seconds": f"{entry['seconds']:g}", "memory (GB)": f"{entry['peak_memory_gb']:g}"}
+        | (entry["settings"] | entry["packages"] | {"device": entry["device"]} if versions else {})
         for entry in sorted(found.values(), key=lambda entry: entry["start"])
     ]
     return pd.DataFrame(rows)

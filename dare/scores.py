@@ -65,3 +65,10 @@ class Scores:
             for model, scored in sorted(self.packed.items()):
                 for part, bits in sorted(scored.items()):
                     models[f"{model}/{part}"] = bits
+
+
+def arrays_in(group):
+    """{path below the group: array} of all datasets of an HDF5 group."""
+    names = []
+    group.visit(names.append)
+    return {name: group[name][()] for name in names if isinstance(group[name], h5py.Dataset)}

@@ -3,12 +3,14 @@
     python dare/tables.py                                   # everything under models/
     python dare/tables.py --dataset digits --model lenet    # one network, all its training seeds
     python dare/tables.py --paper                           # the same from the paper's own figures
+    python dare/tables.py --record NAME                     # keep what they need in dare/results
+    python dare/tables.py --results NAME                    # and make them from there
 
 Reads models/*/robustness.csv, scores.h5, adaptive.h5, log.csv, slices, targets and samples, and
 dare/paper/*.csv. Writes table.md, table.tex, table.csv, table_differences.csv,
 table_verdict.csv, figures/ and report.html, one file that needs nothing else, to models/, to
-models/<dataset>_<model>/ of the network that was asked for, or to models/paper/. A number that
-is not in those files is not in the tables.
+models/<dataset>_<model>/ of the network that was asked for, to models/paper/ or to
+dare/results/NAME/. A number that is not in those files is not in the tables.
 """
 
 import re
@@ -24,6 +26,8 @@ import pandas as pd
 from dare import report
 from dare.differences import differences_table, paper_differences
 from dare.intervals import bootstrap, wilson
+from dare.record import RESULTS
+from dare.record import record as record_studies
 from dare.report import Content, Section
 from dare.runs import (
     KEYS,
@@ -45,6 +49,8 @@ from train.flags import ATTACKS, UserError, options, start
 dataset = None  # None: all
 model = None
 paper = False  # from dare/paper alone
+record = None  # copy the small files of the runs into dare/results/<record>/, then as `results`
+results = None  # from dare/results/<results>/ instead of models/
 
 ROBUSTNESS_NOTE = (
     "Empirical robustness in %: accuracy on the n reported samples of an attack. In square "
@@ -383,12 +389,18 @@ def latex(section):
 
 
 def main(argv=None):
-    args = options(__doc__, argv, dataset=dataset, model=model, paper=paper)
-    home = artifacts.HOME / "models"
+    args = options(
+        __doc__, argv, dataset=dataset, model=model, paper=paper, record=record, results=results
+    )
     pattern = f"{args.dataset or '*'}_{args.model or '*'}_seed*/robustness.csv"
+    home = RESULTS / args.results if args.results else artifacts.HOME / "models"
     folders = sorted(path.parent for path in home.glob(pattern))
     if not folders and not args.paper:
         raise UserError(f"{home}/{pattern} is missing: score a study with `python dare/test.py`.")
+    if args.record:
+        record_studies(folders, args.record)
+        home = RESULTS / args.record
+        folders = [home / folder.name for folder in folders]
     asked = "_".join(filter(None, (args.dataset, args.model)))
     target = home / ("paper" if args.paper else asked)
     command = " ".join(["python dare/tables.py", *(sys.argv[1:] if argv is None else argv)])

@@ -4,6 +4,7 @@ import hashlib
 import html
 import itertools
 import json
+import shutil
 import time
 
 import h5py
@@ -14,6 +15,7 @@ from conftest import ROOT
 from matplotlib.text import Text
 from scipy import stats
 
+import dare.record
 from dare import differences, figures, intervals, report, runs, tables, verdict
 from dare.runs import Recorded
 from train.flags import UserError
@@ -150,6 +152,11 @@ def others(folder, n):
             group["mask"] = rng.random((20, 20)) < 0.95
     entry = {"stage": "mine", "command": [str(ROOT / "dare/get_ats.py"), "--seed", "0"]}
     entry |= {"start": "2024-01-01 10:00:00", "peak_memory_gb": 1.0}
+    entry |= {
+        "settings": {"images": 9},
+        "packages": {"tensorflow": "2.21"},
+        "device": "a processor",
+    }
     ends = [("done", 12.5), ("idle", 0.0), (None, None)]
     lines = [json.dumps(entry | {"ended": end, "seconds": seconds}) for end, seconds in ends]
     (folder / "get_ats.log").write_text("\n".join([*lines, '{"stage": "cut o']))
@@ -545,6 +552,28 @@ def test_one_network(home):
     target = home / "models/digits_lenet"
     assert "alexnet" not in (target / "table.md").read_text()
     assert (target / "report.html").exists() and list((target / "figures").glob("*.svg"))
+
+
+def test_recorded_results_give_the_same_tables(home, monkeypatch):
+    """Also after models/ is gone; what is kept has neither weights nor images."""
+    folder = made_up(home, PLAIN | {"at-fgsm": (0.6, 0.9, 0.5)}, n=100)
+    monkeypatch.setattr(dare.record, "RESULTS", home / "results")
+    monkeypatch.setattr(tables, "RESULTS", home / "results")
+    tables.main([])
+    names = ("table.csv", "table_differences.csv", "table_verdict.csv")
+    expected = {name: (folder.parent / name).read_text() for name in names}
+    tables.main(["--record", "mine"])
+    kept = home / "results/mine" / folder.name
+    assert {p.name for p in kept.iterdir()} == {
+        "robustness.csv", "adaptive.csv", "log.csv", "commands.csv", "scores.h5", "adaptive.h5",
+    }  # fmt: skip
+    assert "tensorflow" in (kept / "commands.csv").read_text()
+    shutil.rmtree(home / "models")
+    for name in names:
+        (home / "results/mine" / name).unlink()
+    tables.main(["--results", "mine"])
+    assert expected == {name: (home / "results/mine" / name).read_text() for name in names}
+    assert "python dare/get_ats.py" in (home / "results/mine/report.html").read_text()
 
 
 def test_a_study_without_dare_or_adaptive_evaluation(home):

@@ -106,6 +106,8 @@ FLAGS = {
     "adaptive": (bool, "attack every selected model itself, too"),
     "adaptive_images": (_count, "images of x_test that --adaptive attacks"),
     "restarts": (_count, "random starts of pgd with --adaptive"),
+    "record": (_folder_name, "keep what the tables need of the runs in dare/results/<record>"),
+    "results": (_folder_name, "make the tables from dare/results/<results>, not from models"),
     "paper": (bool, "make the tables from the paper's figures in dare/paper alone"),
 }
 
