@@ -6,11 +6,7 @@ epsilon; finished images leave the batch. `fixed` mode attacks at given epsilons
 own attacks.
 """
 
-import sys
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import eagerpy as ep
 import foolbox

@@ -14,11 +14,6 @@ from the gradient of the target's logit alone. Where implementations differ:
   their gradient; a change that could not move anything would cost a step.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import eagerpy as ep
 import numpy as np
 from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs

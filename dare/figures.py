@@ -4,6 +4,7 @@ import h5py
 import matplotlib
 import numpy as np
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
 from dare.runs import FAMILIES, family, methods_in_order
 from train.flags import ATTACKS
@@ -85,14 +86,8 @@ def spread(values, gap, low, high):
     steps = gap * np.arange(len(values))
     if not len(values):
         return steps
-    # Pool neighbours that are too close: least squares under the order (isotonic regression).
-    blocks = []
-    for value in values - steps:
-        blocks.append([value, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, m), (b, n) = blocks[-2:]
-            blocks[-2:] = [[(a * m + b * n) / (m + n), m + n]]
-    places = np.concatenate([np.full(n, mean) for mean, n in blocks])
+    # Least squares under the order: neighbours that are too close move together.
+    places = isotonic_regression(values - steps).x
     return np.clip(places, low + gap / 2, max(high - steps[-1] - gap / 2, low + gap / 2)) + steps
 
 
