@@ -166,7 +166,8 @@ def test_only_the_slice_moves(study):
     assert mask.mean() == 0.5
     changed = before["conv2/kernel"] != after["conv2/kernel"]
     assert not changed[~mask].any()
-    assert changed[mask].mean() > 0.4  # no gradient reaches neurons that are not key
+    moving = changed.any(axis=(0, 1, 2))  # no gradient reaches neurons that are not key
+    assert moving.any() and changed[mask & moving].mean() > 0.8
     assert {"dense1", "predictions"}.isdisjoint(moved(before, after))
     assert (before["conv1_bn/gamma"] != after["conv1_bn/gamma"]).any()  # BN, biases follow freely
     path = tuned_folder(folder, **settings)

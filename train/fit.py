@@ -149,6 +149,7 @@ class EveryEpoch(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.begun = time.time()
         self.batches.set_epoch(epoch)
+        set_seed(*self.batches.seed, epoch)  # of PyTorch's dropout, which has no state of its own
         for layer in self.model.layers:  # dropout, too, depends on seed and epoch alone
             if hasattr(layer, "seed_generator"):
                 name = [ord(letter) for letter in layer.name]
