@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train import params
 from train.artifacts import samples_path, sha256
-from train.fit import tune_rival
+from train.fit import tune_baseline
 from train.flags import ATTACKS, UserError, names_in, options, start
 from train.utils import Study
 
@@ -45,7 +45,7 @@ def adversarially_train(study, attack, lr_rate, epochs, run):
     """Tune the study's classifier on the samples of one attack, into a folder of its own."""
     images, labels, adv_sha256 = training_samples(study, attack)
     settings = {"method": f"at-{attack}", "lr_rate": lr_rate, "run": run}
-    tune_rival(
+    tune_baseline(
         study, images, labels, "categorical_crossentropy", epochs, settings,
         {"adv_sha256": adv_sha256}, frozen=params.frozen.get(study.model, 0),
     )  # fmt: skip

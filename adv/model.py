@@ -4,6 +4,7 @@
 as NumPy arrays, in batches.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -140,15 +141,15 @@ def margin(z, y):
 
 
 def batch_of(classifier, memory=4e9):
-    """Images in a batch of an attack: what fills the device; the samples are the same.
+    """Images in a batch of an attack. Samples of mode minimal do not depend on it.
 
     128 on a processor. On an accelerator the largest power of two, up to 1,024, of which float32
-    activations and their gradients take `memory` bytes.
+    activations and their gradients take at most `memory` bytes.
     """
     if not accelerators():
         return 128
-    outputs = [layer.output for layer in classifier.layers]
-    image = 2 * 4 * sum(int(np.prod(output.shape[1:])) for output in outputs)
+    outputs = keras.tree.flatten([layer.output for layer in classifier.layers])
+    image = 2 * 4 * sum(math.prod(size or 1 for size in output.shape[1:]) for output in outputs)
     return int(2 ** np.clip(np.floor(np.log2(memory / image)), 3, 10))
 
 

@@ -13,6 +13,7 @@ several epsilons of Linf and of L2. After every model this writes
 
 import functools
 import json
+from contextlib import closing
 
 import h5py
 import numpy as np
@@ -74,9 +75,10 @@ def evaluate(study, table, weights, images=500, restarts=3):
             calls = calls_of(classifier) if reads_weights_anew() else None
             return attack_model(classifier, x, y, epsilons, restarts, study.seed, bar.update, calls)
 
-        for digest, results in study.with_weights({d: weights[d] for d in todo}, attack):
-            kept.models[digest] = results
-            kept.save(chosen)
+        with closing(study.with_weights({d: weights[d] for d in todo}, attack)) as ready:
+            for digest, results in ready:
+                kept.models[digest] = results
+                kept.save(chosen)
     return kept.save(chosen)
 
 

@@ -45,7 +45,7 @@ from train.artifacts import (
     tuned_folder,
     weights_path,
 )
-from train.fit import tune_rival
+from train.fit import tune_baseline
 from train.flags import CONTROLS, UserError, names_in, options, start
 from train.utils import Rows, Study, final_checkpoint, load_weights, pixels, save_weights
 
@@ -89,7 +89,7 @@ def control_finetune(study, args, layer, rate):
         index, made_from = file["index"][()], {"ats_sha256": sha256(file.filename)}
     x, y = study.data("validation")
     settings = {"method": "control-finetune", "layer": layer, "lr_rate": rate, "run": args.run}
-    tune_rival(
+    tune_baseline(
         study, Rows(x, index), y[index], "categorical_crossentropy", args.epoch, settings,
         made_from, until=layer, batch=params.batch,
     )  # fmt: skip

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dare.dare import open_targets, tuned_rate
 from train import params
 from train.artifacts import sha256
-from train.fit import tune_rival
+from train.fit import tune_baseline
 from train.flags import options, start
 from train.utils import Rows, Study
 
@@ -38,7 +38,7 @@ def main(argv=None):
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     frozen = params.frozen.get(args.model, 0)
     images, labels = Rows(x, index), y[index]
-    tune_rival(study, images, labels, "mse", args.epoch, settings, made_from, frozen=frozen)
+    tune_baseline(study, images, labels, "mse", args.epoch, settings, made_from, frozen=frozen)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def record(folders, name):
-    """Copy the small part of the studies in `folders` into dare/results/<name>/<study>/."""
+    """Copy the small part of the studies in `folders` into dare/results/<name>/<study>/.
+
+    Other studies that were recorded under this name stay.
+    """
     rows = Recorded(folders).rows
     reported = set(rows.loc[rows[[*RULES]].any(axis=1), "sha256"])
     for folder in folders:

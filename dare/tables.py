@@ -137,14 +137,14 @@ def wins(cells):
 
     A scenario is a data set, model and attack.
     """
-    rivals = cells[(cells["method"] == "dare") | cells["method"].str.startswith("at-")]
-    rivals = rivals[rivals["attack"] != "mean"]
-    wide = rivals.pivot_table(index=[*KEYS, "attack"], columns="method", values="mean")
+    baselines = cells[(cells["method"] == "dare") | cells["method"].str.startswith("at-")]
+    baselines = baselines[baselines["attack"] != "mean"]
+    wide = baselines.pivot_table(index=[*KEYS, "attack"], columns="method", values="mean")
     if "dare" not in wide or wide.shape[1] < 2:
         return 0, 0
-    rival = wide.drop(columns="dare").max(axis=1)
-    both = wide["dare"].notna() & rival.notna()
-    return int((wide["dare"] > rival)[both].sum()), int(both.sum())
+    baseline = wide.drop(columns="dare").max(axis=1)
+    both = wide["dare"].notna() & baseline.notna()
+    return int((wide["dare"] > baseline)[both].sum()), int(both.sum())
 
 
 def published_means():
@@ -393,6 +393,8 @@ def main(argv=None):
         __doc__, argv, dataset=dataset, model=model, paper=paper, record=record, results=results
     )
     pattern = f"{args.dataset or '*'}_{args.model or '*'}_seed*/robustness.csv"
+    if sum(map(bool, (args.paper, args.record, args.results))) > 1:
+        raise UserError("--paper, --record and --results exclude each other: give one.")
     home = RESULTS / args.results if args.results else artifacts.HOME / "models"
     folders = sorted(path.parent for path in home.glob(pattern))
     if not folders and not args.paper:
@@ -400,7 +402,7 @@ def main(argv=None):
     if args.record:
         record_studies(folders, args.record)
         home = RESULTS / args.record
-        folders = [home / folder.name for folder in folders]
+        folders = sorted(path.parent for path in home.glob(pattern))
     asked = "_".join(filter(None, (args.dataset, args.model)))
     target = home / ("paper" if args.paper else asked)
     command = " ".join(["python dare/tables.py", *(sys.argv[1:] if argv is None else argv)])

@@ -14,6 +14,7 @@ half, is scored for selected models only, afterwards.
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -179,14 +180,13 @@ def score_models(study, models, parts, scores, title):
     def right(classifier, digest):
         return score(classifier, {part: parts[part] for part in scores.missing(digest, parts)})
 
-    ready = study.with_weights(paths, right)
-    for count, (digest, by_part) in enumerate(
-        progress(ready, total=len(paths), desc=title, unit="model"), 1
-    ):
-        for part, of_part in by_part.items():
-            scores.add(digest, part, of_part)
-        if count % SAVED_EVERY == 0 or count == len(paths):
-            scores.save()
+    with closing(study.with_weights(paths, right)) as ready:
+        bar = progress(ready, total=len(paths), desc=title, unit="model")
+        for count, (digest, by_part) in enumerate(bar, 1):
+            for part, of_part in by_part.items():
+                scores.add(digest, part, of_part)
+            if count % SAVED_EVERY == 0 or count == len(paths):
+                scores.save()
 
 
 def select(models):

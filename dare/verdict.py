@@ -97,7 +97,7 @@ def verdict(recorded, dataset, model, seed=0):
 
     Returns a DataFrame with the columns question, control, difference, low, high,
     adaptive_difference, adaptive_low, adaptive_high, change_dare, change_other, answer,
-    adaptive_answer (None where not evaluated), own, sentence.
+    adaptive_answer (None where not evaluated), own, why_not (undecided without a look), sentence.
     """
     dare = judged_models(recorded, dataset, model, "dare")
     transferred, rows = recorded.reader(recorded.attacks(dataset, model)), []
@@ -113,6 +113,7 @@ def verdict(recorded, dataset, model, seed=0):
         row = {"question": question.title, "control": question.control}
         row |= measured("", paper_metric, why_not) | measured("adaptive_", adaptive, why_not)
         row |= {"change_dare": dare.change, "change_other": other.change, "own": question.own}
+        row |= {"why_not": why_not}
         rows.append(row | {"sentence": sentence(question.piece, row, why_not)})
     return pd.DataFrame(rows)
 
@@ -184,8 +185,10 @@ def summary(rows):
     own = rows[rows["own"]].set_index("question")
     against = own[own["answer"] != "yes"]["answer"]
     if len(against):
+        why_not = own.loc[against.index, "why_not"].dropna()
         names = ", ".join(f"{needed[title]} ({answer})" for title, answer in against.items())
-        return f"DARE's own merit is not shown; it has no sure advantage over {names}."
+        because = "".join(f"; {text}" for text in dict.fromkeys(why_not))
+        return f"DARE's own merit is not shown; it has no sure advantage over {names}{because}."
     if missing := [control for title, control in needed.items() if title not in own.index]:
         return f"DARE's own merit is not known before these are run: {', '.join(missing)}."
     text = "DARE is more robust than every control under the paper's metric"

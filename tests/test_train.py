@@ -34,7 +34,7 @@ def test_parameters_are_those_of_the_seed_s_table(row):
     if (row["model"], row["dataset"]) == ("vgg16", "fashion_mnist"):
         assert found == pytest.approx(
             26.56, abs=0.01
-        )  # the table's 22.6 fits no network we know: see the README
+        )  # the table's 22.6 fits no network we know: see dare/DIFFERENCES.md
     else:
         assert found == pytest.approx(float(row["params_millions"]), abs=0.06)
 
@@ -167,6 +167,11 @@ def test_precision(home, classifier):
     assert attributes(folder / "checkpoints/model.002.weights.h5")["precision"] == "bfloat16"
     saved = load_classifier(folder)
     assert {str(layer.compute_dtype) for layer in saved.layers[1:]} == {"float32"}
+    with h5py.File(folder / "checkpoints/model.002.weights.h5", "a") as file:
+        saved_as = file.attrs.pop("precision")
+    train_network("toy", "tiny", 0, 2, precision="float32")  # as before there was a choice
+    with h5py.File(folder / "checkpoints/model.002.weights.h5", "a") as file:
+        file.attrs["precision"] = saved_as
     with pytest.raises(UserError, match="precision bfloat16, not float32: it is kept"):
         train_network("toy", "tiny", 0, 2, precision="float32")
 

@@ -117,7 +117,8 @@ class EveryEpoch(keras.callbacks.Callback):
         kept = epochs_in(self.folder)
         if not kept:
             return 0
-        found = attributes(weights_path(self.folder, kept[-1]))
+        # Before there was a choice, networks trained in float32.
+        found = {"precision": "float32"} | attributes(weights_path(self.folder, kept[-1]))
         settings = self.made_from | ({} if self.extendable else {"epochs": self.epochs})
         refuse_other_settings(self.folder, found, settings, make="begin")
         self.tidy(kept[-1])
@@ -149,7 +150,8 @@ class EveryEpoch(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.begun = time.time()
         self.batches.set_epoch(epoch)
-        set_seed(*self.batches.seed, epoch)  # of PyTorch's dropout, which has no state of its own
+        if keras.backend.backend() == "torch":  # its dropout has no state of its own
+            set_seed(*self.batches.seed, epoch)
         for layer in self.model.layers:  # dropout, too, depends on seed and epoch alone
             if hasattr(layer, "seed_generator"):
                 name = [ord(letter) for letter in layer.name]
@@ -202,7 +204,7 @@ def tune_classifier(
     classifier, x, y, folder, loss, lr_rate, epochs, frozen=0, until=None, batch=BATCH, seed=(0,),
     made_from=None,
 ):  # fmt: skip
-    """Tune the classifier itself, in place, with Adam: the rivals of DARE (ASE 2022).
+    """Tune the classifier itself, in place, with Adam: the baselines of DARE (ASE 2022).
 
     Args:
         x, y: images (n, h, w, c), an array or anything that sorted rows can be taken from, and
@@ -234,7 +236,7 @@ def tune_classifier(
     return fit(trained, shuffled, folder, epochs, made_from or {}, classifier, extendable=True)
 
 
-def tune_rival(study, x, y, loss, epochs, settings, made_from, **how):
+def tune_baseline(study, x, y, loss, epochs, settings, made_from, **how):
     """tune_classifier on a study's network, into the folder that its settings name.
 
     settings: method, lr_rate, run and whatever else the folder's name has. made_from: fingerprints

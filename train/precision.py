@@ -4,6 +4,7 @@ Mixed precision (Micikevicius et al., ICLR 2018): weights, the sums of batch nor
 normalisation of the pixels and the softmax stay float32, all between is bfloat16.
 """
 
+import contextlib
 from pathlib import Path
 
 from train.artifacts import attributes, epochs_in, weights_path
@@ -40,11 +41,13 @@ def has_bfloat16():
         import jax
 
         device = jax.devices()[0]
-        return device.platform == "tpu" or float(device.compute_capability) >= 8
+        with contextlib.suppress(AttributeError, ValueError):  # not NVIDIA's
+            return device.platform == "tpu" or float(device.compute_capability) >= 8
+        return False
     import tensorflow as tf
 
-    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
-    return details.get("compute_capability", (0, 0)) >= (8, 0)
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    return any(about.get("compute_capability", (0, 0)) >= (8, 0) for about in details)
 
 
 def in_precision(network, precision):

@@ -101,7 +101,8 @@ def compiled(network):
 def train(dataset, model, seed, epochs, keep_from=1, precision=None):
     """Train `model` on `dataset` into its study's folder; goes on with an interrupted run.
 
-    precision: "float32", "bfloat16" or None, what the hardware has; the checkpoints are float32.
+    precision: "float32", "bfloat16" or None, what the hardware has; the checkpoints are float32,
+    and val_accuracy in log.csv is that of the network as it trains.
     """
     if model not in NETWORKS:
         known = ", ".join(NETWORKS)
