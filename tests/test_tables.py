@@ -643,3 +643,14 @@ def test_spread_moves_labels_as_little_as_it_can():
     places = figures.spread(np.array([10.0, 50.0, 50.0, 51.0, 90.0]), 4, 0, 100)
     np.testing.assert_allclose(places, [10, 46.333333, 50.333333, 54.333333, 90])
     assert (np.diff(figures.spread(np.zeros(20), 4, 0, 100)) >= 4 - 1e-9).all()
+
+
+def test_the_readme_shows_the_recorded_demonstration():
+    readme = (ROOT / "README.md").read_text()
+    rows = pd.read_csv(ROOT / "dare/results/demo/table_verdict.csv")
+    adaptive = tables.with_interval(rows, "adaptive_")
+    for row, ours, attacked in zip(
+        rows.itertuples(), tables.with_interval(rows), adaptive, strict=True
+    ):
+        line = f"{row.question:40}{row.control:20}{ours:22}{attacked}"
+        assert line in readme
