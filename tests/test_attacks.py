@@ -396,18 +396,24 @@ def test_logits_and_gradients(subject):
 
 @pytest.mark.parametrize("loss", [chosen_logit, margin_loss, log_odds])
 def test_gradients_are_slopes(subject, loss):
+    """Of most images: between the two points that are compared some ReLU may bend."""
     _, x, y, calls = subject
 
-    def value(image):
+    def value(image, label):
         logits = ep.from_numpy(calls.like, calls.logits(image))
-        return loss(logits, ep.from_numpy(calls.like, y[:1])).item()
+        return loss(logits, ep.from_numpy(calls.like, label)).item()
 
-    _, gradient = calls.gradient(x[:1], y[:1], loss)
-    feature = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
-    below, above = x[:1].copy(), x[:1].copy()
-    below[feature] -= 5e-3
-    above[feature] += 5e-3
-    assert gradient[feature] == pytest.approx((value(above) - value(below)) / 1e-2, rel=0.05)
+    ratios = []
+    for i in range(11):
+        one, label = x[i : i + 1], y[i : i + 1]
+        _, gradient = calls.gradient(one, label, loss)
+        feature = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
+        below, above = one.copy(), one.copy()
+        below[feature] -= 5e-3
+        above[feature] += 5e-3
+        slope = (value(above, label) - value(below, label)) / 1e-2
+        ratios.append(slope / gradient[feature])
+    assert np.median(ratios) == pytest.approx(1, rel=0.01)
 
 
 def test_margin():
