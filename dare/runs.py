@@ -95,9 +95,15 @@ class Recorded:
         """The rows of the models that verdict and figures compare, one set for every run.
 
         Those within 1 point of clean accuracy, by the selection half; a run that has none is
-        judged by its most robust epoch.
+        judged by its most robust epoch. Where DARE has none in any run, so are all others: both
+        sides of a difference may lose as much.
         """
         within, highest = (self.chosen[rule] for rule in ("selected_within_1", "selected"))
+        of_dare = [
+            set(map(tuple, t.loc[t["label"] == "dare", KEYS].values)) for t in (highest, within)
+        ]
+        lost = of_dare[0] - of_dare[1]
+        within = within[[network not in lost for network in map(tuple, within[KEYS].values)]]
         has_one = set(within[["folder", "label", "run"]].itertuples(index=False, name=None))
         keys = highest[["folder", "label", "run"]].itertuples(index=False, name=None)
         return pd.concat([within, highest[[key not in has_one for key in keys]]])

@@ -474,6 +474,20 @@ def test_the_same_model_is_surely_no_better(home):
     assert found.loc["the history", ["low", "high", "answer"]].tolist() == [0, 0, "no"]
 
 
+@pytest.mark.parametrize(("dare_has_one", "epochs"), [(True, [3, 1]), (False, [9, 2])])
+def test_both_sides_of_a_difference_may_lose_as_much(dare_has_one, epochs):
+    """Where DARE has no epoch within 1 point, a control is compared at its most robust one, too."""
+    rows = [("dare", 3, "within"), ("dare", 9, "most"), ("swa", 1, "within"), ("swa", 2, "most")]
+    table = pd.DataFrame(rows, columns=["label", "epoch", "rule"])
+    table = table.assign(dataset="digits", model="lenet", folder="seed0", run=0)
+    within = table[(table["rule"] == "within") & ((table["label"] != "dare") | dare_has_one)]
+    recorded = Recorded.__new__(Recorded)
+    most = table[table["rule"] == "most"]
+    recorded.chosen = {"selected_within_1": within, "selected": most}
+    found = recorded.compared().set_index("label")["epoch"]
+    assert [found["dare"], found["swa"]] == epochs and len(found) == 2
+
+
 def test_lost_clean_accuracy_gives_no_merit(home):
     rows, text = judged(home, dare=(0.9, 0.93, 0.6))
     assert set(rows["answer"]) == {"undecided"} and set(rows["adaptive_answer"]) == {"undecided"}
