@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
-from dare.dare import open_targets, tune_study, tuned_rate
+from dare.dare import modified_images, open_targets, tune_study, tuned_rate
 from dare.get_ats import Mined, record_activations
 from train import params
 from train.artifacts import (
@@ -47,7 +47,7 @@ from train.artifacts import (
 )
 from train.fit import tune_baseline
 from train.flags import CONTROLS, UserError, names_in, options, start
-from train.utils import Rows, Study, final_checkpoint, load_weights, pixels, save_weights
+from train.utils import Study, final_checkpoint, load_weights, pixels, save_weights
 
 dataset = "digits"
 model = "lenet"
@@ -85,13 +85,11 @@ def control_batchnorm(study, args, layer, rate):
 
 def control_finetune(study, args, layer, rate):
     """Cross-entropy on the modified images, up to DARE's layer, in DARE's batches."""
-    with open_targets(study, layer) as file:
-        index, made_from = file["index"][()], {"ats_sha256": sha256(file.filename)}
-    x, y = study.data("validation")
+    images, labels, made_from = modified_images(study, layer)
     settings = {"method": "control-finetune", "layer": layer, "lr_rate": rate, "run": args.run}
     tune_baseline(
-        study, Rows(x, index), y[index], "categorical_crossentropy", args.epoch, settings,
-        made_from, until=layer, batch=params.batch,
+        study, images, labels, "categorical_crossentropy", args.epoch, settings, made_from,
+        until=layer, batch=params.batch,
     )  # fmt: skip
 
 

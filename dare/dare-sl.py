@@ -12,12 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import open_targets, tuned_rate
+from dare.dare import modified_images, tuned_rate
 from train import params
-from train.artifacts import sha256
 from train.fit import tune_baseline
 from train.flags import options, start
-from train.utils import Rows, Study
+from train.utils import Study
 
 dataset = "digits"
 model = "lenet"
@@ -31,13 +30,10 @@ def main(argv=None):
     constants = {"lr_rate": lr_rate, "epoch": epoch, "run": run}
     args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
     study = Study.open(args)
-    with open_targets(study, study.mined_layer()) as file:
-        index, made_from = file["index"][()], {"ats_sha256": sha256(file.filename)}
-    x, y = study.data("validation")
+    images, labels, made_from = modified_images(study, study.mined_layer())
     rate = tuned_rate(args.lr_rate, args.model)
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     frozen = params.frozen.get(args.model, 0)
-    images, labels = Rows(x, index), y[index]
     tune_baseline(study, images, labels, "mse", args.epoch, settings, made_from, frozen=frozen)
 
 

@@ -31,7 +31,7 @@ from train.artifacts import (
 from train.backend import keras, ops
 from train.fit import fit
 from train.flags import UserError, options, start
-from train.utils import Batches, Study, pixels, set_seed, up_to
+from train.utils import Batches, Rows, Study, pixels, set_seed, up_to
 
 dataset = "digits"
 model = "lenet"
@@ -197,6 +197,14 @@ def open_targets(study, layer):
     """The study's open ats file of a layer, for `with`."""
     step = study.command("dare/get_ats.py", choose_layer=layer)
     return study.open_made(targets_path(study.folder, layer), step, choose_layer=layer)
+
+
+def modified_images(study, layer):
+    """(images, labels, what to record of them) that mining a layer found, for tune_baseline."""
+    with open_targets(study, layer) as file:
+        index, made_from = file["index"][()], {"ats_sha256": sha256(file.filename)}
+    x, y = study.data("validation")
+    return Rows(x, index), y[index], made_from
 
 
 def tuned_rate(lr_rate, model, released=False):

@@ -46,7 +46,7 @@ def copy_worst_cases(source, target, reported):
         with h5py.File(temporary, "w") as copy:
             set_attributes(copy, **file.attrs)
             copy["index"] = file["index"][()]
-            for model in reported & set(file):
+            for model in sorted(reported & set(file)):
                 for name, result in arrays_in(file[model]).items():
                     if "/worst/" in name:
                         copy[f"{model}/{name}"] = result

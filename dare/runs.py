@@ -99,18 +99,16 @@ class Recorded:
         sides of a difference may lose as much.
         """
         within, highest = (self.chosen[rule] for rule in ("selected_within_1", "selected"))
-        of_dare = [
-            set(map(tuple, t.loc[t["label"] == "dare", KEYS].values)) for t in (highest, within)
-        ]
-        lost = of_dare[0] - of_dare[1]
-        within = within[[network not in lost for network in map(tuple, within[KEYS].values)]]
+        of_dare = [networks_of(table[table["label"] == "dare"]) for table in (highest, within)]
+        for network in set(of_dare[0]) - set(of_dare[1]):
+            within = within.drop(of_network(within, *network).index)
         has_one = set(within[["folder", "label", "run"]].itertuples(index=False, name=None))
         keys = highest[["folder", "label", "run"]].itertuples(index=False, name=None)
         return pd.concat([within, highest[[key not in has_one for key in keys]]])
 
     def networks(self):
         """[(dataset, model)] of the rows."""
-        return list(self.rows[KEYS].drop_duplicates().itertuples(index=False, name=None))
+        return networks_of(self.rows)
 
     def attacks(self, dataset, model):
         """The attacks whose samples all studies of a network share."""
@@ -168,6 +166,11 @@ class Recorded:
             worst = file[digest]["linf"]["worst"]
             sizes = sorted((name for name in worst if float(name) > 0), key=float)
             return np.stack([worst[name][()] == 1 for name in sizes], axis=1).astype(float)
+
+
+def networks_of(rows):
+    """[(dataset, model)] of some rows, each once."""
+    return list(rows[KEYS].drop_duplicates().itertuples(index=False, name=None))
 
 
 def of_network(rows, dataset, model):

@@ -137,9 +137,9 @@ def wins(cells):
 
     A scenario is a data set, model and attack.
     """
-    baselines = cells[(cells["method"] == "dare") | cells["method"].str.startswith("at-")]
-    baselines = baselines[baselines["attack"] != "mean"]
-    wide = baselines.pivot_table(index=[*KEYS, "attack"], columns="method", values="mean")
+    both_kinds = (cells["method"] == "dare") | cells["method"].str.startswith("at-")
+    rows = cells[both_kinds & (cells["attack"] != "mean")]
+    wide = rows.pivot_table(index=[*KEYS, "attack"], columns="method", values="mean")
     if "dare" not in wide or wide.shape[1] < 2:
         return 0, 0
     baseline = wide.drop(columns="dare").max(axis=1)

@@ -163,12 +163,10 @@ def sentence(piece, row, why_not):
         return f"Undecided: {why_not}, so no merit is given."
 
     points = f"{row['difference']:+.1f} points"
-    nothing = row["high"] >= 0
+    harm = row["high"] < 0
     text = {
         "yes": f"Yes: {piece} is worth {points}.",
-        "no": f"No: {piece} is worth nothing that matters ({points})."
-        if nothing
-        else f"No: {piece} does harm ({points}).",
+        "no": f"No: {piece} {'does harm' if harm else 'is worth nothing that matters'} ({points}).",
         "undecided": f"Undecided: what {piece} is worth ({points}) may be chance.",
     }[row["answer"]]
     if row["adaptive_answer"]:

@@ -172,9 +172,8 @@ def training(study, x, y):
 
 def on_other_backends(argv):
     """The lines of `training` from the other backends that are installed."""
-    modules = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
-    for backend, module in modules.items():
-        if backend != keras.backend.backend() and importlib.util.find_spec(module):
+    for backend in "tensorflow", "jax", "torch":
+        if backend != keras.backend.backend() and importlib.util.find_spec(backend):
             code = "import sys, benchmark; benchmark.train_only(sys.argv[1:])"
             environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT / "tests")}
             subprocess.run([sys.executable, "-c", code, *argv], env=environment, check=True)
@@ -194,7 +193,6 @@ def saving(study, rate):
         keeper = EveryEpoch(network, study.classifier, copy_weights, None, folder, 9, {})
         keeper.set_model(network)
         keeper.begun = time.time()
-        Path(folder).mkdir(exist_ok=True)
         spent = fastest(keeper.on_epoch_end, 0, {"loss": 0.0})
     print(
         f"saving an epoch: {spent:.2f} s, {100 * spent * rate / 25000:.1f}% of one of 25,000 images"

@@ -47,7 +47,7 @@ def test_the_readme_s_lines(tmp_path, monkeypatch, capsys):
     section = (ROOT / "README.md").read_text().split("## On your own Keras model")[1]
     exec(re.search(r"```python\n(.*?)```", section, re.S)[1], names)
     robust = float(re.search(r"([0-9.]+)% robust", capsys.readouterr().out)[1])
-    assert 0 <= robust <= 100 and names["success"].mean() > 0.5
+    assert 0 < robust <= 100 and names["success"].mean() > 0.5
     after = names["tuned"].get_weights()
     assert any((a != b).any() for a, b in zip(before[:4], after[:4], strict=True))
     for a, b in zip(before[4:], after[4:], strict=True):  # behind the chosen layer

@@ -140,9 +140,14 @@ def up_to(model, layer):
     return keras.Model(model.inputs[0], model.get_layer(layer).output)
 
 
+def known_layer(model):
+    """Name of the chosen layer of a network in train/params.py, or None."""
+    return params.layer_of(model.name, params.is_small(model.input_shape[1:]))
+
+
 def default_layer(model):
     """Name of the chosen layer of a network of train/models (train/params.py)."""
-    layer = params.layer_of(model.name, params.is_small(model.input_shape[1:]))
+    layer = known_layer(model)
     if layer is None:
         names = ", ".join(known.name for known in model.layers[1:-1])
         raise UserError(
@@ -340,9 +345,7 @@ class Study:
 
     def mined_layer(self):
         """The layer whose targets name the mined images: its own, or else the first mined one."""
-        known = params.layer_of(
-            self.classifier.name, params.is_small(self.classifier.input_shape[1:])
-        )
+        known = known_layer(self.classifier)
         mined = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
         layers = [about["choose_layer"] for about in mined if "first" in about]
         return known or (layers[0] if layers else default_layer(self.classifier))
