@@ -38,7 +38,15 @@ from train.artifacts import (
     weights_path,
 )
 from train.flags import ATTACKS, UserError, options, start
-from train.utils import Batches, Rows, Study, halves_of_test, pixels, predict_batches
+from train.utils import (
+    Batches,
+    Rows,
+    Study,
+    halves_of_test,
+    pixels,
+    predict_batches,
+    selection_images,
+)
 
 dataset = "digits"
 model = "lenet"
@@ -47,7 +55,6 @@ adaptive = False  # attack every selected model itself, too
 adaptive_images = 500  # of the reporting half
 restarts = 3  # of pgd, when it attacks a model itself
 
-SELECTION_IMAGES = 2000  # of the selection half: enough to tell a point
 SAVED_EVERY = 25  # models: what an interruption can cost
 
 # What makes a method one row of the tables; its epochs and learning rates are to be chosen from.
@@ -96,10 +103,8 @@ def read_samples(study):
 def clean_parts(study):
     """The same for the two halves of x_test; of the selection half the first images by chance."""
     x, y = study.data("test")
-    selection, reporting = halves_of_test(study.dataset, len(y))
-    if len(selection) > SELECTION_IMAGES:
-        few = np.random.default_rng(0).choice(selection, SELECTION_IMAGES, replace=False)
-        selection = np.sort(few)
+    selection = selection_images(study.dataset, len(y))
+    _, reporting = halves_of_test(study.dataset, len(y))
     digest = data_sha256(study.dataset, "test")
     return {
         f"clean {half}": (Rows(x, rows), y[rows], rows, digest)

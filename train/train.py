@@ -29,7 +29,7 @@ from train.fit import fit
 from train.flags import UserError, options, start
 from train.models import NETWORKS, build_model, statistics
 from train.precision import copy_weights, in_precision, precision_of
-from train.utils import Batches, load_data, pixels, set_seed
+from train.utils import Batches, load_data, pixels, selection_images, set_seed
 
 dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own
 model = "vgg16"  # vgg16, vgg19, lenet, alexnet
@@ -102,7 +102,7 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
     """Train `model` on `dataset` into its study's folder; goes on with an interrupted run.
 
     precision: "float32", "bfloat16" or None, what the hardware has; the checkpoints are float32,
-    and val_accuracy in log.csv is that of the network as it trains.
+    and val_accuracy in log.csv, on selection images alone, is that of the network as it trains.
     """
     if model not in NETWORKS:
         known = ", ".join(NETWORKS)
@@ -128,8 +128,10 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
                 keras.Model(network.inputs[0], network.outputs[0], name=model).save(temporary)
         batches = train_batches(x, y, model, dataset, seed, mean)
 
+        few = selection_images(dataset, len(y_test))
+
         def test_batch(rows, _):
-            return pixels(x_test[rows]), y_test[rows]
+            return pixels(x_test[few[rows]]), y_test[few[rows]]
 
         made_from = {"dataset": dataset, "model": model, "seed": seed, "precision": precision}
         trained = fit(
@@ -137,7 +139,7 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
             made_from | {"data_sha256": data_sha256(dataset)},
             classifier=network, synchronise=copy_weights,
             schedule=params.learning_rate(model, epochs, len(batches)),
-            validation=Batches(len(x_test), test_batch, 256),
+            validation=Batches(len(few), test_batch, 256),
             keep_from=keep_from, log=folder / "log.csv",
         )  # fmt: skip
         record.idle = not trained

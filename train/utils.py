@@ -25,6 +25,8 @@ from train.artifacts import (
 from train.backend import keras
 from train.flags import UserError
 
+SELECTION_IMAGES = 2000  # of the selection half: enough to tell a point
+
 # ----------------------------------------------------------------------------------------- images
 
 
@@ -58,6 +60,15 @@ def halves_of_test(dataset, n):
     """
     order = np.random.default_rng([data_info(dataset).get("seed", 0), 11]).permutation(n)
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+
+
+def selection_images(dataset, n):
+    """Sorted indices of the images, of the selection half, that choices of models may look at."""
+    selection, _ = halves_of_test(dataset, n)
+    if len(selection) > SELECTION_IMAGES:
+        rng = np.random.default_rng(0)
+        selection = np.sort(rng.choice(selection, SELECTION_IMAGES, replace=False))
+    return selection
 
 
 def class_names(dataset, classes):
