@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
+from dare.claims import ALL
 from dare.runs import FAMILIES, family, methods_in_order
 from train.flags import ATTACKS
 
@@ -47,6 +48,43 @@ def dots(cells):
     for name in present:
         axes[0, 0].plot([], [], "o", color=COLOURS[name], label=name)
     figure.legend(loc="outside upper right", ncols=len(present), frameon=False, fontsize=8)
+    return figure
+
+
+def claims(table):
+    """A row a claim, by the rule that decides it: cells as small dots, and over all of them.
+
+    table: of claims_table. Hollow: a cell in which the two methods cannot be compared, at the edge
+    where it lies outside.
+    """
+    table = table[table["decides"] & table["difference"].notna()]
+    names = list(dict.fromkeys(table["claim"]))[::-1]
+    pairs = zip(table["model"], table["dataset"], strict=True)
+    cells = sorted(set(pairs) - {(ALL, ALL)})
+    hues = dict(zip(cells, plt.colormaps["tab10"].colors * len(cells), strict=False))
+    lines = {cell: 0.3 - 0.7 * i / max(len(cells) - 1, 1) for i, cell in enumerate(cells)}
+    compare = table[table["why_not"].isna()]
+    edges = compare["low"].min() - 3, compare["high"].max() + 3
+    figure, axis = plt.subplots(figsize=(10, 1 + 0.6 * len(names)), layout="constrained")
+    for row in table.itertuples():
+        cell, claim = (row.model, row.dataset), names.index(row.claim)
+        colour, y = hues.get(cell, "black"), claim + 0.8 * lines.get(cell, 0.5)
+        size, width, shape = (3.5, 0.9, "o") if cell in hues else (6, 2.2, "D")
+        axis.plot(np.clip([row.low, row.high], *edges), [y, y], color=colour, lw=width)
+        x, face = np.clip(row.difference, *edges), colour if pd.isna(row.why_not) else "white"
+        axis.plot(x, y, shape, color=colour, mfc=face, ms=size, clip_on=False)
+    axis.axvline(0, color="#555555", lw=1)
+    for between in range(1, len(names)):
+        axis.axhline(between - 0.5, color="#cccccc", lw=0.8)
+    for cell, colour in hues.items():
+        axis.plot([], [], "o", color=colour, label=", ".join(cell))
+    axis.plot([], [], "D", color="black", label="over all that compare")
+    minus = table.drop_duplicates("claim").set_index("claim")["minus"]
+    axis.set(xlim=edges, ylim=(-0.5, len(names) - 0.5), yticks=range(len(names)))
+    axis.set_yticklabels([f"{name}\n(dare minus {minus[name]})" for name in names], fontsize=8)
+    axis.set_xlabel("points")
+    axis.grid(axis="y", visible=False)
+    axis.legend(**BESIDE)
     return figure
 
 

@@ -30,13 +30,18 @@ class Section:
 
 @dataclass
 class Content:
-    """What the report shows: sentences, warnings, {(dataset, model): [Section]}, [Section]."""
+    """What the report shows: sentences, warnings, {(dataset, model): [Section]}, [Section].
+
+    overview, claims: the section and the table of claims_table, of several networks.
+    """
 
     sentences: list
     warnings: list
     networks: dict
     common: list
     command: str
+    overview: list = field(default_factory=list)
+    claims: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass
@@ -143,6 +148,15 @@ def of_one_network(save, cells, dataset, model, recorded):
     return found
 
 
+def of_all_networks(save, claims):
+    """The figure of the claims, where there are several networks."""
+    caption = (
+        "The paper's claims: DARE minus the other method, in points, with 95% intervals. Small: a "
+        "network and data set; hollow: the two cannot be compared there. Black: over all that can."
+    )
+    return [save("claims", caption, figures.claims(claims))] if len(claims) else []
+
+
 def adaptive_table(recorded, dataset, model):
     """The worst cases of adaptive.csv of a network's compared models, or None."""
     paths = [folder / "adaptive.csv" for folder in recorded.folders.values()]
@@ -196,8 +210,9 @@ def write(target, content, cells, recorded=None):
         target.name, target.name
     )
     text = environment.get_template("report.html.j2").render(
-        title=title, content=content, figures=networks, studies=studies
-    )
+        title=title, content=content, overview=of_all_networks(save, content.claims),
+        figures=networks, studies=studies,
+    )  # fmt: skip
     path = target / "report.html"
     write_text(path, text + "\n")
     return path

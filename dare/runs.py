@@ -147,6 +147,10 @@ class Recorded:
             table[where, column] = self.right_on(folder, digest, part)
         return table
 
+    def clean(self, folder, digest):
+        """Right (1) or wrong (0) on the reporting half of the test images, float (images, 1)."""
+        return self.right_on(folder, digest, "clean reporting")[:, None].astype(float)
+
     def reader(self, attacks):
         """`right` of these attacks, as `paired` calls it."""
         return lambda folder, digest: self.right(folder, digest, attacks)

@@ -8,9 +8,9 @@
 
 Reads models/*/robustness.csv, scores.h5, adaptive.h5, log.csv, slices, targets and samples, and
 dare/paper/*.csv. Writes table.md, table.tex, table.csv, table_differences.csv,
-table_verdict.csv, figures/ and report.html, one file that needs nothing else, to models/, to
-models/<dataset>_<model>/ of the network that was asked for, to models/paper/ or to
-dare/results/NAME/. A number that is not in those files is not in the tables.
+table_verdict.csv, of several networks table_claims.csv, figures/ and report.html, one file that
+needs nothing else, to models/, to models/<dataset>_<model>/ of the network that was asked for, to
+models/paper/ or to dare/results/NAME/. A number that is not in those files is not in the tables.
 """
 
 import re
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from dare import report
+from dare.claims import ALL, claims_table
 from dare.differences import differences_table, paper_differences
 from dare.intervals import bootstrap, wilson
 from dare.record import RESULTS
@@ -73,6 +74,13 @@ VERDICT_NOTE = (
     "of empirical robustness, and, every model attacked itself, of the mean over all Linf epsilons "
     "above 0 of worst-case robust accuracy. Clean: change of clean accuracy in points. Yes: the "
     "interval is above 0. No: it is below 1 point. Undecided: neither, or a model is no comparison."
+)
+CLAIMS_NOTE = (
+    "Points, DARE minus the other, mean over the cells (data set and network) in which the two can "
+    "be compared, with a 95% interval that draws cells, training seeds, runs and images again; and "
+    "in how many of them the cell's own interval says yes. Most robust: each method's most robust "
+    "epoch, as in the paper's tables. Within 1 point: the epochs that the verdict compares. The "
+    "answer is by the rule in bold: yes needs the interval and more than half of the cells."
 )
 SETTINGS_NOTE = (
     "The most robust epoch of every learning rate, and the selected epochs: robustness on the "
@@ -287,6 +295,23 @@ def verdict_section(rows, dataset, model):
     return Section(f"What is DARE's own: {model} on {dataset}", table, VERDICT_NOTE)
 
 
+def claims_section(claims):
+    """The rows over all cells: a row a claim, the paper's difference and ours by two rules."""
+    rows = claims[claims["model"] == ALL].assign(text=lambda t: with_interval(t))
+    rows["of"] = [f"{r.holds:.0f} of {r.cells:.0f}" if r.cells else "" for r in rows.itertuples()]
+    rows["text"] = np.where(rows["decides"], "**" + rows["text"] + "**", rows["text"])
+    names = list(dict.fromkeys(rows["claim"]))
+    table = rows[rows["decides"]].set_index("claim").loc[names]
+    text = pd.DataFrame({"claim": names, "dare minus": table["minus"].to_numpy()})
+    text["paper"] = ["" if pd.isna(v) else f"{v:+.1f}" for v in table["paper"]]
+    for rule, title in ("selected", "most robust"), ("compared", "within 1 point"):
+        here = rows[rows["rule"] == rule].set_index("claim").reindex(names)
+        text[title] = here["text"].fillna("").replace("****", "").to_numpy()
+        text[f"{title}: yes in"] = here["of"].fillna("").to_numpy()
+    text["answer"] = table["answer"].to_numpy()
+    return Section("Does it reproduce? The claims, over all networks", text, CLAIMS_NOTE)
+
+
 def network_sections(network, cells, differences, rows, published):
     """The sections of one network. cells, differences: {rule: table}; rows: of the verdict."""
     sections = [verdict_section(rows, *network)] if len(rows) else []
@@ -339,20 +364,23 @@ def make_recorded(target, folders, command):
     sentences.append(f"{wins_sentence(cells['selected'])}; the paper in 22 of 36.")
     models = as_text(models_table(recorded), **{"parameters (M)": "{:.2f}"})
     settings = as_text(settings_table(recorded), lr_rate="{:g}")
+    claims = claims_table(recorded, published) if len(networks) > 1 else pd.DataFrame()
+    overview = [claims_section(claims)] if len(claims) else []
     common = [
         Section("Trained networks, beside the authors' table", models),
         Section("Settings, learning rates and selected epochs", settings, SETTINGS_NOTE, True),
     ]
     every = pd.concat([table.assign(rule=rule) for rule, table in cells.items()])
     both = [rows.assign(dataset=d, model=m) for (d, m), rows in verdicts.items()]
-    write_tables(target, every, pd.concat(differences.values()), pd.concat(both))
-    content = Content(sentences, warnings(recorded), networks, common, command)
+    write_tables(target, every, pd.concat(differences.values()), pd.concat(both), claims)
+    content = Content(sentences, warnings(recorded), networks, common, command, overview, claims)
     return finish(target, content, robustness_table(recorded.compared(), recorded), recorded)
 
 
-def write_tables(target, cells, differences, verdicts=()):
-    """table.csv, table_differences.csv and table_verdict.csv, where they have rows."""
-    tables = {"table": cells, "table_differences": differences, "table_verdict": verdicts}
+def write_tables(target, cells, differences, verdicts=(), claims=()):
+    """table.csv, table_differences.csv, table_verdict.csv, table_claims.csv: those with rows."""
+    tables = {"table": cells, "table_differences": differences}
+    tables |= {"table_verdict": verdicts, "table_claims": claims}
     for name, table in tables.items():
         if len(table):
             with atomic_write(target / f"{name}.csv") as temporary:
@@ -361,7 +389,8 @@ def write_tables(target, cells, differences, verdicts=()):
 
 def finish(target, content, cells, recorded=None):
     """Terminal, table.md, table.tex and report.html; returns the report's path."""
-    sections = [s for found in content.networks.values() for s in found] + content.common
+    of_networks = [section for found in content.networks.values() for section in found]
+    sections = content.overview + of_networks + content.common
     for warning in content.warnings:
         print(f"Warning: {warning}")
     for section in sections:

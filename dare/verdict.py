@@ -68,9 +68,8 @@ class Judged:
     change: float
 
 
-def judged_models(recorded, dataset, model, label):
-    """Judged of a method's compared models, or None where it was not run."""
-    rows = of_network(recorded.compared(), dataset, model)
+def judged_models(rows, label):
+    """Judged of a method's models among the rows of a network, or None where it was not run."""
     rows = rows[rows["label"] == label]
     if rows.empty:
         return None
@@ -99,10 +98,11 @@ def verdict(recorded, dataset, model, seed=0):
     adaptive_difference, adaptive_low, adaptive_high, change_dare, change_other, answer,
     adaptive_answer (None where not evaluated), own, why_not (undecided without a look), sentence.
     """
-    dare = judged_models(recorded, dataset, model, "dare")
+    compared = of_network(recorded.compared(), dataset, model)
+    dare = judged_models(compared, "dare")
     transferred, rows = recorded.reader(recorded.attacks(dataset, model)), []
     for question in QUESTIONS if dare else ():
-        other = judged_models(recorded, dataset, model, question.control)
+        other = judged_models(compared, question.control)
         paper_metric = other and difference(dare, other, transferred, question.control, seed)
         if not paper_metric:
             continue
@@ -133,15 +133,16 @@ def measured(prefix, values, why_not):
     return {prefix + name: value for name, value in (columns | {"answer": answer}).items()}
 
 
-def reason(lowest, judged, unmoved):
+def reason(lowest, judged, unmoved, allowed=LOSS_ALLOWED):
     """Why two methods, {name: Judged}, cannot be compared; None where they can.
 
-    unmoved: the second is the original as it was, wrong on every sample.
+    unmoved: the second is the original as it was, wrong on every sample. allowed: points of clean
+    accuracy that they may lose.
     """
     for name, models in judged.items():
         if models.clean < lowest:
             return f"{name} has {models.clean:.1f}% clean accuracy, under twice chance"
-        if models.change < -LOSS_ALLOWED - 1e-9:
+        if models.change < -allowed - 1e-9:
             return f"{name} loses {-models.change:.1f} points of clean accuracy, more than 1"
     if unmoved:
         return f"{name} changed nothing in this network"

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from scipy import stats
 
 import dare.record
-from dare import differences, figures, intervals, report, runs, tables, verdict
+from dare import claims, differences, figures, intervals, report, runs, tables, verdict
 from dare.runs import Recorded
 from train.flags import UserError
 
@@ -539,7 +539,77 @@ def test_a_good_run_has_no_warnings(one):
     assert verdict.warnings(one) == []
 
 
+# ----------------------------------------------------------------------------------------- claims
+
+
+def claimed(home, first, second):
+    """claims_table of two made-up networks, by claim, rule and network."""
+    folders = [made_up(home, PLAIN | m, model=n) for m, n in ((first, "lenet"), (second, "own"))]
+    table = claims.claims_table(Recorded(folders), tables.published_means())
+    return table.set_index(["minus", "rule", "model"]).sort_index()
+
+
+def test_claims_over_two_networks(home):
+    table = claimed(home, {"control-single": (0.5, 0.95, 0.3)}, {"dare-s": (0.4, 0.95, 0.4)})
+    single = table.loc["control-single", "compared"]
+    assert single["difference"].to_dict() == pytest.approx({"lenet": 20, "own": 10, "all": 15})
+    assert single.loc["all", ["cells", "holds"]].tolist() == [2, 2]
+    assert (single["answer"] == "yes").all()
+    # One network says yes, the other no difference: nothing holds in general.
+    slicing = table.loc["dare-s", "compared"]
+    assert slicing.loc["own", "answer"] == "yes" and slicing.loc["lenet", "answer"] != "yes"
+    assert slicing.loc["all", "answer"] == "undecided" and slicing.loc["all", "holds"] == 1
+    assert slicing.loc["all", "low"] < slicing.loc["all", "difference"] == pytest.approx(15)
+    adaptive = table.loc["original", "compared"].loc["all"]
+    assert adaptive["difference"] == pytest.approx(10) and adaptive["answer"] == "yes"
+
+
+def test_claims_leave_out_what_does_not_compare(home):
+    unmoved = {"control-self": (0.0, 0.95, 0.3)}
+    table = claimed(home, unmoved, {"control-finetune": (0.3, 0.9, 0.3)})
+    history = table.loc["control-self", "compared"]
+    assert "changed nothing" in history.loc["lenet", "why_not"]
+    assert history.loc["all", "cells"] == 1
+    assert history.loc["all", "difference"] == pytest.approx(10)
+    # Who lost clean accuracy compares only where the most robust epochs do.
+    finetune = table.loc["control-finetune"]
+    assert finetune.loc[("compared", "all"), "cells"] == 1
+    assert finetune.loc[("selected", "all"), "cells"] == 2
+    assert finetune.loc[("selected", "all"), "difference"] == pytest.approx(25)
+
+
+@pytest.mark.parametrize(("accuracy", "answer"), [(0.97, "yes"), (0.8, "no")])
+def test_the_claim_that_clean_accuracy_is_kept(home, accuracy, answer):
+    dare = {"dare": (0.7, accuracy, 0.4)}
+    table = claimed(home, dare, dare)
+    kept = table.loc[("original", "selected", "all")]
+    kept = kept[kept["claim"].str.startswith("clean")].iloc[0]
+    assert kept["answer"] == answer
+    assert kept["difference"] == pytest.approx(100 * (accuracy - 0.95), abs=0.2)
+
+
+def test_claims_of_the_paper_s_figures(home):
+    """DARE minus the best adversarial training of every cell, mean over the nine."""
+    cells = pd.read_csv(ROOT / "dare/paper/robustness.csv")
+    means = cells.groupby(["dataset", "model", "method", "attack"])["empirical_robustness"].mean()
+    means = means.groupby(["dataset", "model", "method"]).mean().unstack("method")
+    expected = (means["dare"] - means.drop(columns="dare").max(axis=1)).mean()
+    table = claimed(home, {}, {})
+    assert table.loc[(claims.BEST, "selected", "all"), "paper"] == pytest.approx(expected)
+
+
 # ----------------------------------------------------------------------------------------- report
+
+
+def test_claims_in_the_report(home):
+    for model in ("lenet", "own"):
+        folder = made_up(home, PLAIN, n=100, model=model)
+    tables.main([])
+    text = html.unescape((folder.parent / "report.html").read_text())
+    assert text.index("over all networks") < text.index("lenet on digits</h2>")
+    assert (folder.parent / "figures/claims.png").exists()
+    written = pd.read_csv(folder.parent / "table_claims.csv")
+    assert {"cells", "holds", "paper", "answer"} <= set(written.columns)
 
 
 def test_tables_and_report(home, capsys):
