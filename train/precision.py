@@ -60,7 +60,7 @@ def in_precision(network, precision):
         settings = layer.get_config()
         if layer.name not in float32:
             settings["dtype"] = f"mixed_{precision}"
-        return type(layer).from_config(settings)
+        return faster(layer).from_config(settings)
 
     if precision == "float32":
         return network
@@ -69,6 +69,16 @@ def in_precision(network, precision):
     twin = keras.models.clone_model(network, clone_function=twin_of)
     copy_weights(network, twin)
     return twin
+
+
+def faster(layer):
+    """The class of a layer's twin: its own, or one with a faster gradient on this device."""
+    if keras.backend.backend() == "tensorflow" and not accelerators():
+        from train.convolution import SmallConv2D, is_small
+
+        if is_small(layer):
+            return SmallConv2D
+    return type(layer)
 
 
 def is_input(layer):
