@@ -199,17 +199,30 @@ def shown(cells, published=None):
 
 
 def models_table(recorded):
-    """Parameters in millions and accuracy of the trained networks, beside the authors' table."""
+    """Sizes of training, parameters and accuracy of the networks, beside the authors' table.
+
+    Recorded results have no checkpoints, and so no parameters of ours.
+    """
     theirs = pd.read_csv(PAPER / "models.csv").set_index(KEYS)
     originals = recorded.rows[recorded.rows["method"] == "original"].drop_duplicates("folder")
     table = originals[[*KEYS, "source", "epoch"]].rename(columns={"epoch": "epochs"})
     paths = map(checkpoint_path, originals["folder"].map(recorded.folders), originals["epoch"])
     authors = theirs.reindex(pd.MultiIndex.from_frame(originals[KEYS]))
+    table["images"] = [trained_on(recorded.folders[name]) for name in originals["folder"]]
     table["parameters (M)"] = [parameters(path) / 1e6 for path in paths]
     table["authors' parameters"] = authors["params_millions"].to_numpy()
     table["clean accuracy"] = originals["test_accuracy"]
     table["authors' accuracy"] = authors["test_accuracy_percent"].to_numpy()
-    return table
+    return table.dropna(axis=1, how="all")
+
+
+def trained_on(folder):
+    """Number of training images, by the recorded training; NaN where it was not recorded."""
+    recorded = report.commands(folder, versions=True)
+    if not {"stage", "images"} <= set(recorded):
+        return np.nan
+    images = recorded.loc[recorded["stage"].str.startswith("train "), "images"].astype(float)
+    return images.iloc[-1] if len(images) else np.nan
 
 
 def parameters(path):
@@ -362,7 +375,7 @@ def make_recorded(target, folders, command):
     }
     sentences = [f"{m} on {d}: {summary(rows)}" for (d, m), rows in verdicts.items()]
     sentences.append(f"{wins_sentence(cells['selected'])}; the paper in 22 of 36.")
-    models = as_text(models_table(recorded), **{"parameters (M)": "{:.2f}"})
+    models = as_text(models_table(recorded), **{"parameters (M)": "{:.2f}", "images": "{:.0f}"})
     settings = as_text(settings_table(recorded), lr_rate="{:g}")
     claims = claims_table(recorded, published) if len(networks) > 1 else pd.DataFrame()
     overview = [claims_section(claims)] if len(claims) else []
