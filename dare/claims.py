@@ -126,7 +126,7 @@ def row_of_cell(claim, cell):
 def row_over_cells(claim, cells, rows, published):
     """The mean over the cells that compare; its interval draws cells again, too.
 
-    A yes needs, besides the interval, a yes of more than half of these cells.
+    A yes needs, besides the interval, two cells and a yes of more than half of them.
     """
     cells = [cell for cell in cells if cell.why_not is None]
     holds = sum(row["answer"] == "yes" for row in rows)
@@ -138,7 +138,7 @@ def row_over_cells(claim, cells, rows, published):
     weight = draws(len(cells), len(cells), len(resampled), np.random.default_rng(0)) / len(cells)
     low, high = interval((weight * resampled).sum(axis=1))
     answer = answer_to(claim, low, high)
-    if answer == "yes" and 2 * holds <= len(cells):
+    if answer == "yes" and (len(cells) == 1 or 2 * holds <= len(cells)):
         answer = "undecided"
     difference = np.mean([cell.difference for cell in cells])
     return row | {"difference": difference, "low": low, "high": high, "answer": answer}

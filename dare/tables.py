@@ -80,7 +80,8 @@ CLAIMS_NOTE = (
     "be compared, with a 95% interval that draws cells, training seeds, runs and images again; and "
     "in how many of them the cell's own interval says yes. Most robust: each method's most robust "
     "epoch, as in the paper's tables. Within 1 point: the epochs that the verdict compares. The "
-    "answer is by the rule in bold: yes needs the interval and more than half of the cells."
+    "answer is by the rule in bold: yes needs two cells, the interval and more than half of the "
+    "cells."
 )
 SETTINGS_NOTE = (
     "The most robust epoch of every learning rate, and the selected epochs: robustness on the "
