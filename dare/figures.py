@@ -52,27 +52,29 @@ def dots(cells):
 
 
 def claims(table):
-    """A row a claim, by the rule that decides it: cells as small dots, and over all of them.
+    """A row a claim, by the rule that decides it: over all cells and, below, every cell.
 
     table: of claims_table. Hollow: a cell in which the two methods cannot be compared, at the edge
-    where it lies outside.
+    where it lies outside. Dotted: what clean accuracy may be lost.
     """
     table = table[table["decides"] & table["difference"].notna()]
     names = list(dict.fromkeys(table["claim"]))[::-1]
-    pairs = zip(table["model"], table["dataset"], strict=True)
-    cells = sorted(set(pairs) - {(ALL, ALL)})
+    cells = sorted(set(zip(table["model"], table["dataset"], strict=True)) - {(ALL, ALL)})
+    lines = [(ALL, ALL), *cells]  # of every claim, from above
+    heights = dict(zip(lines, np.linspace(0.4, -0.3, len(lines)), strict=True))
     hues = dict(zip(cells, plt.colormaps["tab10"].colors * len(cells), strict=False))
-    lines = {cell: 0.3 - 0.7 * i / max(len(cells) - 1, 1) for i, cell in enumerate(cells)}
-    compare = table[table["why_not"].isna()]
-    edges = compare["low"].min() - 3, compare["high"].max() + 3
+    shown = table[table["why_not"].isna()] if table["why_not"].isna().any() else table
+    edges = shown["low"].min() - 3, shown["high"].max() + 3
     figure, axis = plt.subplots(figsize=(10, 1 + 0.6 * len(names)), layout="constrained")
     for row in table.itertuples():
         cell, claim = (row.model, row.dataset), names.index(row.claim)
-        colour, y = hues.get(cell, "black"), claim + 0.8 * lines.get(cell, 0.5)
+        y, colour = claim + heights[cell], hues.get(cell, "black")
         size, width, shape = (3.5, 0.9, "o") if cell in hues else (6, 2.2, "D")
         axis.plot(np.clip([row.low, row.high], *edges), [y, y], color=colour, lw=width)
         x, face = np.clip(row.difference, *edges), colour if pd.isna(row.why_not) else "white"
         axis.plot(x, y, shape, color=colour, mfc=face, ms=size, clip_on=False)
+        if row.claim.startswith("clean"):
+            axis.plot([-1, -1], [claim - 0.5, claim + 0.5], ":", color="#555555", lw=1)
     axis.axvline(0, color="#555555", lw=1)
     for between in range(1, len(names)):
         axis.axhline(between - 0.5, color="#cccccc", lw=0.8)
@@ -174,7 +176,9 @@ def history(folder):
     )  # fmt: skip
     top = axes[0, 0]
     top.plot(log["epoch"], 100 * log["accuracy"], color="#0072B2", label="training images")
-    top.plot(log["epoch"], 100 * log["val_accuracy"], color="#D55E00", ls="--", label="test images")
+    top.plot(
+        log["epoch"], 100 * log["val_accuracy"], color="#D55E00", ls="--", label="selection images"
+    )
     top.set_ylabel("accuracy (%)")
     top.legend(**BESIDE)
     for path in mined:

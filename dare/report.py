@@ -151,7 +151,7 @@ def of_one_network(save, cells, dataset, model, recorded):
 def of_all_networks(save, claims):
     """The figure of the claims, where there are several networks."""
     caption = (
-        "The paper's claims: DARE minus the other method, in points, with 95% intervals. Small: a "
+        "Claims: DARE minus the other method, in points, with 95% intervals. Small: a "
         "network and data set; hollow: the two cannot be compared there. Black: over all that can."
     )
     return [save("claims", caption, figures.claims(claims))] if len(claims) else []

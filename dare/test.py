@@ -101,7 +101,7 @@ def read_samples(study):
 
 
 def clean_parts(study):
-    """The same for the two halves of x_test; of the selection half the first images by chance."""
+    """The same for the two halves of x_test; of the selection half, for its selection images."""
     x, y = study.data("test")
     selection = selection_images(study.dataset, len(y))
     _, reporting = halves_of_test(study.dataset, len(y))

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from dare.intervals import paired_bootstrap
+from dare.intervals import bootstrap
 from dare.runs import (
     KEYS,
     LOSS_ALLOWED,
@@ -108,8 +108,7 @@ def verdict(recorded, dataset, model, seed=0):
             continue
         adaptive = difference(dare, other, recorded.adaptive, question.control, seed)
         judged = {"dare": dare, question.control: other}
-        unmoved = is_unmoved(other, transferred)
-        why_not = reason(lowest_accuracy(dataset), judged, unmoved)
+        why_not = reason(lowest_accuracy(dataset), judged, is_unmoved(other, transferred))
         row = {"question": question.title, "control": question.control}
         row |= measured("", paper_metric, why_not) | measured("adaptive_", adaptive, why_not)
         row |= {"change_dare": dare.change, "change_other": other.change, "own": question.own}
@@ -120,10 +119,18 @@ def verdict(recorded, dataset, model, seed=0):
 
 def difference(dare, other, read, control, seed):
     """(difference, low, high) in points, of the mean over the columns of `read`, or None."""
-    pairs = paired(dare.models, other.models, read, shared=control in WITHOUT_RUNS)
-    if not pairs[0]:
+    differences = paired_differences(dare, other, read, control)
+    if not differences:
         return None
-    return [100 * float(values[-1]) for values in paired_bootstrap(*pairs, seed=seed)]
+    return [100 * float(values[-1]) for values in bootstrap(differences, seed=seed)]
+
+
+def paired_differences(dare, other, read, control):
+    """DARE minus another method (Judged) on the same images: of every source model an array
+    (runs, images, columns of `read`); none where no source model has both.
+    """
+    sides = paired(dare.models, other.models, read, shared=control in WITHOUT_RUNS)
+    return [first - second for first, second in zip(*sides, strict=True)]
 
 
 def measured(prefix, values, why_not):
@@ -133,16 +140,15 @@ def measured(prefix, values, why_not):
     return {prefix + name: value for name, value in (columns | {"answer": answer}).items()}
 
 
-def reason(lowest, judged, unmoved, allowed=LOSS_ALLOWED):
+def reason(lowest, judged, unmoved):
     """Why two methods, {name: Judged}, cannot be compared; None where they can.
 
-    unmoved: the second is the original as it was, wrong on every sample. allowed: points of clean
-    accuracy that they may lose.
+    unmoved: the second is the original as it was, wrong on every sample.
     """
     for name, models in judged.items():
         if models.clean < lowest:
             return f"{name} has {models.clean:.1f}% clean accuracy, under twice chance"
-        if models.change < -allowed - 1e-9:
+        if models.change < -LOSS_ALLOWED - 1e-9:
             return f"{name} loses {-models.change:.1f} points of clean accuracy, more than 1"
     if unmoved:
         return f"{name} changed nothing in this network"

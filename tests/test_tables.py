@@ -542,50 +542,112 @@ def test_a_good_run_has_no_warnings(one):
 # ----------------------------------------------------------------------------------------- claims
 
 
-def claimed(home, first, second):
-    """claims_table of two made-up networks, by claim, rule and network."""
-    folders = [made_up(home, PLAIN | m, model=n) for m, n in ((first, "lenet"), (second, "own"))]
+def claimed(home, *changes, seeds=1):
+    """claims_table of made-up networks "a", "b", ... by what is subtracted, rule and network.
+
+    changes: what methods of each network do otherwise than in PLAIN.
+    """
+    folders = [
+        made_up(home, PLAIN | changed, model=name, seed=seed)
+        for name, changed in zip("abc", changes, strict=False)
+        for seed in range(seeds)
+    ]
     table = claims.claims_table(Recorded(folders), tables.published_means())
     return table.set_index(["minus", "rule", "model"]).sort_index()
 
 
-def test_claims_over_two_networks(home):
-    table = claimed(home, {"control-single": (0.5, 0.95, 0.3)}, {"dare-s": (0.4, 0.95, 0.4)})
-    single = table.loc["control-single", "compared"]
-    assert single["difference"].to_dict() == pytest.approx({"lenet": 20, "own": 10, "all": 15})
-    assert single.loc["all", ["cells", "holds"]].tolist() == [2, 2]
-    assert (single["answer"] == "yes").all()
-    # One network says yes, the other no difference: nothing holds in general.
+def test_claims_over_three_networks(home):
+    single = {"control-single": (0.5, 0.95, 0.3)}
+    table = claimed(home, single, single | {"dare-s": (0.4, 0.95, 0.4)}, {})
+    rows = table.loc["control-single", "compared"]
+    assert rows["difference"].to_dict() == pytest.approx({"a": 20, "b": 20, "c": 10, "all": 50 / 3})
+    assert rows.loc["all", ["measured", "cells", "holds", "sources"]].tolist() == [3, 3, 3, 3]
+    assert (rows["answer"] == "yes").all()
+    low, high = rows.loc["all", ["low", "high"]]
+    assert 8 < low < 50 / 3 < high < 23 and high - low > 5
+    # One network of three says yes: nothing holds in general.
     slicing = table.loc["dare-s", "compared"]
-    assert slicing.loc["own", "answer"] == "yes" and slicing.loc["lenet", "answer"] != "yes"
+    assert slicing.loc["b", "answer"] == "yes" and slicing.loc["a", "answer"] != "yes"
     assert slicing.loc["all", "answer"] == "undecided" and slicing.loc["all", "holds"] == 1
-    assert slicing.loc["all", "low"] < slicing.loc["all", "difference"] == pytest.approx(15)
     adaptive = table.loc["original", "compared"].loc["all"]
     assert adaptive["difference"] == pytest.approx(10) and adaptive["answer"] == "yes"
 
 
+def test_two_networks_are_too_few_for_an_answer(home):
+    for other in {}, {"dare": (0.3, 0.95, 0.2)}:
+        rows = claimed(home / str(len(other)), other, other).loc["control-checkpoint", "compared"]
+        assert len(set(rows.loc[["a", "b"], "answer"]) - {"undecided"}) == 1
+        assert rows.loc["all", "answer"] == "undecided"
+
+
+def test_a_majority_is_needed_whatever_the_interval_says(home, monkeypatch):
+    """Two cells of a huge and one of no difference: the interval of the mean alone is no yes."""
+    large = {"dare-s": (0.1, 0.95, 0.4)}
+    monkeypatch.setattr(claims, "draws", lambda n, *_: np.ones((intervals.RESAMPLES, n)))
+    rows = claimed(home, large, {}, {}).loc["dare-s", "compared"]
+    assert rows.loc["all", "low"] > 0 and rows.loc["all", "answer"] == "undecided"
+
+
+def test_cells_are_drawn_independently_of_their_seeds(home):
+    """Three networks of three seeds: every cell is as wide alone, the mean is narrower."""
+    rows = claimed(home, {}, {}, {}, seeds=3).loc["control-checkpoint", "compared"]
+    widths = rows["high"] - rows["low"]
+    assert rows.loc["all", "sources"] == 9 and rows.loc["a", "sources"] == 3
+    assert 0.4 * widths["a"] < widths["all"] < 0.9 * widths["a"]
+
+
 def test_claims_leave_out_what_does_not_compare(home):
-    unmoved = {"control-self": (0.0, 0.95, 0.3)}
-    table = claimed(home, unmoved, {"control-finetune": (0.3, 0.9, 0.3)})
+    unmoved, lossy = {"control-self": (0.0, 0.95, 0.3)}, {"control-finetune": (0.3, 0.9, 0.3)}
+    table = claimed(home, unmoved, lossy, {})
     history = table.loc["control-self", "compared"]
-    assert "changed nothing" in history.loc["lenet", "why_not"]
-    assert history.loc["all", "cells"] == 1
+    assert "changed nothing" in history.loc["a", "why_not"]
+    assert history.loc["all", ["measured", "cells"]].tolist() == [3, 2]
     assert history.loc["all", "difference"] == pytest.approx(10)
     # Who lost clean accuracy compares only where the most robust epochs do.
     finetune = table.loc["control-finetune"]
-    assert finetune.loc[("compared", "all"), "cells"] == 1
-    assert finetune.loc[("selected", "all"), "cells"] == 2
-    assert finetune.loc[("selected", "all"), "difference"] == pytest.approx(25)
+    assert finetune.loc[("compared", "all"), "cells"] == 2
+    assert finetune.loc[("selected", "all"), "cells"] == 3
+    assert finetune.loc[("selected", "all"), "difference"] == pytest.approx(20)
 
 
-@pytest.mark.parametrize(("accuracy", "answer"), [(0.97, "yes"), (0.8, "no")])
-def test_the_claim_that_clean_accuracy_is_kept(home, accuracy, answer):
-    dare = {"dare": (0.7, accuracy, 0.4)}
-    table = claimed(home, dare, dare)
-    kept = table.loc[("original", "selected", "all")]
-    kept = kept[kept["claim"].str.startswith("clean")].iloc[0]
-    assert kept["answer"] == answer
-    assert kept["difference"] == pytest.approx(100 * (accuracy - 0.95), abs=0.2)
+def test_a_useless_dare_counts_against_the_paper_s_claims(home):
+    broken = {"dare": (0.1, 0.1, 0.1)}
+    table = claimed(home, broken, broken, broken)
+    against = table.loc[(claims.BEST, "selected", "all")]
+    assert against["cells"] == 3 and against["answer"] == "no"
+    assert table.loc[(claims.BEST, "compared", "all"), "cells"] == 0
+
+
+def test_the_best_baseline_is_chosen_on_the_validation_part(home):
+    folder = made_up(home, PLAIN | {"at-fgsm": (0.6, 0.95, 0.5), "at-bim": (0.65, 0.9, 0.5)})
+    rows = pd.read_csv(folder / "robustness.csv")
+    best = (rows["method"] == "at-pgd") & (rows["split"] == "validation")
+    rows.loc[best, "empirical_robustness"] = 90
+    rows.to_csv(folder / "robustness.csv", index=False)
+    recorded = Recorded([folder])
+    chosen = recorded.chosen["selected"]
+    assert claims.best_baseline(recorded, chosen, fair=False) == "at-pgd"
+    rows.loc[best, "empirical_robustness"] = 10
+    rows.to_csv(folder / "robustness.csv", index=False)
+    recorded = Recorded([folder])
+    assert claims.best_baseline(recorded, chosen, fair=False) == "at-bim"
+    assert claims.best_baseline(recorded, chosen, fair=True) == "at-fgsm"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "answer"),
+    [(-0.9, 0.5, "yes"), (-1.5, -0.3, "undecided"), (-3.0, -1.1, "no")],
+)
+def test_the_claim_that_clean_accuracy_is_kept(low, high, answer):
+    kept = next(claim for claim in claims.CLAIMS if claim.quantity == "clean")
+    assert claims.answer_to(kept, low, high) == answer and kept.rules == ("selected",)
+
+
+def test_the_change_of_clean_accuracy(home):
+    lost = {"dare": (0.7, 0.8, 0.4)}
+    rows = claimed(home, lost, lost, lost).loc["original", "selected"].loc["all"]
+    kept = rows[rows["claim"].str.startswith("clean")].iloc[0]
+    assert kept["difference"] == pytest.approx(-15, abs=0.2) and kept["answer"] == "no"
 
 
 def test_claims_of_the_paper_s_figures(home):
@@ -594,7 +656,7 @@ def test_claims_of_the_paper_s_figures(home):
     means = cells.groupby(["dataset", "model", "method", "attack"])["empirical_robustness"].mean()
     means = means.groupby(["dataset", "model", "method"]).mean().unstack("method")
     expected = (means["dare"] - means.drop(columns="dare").max(axis=1)).mean()
-    table = claimed(home, {}, {})
+    table = claimed(home, {})
     assert table.loc[(claims.BEST, "selected", "all"), "paper"] == pytest.approx(expected)
 
 
@@ -610,6 +672,26 @@ def test_claims_in_the_report(home):
     assert (folder.parent / "figures/claims.png").exists()
     written = pd.read_csv(folder.parent / "table_claims.csv")
     assert {"cells", "holds", "paper", "answer"} <= set(written.columns)
+    assert "2 measured" not in text and "of 2" in text
+
+
+def test_the_figure_of_claims_where_nothing_compares(home):
+    lost = {name: (0.5, 0.8, 0.3) for name in PLAIN if name != "original"}
+    folders = [made_up(home, {"original": PLAIN["original"]} | lost, model=m) for m in "ab"]
+    table = claims.claims_table(Recorded(folders), tables.published_means())
+    figure = figures.claims(table[table["claim"].str.startswith("slicing")])
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert {line.get_markerfacecolor() for line in dots if len(line.get_xdata())} == {"white"}
+
+
+def test_sizes_of_training_in_the_table(home):
+    folder = made_up(home)
+    assert np.isnan(tables.trained_on(folder))
+    entry = json.loads((folder / "get_ats.log").read_text().splitlines()[0])
+    entry |= {"stage": "train lenet", "settings": {"images": 718}}
+    (folder / "train.log").write_text(json.dumps(entry))
+    assert tables.trained_on(folder) == 718
+    assert tables.models_table(Recorded([folder]))["images"].tolist() == [718]
 
 
 def test_tables_and_report(home, capsys):
