@@ -128,11 +128,11 @@ def test_jobs_of_a_sweep(dry_run, sweep):
 
 
 def test_jobs_of_the_study(dry_run):
-    """3 data sets, AlexNet, 3 seeds, 2 rates of DARE, its variants and the controls."""
+    """3 data sets, 2 networks, 3 seeds, 2 rates of DARE, its variants and the controls."""
     done, text = dry_run("--configfile", str(ROOT / "dare/study.yaml"))
     assert done, text
-    grid = {rule: 9 * n for rule, n in ONE.items()} | {"prepare": 3, "tables": 1, "all": 1}
-    assert counts(text) == grid | {rule: 18 for rule in OF_RATE}
+    grid = {rule: 18 * n for rule, n in ONE.items()} | {"prepare": 3, "tables": 1, "all": 1}
+    assert counts(text) == grid | {rule: 36 for rule in OF_RATE}
 
 
 def test_jobs_of_the_papers_grid(dry_run):

@@ -820,3 +820,13 @@ def test_the_readme_shows_the_recorded_demonstration():
     ):
         line = f"{row.question:40}{row.control:20}{ours:22}{attacked}"
         assert line in readme
+
+
+def test_the_readme_shows_the_recorded_claims():
+    """All of them, as made from what is recorded."""
+    readme = (ROOT / "README.md").read_text()
+    recorded = pd.read_csv(ROOT / "dare/results/study/table_claims.csv")
+    text = tables.claims_section(recorded).table
+    assert len(text) == len(claims.CLAIMS)
+    for row in text.itertuples(index=False):
+        assert f"| {' | '.join(row)} |" in readme
