@@ -21,7 +21,7 @@ from train.utils import Study
 dataset = "digits"
 model = "lenet"
 seed = 0
-lr_rate = None  # None: 1e-3 for alexnet and lenet, 1e-6 for vgg
+lr_rate = None  # None: 1e-4 for alexnet, 1e-3 for lenet, 1e-6 for vgg
 epoch = 10
 run = 0
 

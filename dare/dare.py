@@ -36,7 +36,7 @@ from train.utils import Batches, Rows, Study, pixels, set_seed, up_to
 dataset = "digits"
 model = "lenet"
 seed = 0
-lr_rate = None  # None: 1e-3 for alexnet and lenet, 1e-6 for vgg (train/params.py)
+lr_rate = None  # None: 1e-4 for alexnet, 1e-3 for lenet, 1e-6 for vgg (train/params.py)
 epoch = 10  # epochs of tuning; more than before go on from there
 per = 0.95  # the slice to use
 choose_layer = None  # None: that of the network in train/params.py
@@ -209,8 +209,7 @@ def modified_images(study, layer):
 
 def tuned_rate(lr_rate, model, released=False):
     """Adam's learning rate: the one asked for, or that of the network in train/params.py."""
-    rates = params.released_lr_rate if released else params.lr_rate
-    return lr_rate or rates[params.family(model)]
+    return lr_rate or params.rate_of(model, released)
 
 
 def tune_study(

@@ -20,14 +20,14 @@ SCRIPTS = {
         {"epoch": 1},
         [
             ("lr_rate", 0.01, SLICED.format("dare", 0.01, 0)),
-            ("run", 1, SLICED.format("dare", 0.001, 1)),
-            ("per", 0.5, "tuned/dare_conv2_per0.5_lr0.001_run0/model.001.weights.h5"),
-            ("epoch", 2, "tuned/dare_conv2_per0.95_lr0.001_run0/model.002.weights.h5"),
+            ("run", 1, SLICED.format("dare", 0.0001, 1)),
+            ("per", 0.5, "tuned/dare_conv2_per0.5_lr0.0001_run0/model.001.weights.h5"),
+            ("epoch", 2, "tuned/dare_conv2_per0.95_lr0.0001_run0/model.002.weights.h5"),
             ("batches", 1, "tuned/dare-released_conv2_per0.95_batches1_lr0.01_run0/model.001"),
         ],
     ),
     "dare/dare-s.py": ({"epoch": 1}, [("lr_rate", 0.01, PLAIN.format("dare-s", 0.01, 0))]),
-    "dare/dare-sl.py": ({"epoch": 1}, [("run", 2, "tuned/dare-sl_lr0.001_run2/model.001")]),
+    "dare/dare-sl.py": ({"epoch": 1}, [("run", 2, "tuned/dare-sl_lr0.0001_run2/model.001")]),
     "dare/dare-last.py": (
         {"epoch": 1},
         [("lr_rate", 0.01, "tuned/dare-last_predictions_per0.95_lr0.01_run0/model.001")],
