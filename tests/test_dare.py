@@ -28,6 +28,9 @@ from train.utils import (
 layers = keras.layers
 
 
+RATE = ("--lr_rate", "0.001")  # quicker than the default of the toy network
+
+
 def tuned(folder, epoch, **settings):
     """The classifier that a tuned folder holds."""
     return load_weights(
@@ -158,7 +161,7 @@ def test_only_the_slice_moves(study):
     _, folder, flags = study
     before = weights_of(load_classifier(folder))
     nnslicer.main([*flags, "--per", "0.5"])
-    dare.main([*flags, "--epoch", "2", "--per", "0.5"])
+    dare.main([*flags, *RATE, "--epoch", "2", "--per", "0.5"])
     settings = {"method": "dare", "layer": "conv2", "per": 0.5, "lr_rate": 1e-3, "run": 0}
     after = weights_of(tuned(folder, 2, **settings))
     with h5py.File(folder / "slice_0.5.h5") as file:
@@ -264,13 +267,13 @@ def test_raising_epoch_goes_on(study):
     _, folder, flags = study
     settings = {"method": "dare-s", "layer": "conv2", "lr_rate": 1e-3, "run": 0}
     script = importlib.import_module("dare.dare-s")
-    script.main([*flags, "--epoch", "4"])
+    script.main([*flags, *RATE, "--epoch", "4"])
     at_once = weights_of(tuned(folder, 4, **settings))
     path = tuned_folder(folder, **settings)
     path.rename(path.with_name("kept"))
-    script.main([*flags, "--epoch", "2"])
+    script.main([*flags, *RATE, "--epoch", "2"])
     first = weights_path(path, 1).stat().st_mtime_ns
-    script.main([*flags, "--epoch", "4"])
+    script.main([*flags, *RATE, "--epoch", "4"])
     assert epochs_in(path) == [1, 2, 3, 4] and weights_path(path, 1).stat().st_mtime_ns == first
     after = weights_of(tuned(folder, 4, **settings))
     for name, value in at_once.items():
@@ -280,21 +283,21 @@ def test_raising_epoch_goes_on(study):
 def test_a_folder_made_from_other_targets_is_refused(study):
     _, folder, flags = study
     script = importlib.import_module("dare.dare-s")
-    script.main([*flags, "--epoch", "1"])
+    script.main([*flags, *RATE, "--epoch", "1"])
     path = tuned_folder(folder, method="dare-s", layer="conv2", lr_rate=1e-3, run=0)
     before = weights_path(path, 1).read_bytes()
     (folder / "ats_conv2.h5").unlink()
     get_ats.main([*flags, "--first", "5"])
     with pytest.raises(UserError, match=r"was made with ats_sha256 .* it is kept; move it away"):
-        script.main([*flags, "--epoch", "1"])
+        script.main([*flags, *RATE, "--epoch", "1"])
     assert weights_path(path, 1).read_bytes() == before
 
 
 def test_controls(study):
     _, folder, flags = study
     original = weights_of(load_classifier(folder))
-    dare.main([*flags, "--epoch", "2"])
-    controls.main([*flags, "--epoch", "2"])
+    dare.main([*flags, *RATE, "--epoch", "2"])
+    controls.main([*flags, *RATE, "--epoch", "2"])
     run = {"layer": "conv2", "lr_rate": 1e-3, "run": 0}
     after = weights_of(tuned(folder, 2, method="dare", per=0.95, **run))
     noise = weights_of(tuned(folder, 2, method="control-noise", per=0.95, **run))
@@ -321,7 +324,7 @@ def test_controls(study):
 def test_targets_without_history_or_choice(study):
     """control-self aims at the original's activations, control-single at one checkpoint's."""
     home, folder, flags = study
-    controls.main([*flags, "--control", "self,single", "--epoch", "1"])
+    controls.main([*flags, *RATE, "--control", "self,single", "--epoch", "1"])
     x = np.load(home / "data/toy/x_validation.npy")
     with h5py.File(folder / "ats_conv2.h5") as file:
         index, most = file["index"][()], int(np.bincount(file["epoch"][()]).argmax())

@@ -71,10 +71,10 @@ def test_scores_are_kept_as_bits(tmp_path):
 @pytest.fixture
 def scored(study):
     _, folder, flags = study
-    dare.main([*flags, "--epoch", "2"])
+    dare.main([*flags, "--epoch", "2", "--lr_rate", "0.001"])
     dare.main([*flags, "--epoch", "1", "--lr_rate", "0.0001"])
     fintune_adv.main([*flags, "--attack", "fgsm", "--epoch", "2"])
-    controls.main([*flags, "--epoch", "2"])
+    controls.main([*flags, "--epoch", "2", "--lr_rate", "0.001"])
     test.main(flags)
     return folder, flags
 
@@ -189,7 +189,7 @@ def test_a_seed_that_is_still_training_does_not_stop_the_others(study):
 
 def test_a_tuned_model_of_another_checkpoint_is_refused(study):
     _, folder, flags = study
-    dare.main([*flags, "--epoch", "1"])
+    dare.main([*flags, "--epoch", "1", "--lr_rate", "0.001"])
     settings = {"layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
     path = weights_path(tuned_folder(folder, "dare", **settings), 1)
     with h5py.File(path, "a") as file:
