@@ -1,0 +1,3 @@
+"""Adversarial samples and adversarial training."""
+
+ATTACKS = ("fgsm", "bim", "pgd", "cw", "jsma")

@@ -13,11 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from adv import ATTACKS
 from train import params
 from train.artifacts import samples_path, sha256
 from train.fit import tune_baseline
-from train.flags import ATTACKS, UserError, names_in, options, start
-from train.utils import Study
+from train.flags import UserError, names_in, options, start
+from train.study import Study
 
 dataset = "digits"
 model = "lenet"
@@ -52,8 +53,7 @@ def adversarially_train(study, attack, lr_rate, epochs, run):
 
 
 def main(argv=None):
-    constants = {"attack": attack, "lr_rate": lr_rate, "epoch": epoch, "run": run}
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    args = options(__doc__, argv, globals(), attack=ATTACKS)
     study = Study.open(args)
     for name in names_in(args.attack, ATTACKS):
         adversarially_train(study, name, args.lr_rate, args.epoch, args.run)

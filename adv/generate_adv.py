@@ -22,21 +22,22 @@ import h5py
 import matplotlib
 import numpy as np
 
+from adv import ATTACKS
 from adv.attacks import attack as run_attack
 from adv.attacks import norms
-from adv.model import Calls, per_image
+from adv.attacks.classifier import Calls, per_image
 from train.artifacts import (
     atomic_write,
     attributes,
     is_made,
-    progress,
     remove_temporary_files,
     samples_path,
     set_attributes,
-    stage,
 )
-from train.flags import ATTACKS, UserError, names_in, options, start
-from train.utils import Study, class_names, pixels, predict
+from train.flags import UserError, names_in, options, start
+from train.log import progress, stage
+from train.study import Study
+from train.utils import class_names, pixels, predict
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -253,9 +254,7 @@ def generate(name, calls, study, x, y, index, path, made_from):
 
 
 def main(argv=None):
-    constants = {"attack": attack, "samples": samples, "mode": mode, "epsilon": epsilon}
-    constants |= {"steps": steps}
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    args = options(__doc__, argv, globals(), attack=ATTACKS)
     if (args.mode == "fixed") != (args.epsilon is not None):
         raise UserError(
             f"--mode {args.mode} with --epsilon {args.epsilon}: mode fixed needs an epsilon, mode "

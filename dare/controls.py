@@ -29,25 +29,27 @@ import numpy as np
 
 from dare.dare import modified_images, open_targets, tune_study, tuned_rate
 from dare.get_ats import Mined, record_activations
+from dare.workflow.methods import CONTROLS
 from train import params
 from train.artifacts import (
     atomic_write,
     checkpoint_path,
     is_made,
     need,
-    progress,
     remove_temporary_files,
     set_attributes,
     sha256,
-    stage,
     study_folder,
     targets_path,
     tuned_folder,
     weights_path,
 )
+from train.checkpoints import final_checkpoint, load_weights, save_weights
 from train.fit import tune_baseline
-from train.flags import CONTROLS, UserError, names_in, options, start
-from train.utils import Study, final_checkpoint, load_weights, pixels, save_weights
+from train.flags import UserError, names_in, options, start
+from train.log import progress, stage
+from train.study import Study
+from train.utils import pixels
 
 dataset = "digits"
 model = "lenet"
@@ -86,7 +88,12 @@ def control_batchnorm(study, args, layer, rate):
 def control_finetune(study, args, layer, rate):
     """Cross-entropy on the modified images, up to DARE's layer, in DARE's batches."""
     images, labels, made_from = modified_images(study, layer)
-    settings = {"method": "control-finetune", "layer": layer, "lr_rate": rate, "run": args.run}
+    settings = {
+        "method": "control-finetune",
+        "choose_layer": layer,
+        "lr_rate": rate,
+        "run": args.run,
+    }
     tune_baseline(
         study, images, labels, "categorical_crossentropy", args.epoch, settings, made_from,
         until=layer, batch=params.batch,
@@ -95,7 +102,7 @@ def control_finetune(study, args, layer, rate):
 
 def control_noise(study, args, layer, rate):
     """The original with its weights moved as far as DARE moved them, epoch by epoch."""
-    settings = {"layer": layer, "per": args.per, "lr_rate": rate, "run": args.run}
+    settings = {"choose_layer": layer, "per": args.per, "lr_rate": rate, "run": args.run}
     source = tuned_folder(study.folder, "dare", **settings)
     folder = tuned_folder(study.folder, "control-noise", **settings)
     flags = {"lr_rate": rate, "per": args.per, "choose_layer": layer, "run": args.run}
@@ -238,9 +245,7 @@ def add_noise(classifier, original, tuned, rng):
 
 
 def main(argv=None):
-    constants = {"control": control, "lr_rate": lr_rate, "epoch": epoch, "per": per}
-    constants |= {"choose_layer": choose_layer, "run": run}
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    args = options(__doc__, argv, globals(), control=CONTROLS)
     study = Study.open(args)
     layer, rate = study.layer(args.choose_layer), tuned_rate(args.lr_rate, args.model)
     for name in names_in(args.control, CONTROLS):

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.dare import tune_study, tuned_rate
 from train.flags import options, start
-from train.utils import Study
+from train.study import Study
 
 dataset = "digits"
 model = "lenet"
@@ -25,8 +25,7 @@ run = 0
 
 
 def main(argv=None):
-    constants = {"lr_rate": lr_rate, "epoch": epoch, "per": per, "run": run}
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    args = options(__doc__, argv, globals())
     study = Study.open(args)
     rate = tuned_rate(args.lr_rate, args.model)
     last = study.classifier.layers[-1].name

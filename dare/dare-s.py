@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.dare import tune_study, tuned_rate
 from train.flags import options, start
-from train.utils import Study
+from train.study import Study
 
 dataset = "digits"
 model = "lenet"
@@ -24,8 +24,7 @@ run = 0
 
 
 def main(argv=None):
-    constants = {"lr_rate": lr_rate, "epoch": epoch, "choose_layer": choose_layer, "run": run}
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    args = options(__doc__, argv, globals())
     study = Study.open(args)
     rate = tuned_rate(args.lr_rate, args.model)
     layer = study.layer(args.choose_layer)

@@ -16,7 +16,7 @@ from dare.dare import modified_images, tuned_rate
 from train import params
 from train.fit import tune_baseline
 from train.flags import options, start
-from train.utils import Study
+from train.study import Study
 
 dataset = "digits"
 model = "lenet"
@@ -27,8 +27,7 @@ run = 0
 
 
 def main(argv=None):
-    constants = {"lr_rate": lr_rate, "epoch": epoch, "run": run}
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    args = options(__doc__, argv, globals())
     study = Study.open(args)
     images, labels, made_from = modified_images(study, study.mined_layer())
     rate = tuned_rate(args.lr_rate, args.model)

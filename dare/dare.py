@@ -19,19 +19,13 @@ import numpy as np
 from dare.get_ats import Mined
 from dare.nnslicer import key_neurons, load_slice
 from train import params
-from train.artifacts import (
-    epochs_in,
-    fingerprint,
-    sha256,
-    slice_path,
-    stage,
-    targets_path,
-    tuned_folder,
-)
+from train.artifacts import epochs_in, fingerprint, sha256, slice_path, targets_path, tuned_folder
 from train.backend import keras, ops
 from train.fit import fit
 from train.flags import UserError, options, start
-from train.utils import Batches, Rows, Study, pixels, set_seed, up_to
+from train.log import stage
+from train.study import Study
+from train.utils import Batches, Rows, pixels, set_seed, up_to
 
 dataset = "digits"
 model = "lenet"
@@ -131,7 +125,12 @@ def tune(
     """
     set_seed(*seed)
     if made_from is None:
-        made_from = {"layer": layer, "lr_rate": lr_rate, "batches": batches, "seed": str(seed)}
+        made_from = {
+            "choose_layer": layer,
+            "lr_rate": lr_rate,
+            "batches": batches,
+            "seed": str(seed),
+        }
         slice_arrays = [*(masks or {}).values(), *([] if key is None else [key])]
         made_from["sha256"] = fingerprint(*classifier.get_weights(), mined.index, *slice_arrays)
     regression = transform(classifier, layer, masks)
@@ -213,13 +212,22 @@ def tuned_rate(lr_rate, model, released=False):
 
 
 def tune_study(
-    study, epochs, method, layer, per=None, batches=None, lr_rate=None, run=0, targets=open_targets
+    study,
+    epochs,
+    method,
+    choose_layer,
+    per=None,
+    batches=None,
+    lr_rate=None,
+    run=0,
+    targets=open_targets,
 ):
     """Tune a study's classifier into the folder that its settings name; see `tune`.
 
     per: None: no slice. targets: (study, layer) -> an open file of targets.
     """
-    settings = {"method": method, "layer": layer, "per": per, "batches": batches}
+    layer = choose_layer
+    settings = {"method": method, "choose_layer": layer, "per": per, "batches": batches}
     settings |= {"lr_rate": lr_rate, "run": run}
     folder = tuned_folder(study.folder, **settings)
     x, y = study.data("validation")
@@ -238,15 +246,13 @@ def tune_study(
 
 
 def main(argv=None):
-    constants = {"lr_rate": lr_rate, "epoch": epoch, "per": per, "choose_layer": choose_layer}
-    constants |= {"batches": batches, "run": run}
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
-    study, released = Study.open(args), args.batches is not None
+    args = options(__doc__, argv, globals())
+    study, released = Study.open(args), args.batches == 1
     tune_study(
         study,
         args.epoch,
         method="dare-released" if released else "dare",
-        layer=study.layer(args.choose_layer),
+        choose_layer=study.layer(args.choose_layer),
         per=args.per,
         batches=args.batches,
         lr_rate=tuned_rate(args.lr_rate, args.model, released),

@@ -22,15 +22,16 @@ from train.artifacts import (
     atomic_write,
     fingerprint,
     is_made,
-    progress,
     remove_temporary_files,
     set_attributes,
     sha256,
-    stage,
     targets_path,
 )
+from train.checkpoints import load_weights
 from train.flags import UserError, options, start
-from train.utils import Study, load_weights, predict, up_to
+from train.log import progress, stage
+from train.study import Study
+from train.utils import predict, up_to
 
 dataset = "digits"
 model = "lenet"
@@ -198,8 +199,7 @@ def record_activations(file, model, layer, x, index, best, paths):
 
 
 def main(argv=None):
-    constants = {"first": first, "last": last, "choose_layer": choose_layer}
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, **constants)
+    args = options(__doc__, argv, globals())
     study = Study.open(args)
     checkpoints = study.history(args.first, args.last)
     layer = study.layer(args.choose_layer)

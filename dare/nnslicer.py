@@ -20,17 +20,12 @@ import h5py
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from train.artifacts import (
-    atomic_write,
-    is_made,
-    progress,
-    set_attributes,
-    slice_path,
-    stage,
-)
+from train.artifacts import atomic_write, is_made, set_attributes, slice_path
 from train.backend import keras, ops
 from train.flags import UserError, options, start
-from train.utils import Study, predict
+from train.log import progress, stage
+from train.study import Study
+from train.utils import predict
 
 dataset = "digits"
 model = "lenet"
@@ -352,7 +347,7 @@ def load_slice(file):
 
 
 def main(argv=None):
-    args = options(__doc__, argv, dataset=dataset, model=model, seed=seed, per=per)
+    args = options(__doc__, argv, globals())
     study = Study.open(args)
     x, y = study.data("train")
     path, made_from = slice_path(study.folder, args.per), study.made_from | {"per": args.per}

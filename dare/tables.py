@@ -23,14 +23,15 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from dare import report
-from dare.claims import ALL, claims_table
-from dare.differences import differences_table, paper_differences
-from dare.intervals import bootstrap, wilson
-from dare.record import RESULTS
-from dare.record import record as record_studies
-from dare.report import Content, Section
-from dare.runs import (
+from adv import ATTACKS
+from dare.evaluation import report
+from dare.evaluation.claims import ALL, claims_table
+from dare.evaluation.differences import differences_table, paper_differences
+from dare.evaluation.intervals import bootstrap, wilson
+from dare.evaluation.record import RESULTS
+from dare.evaluation.record import record as record_studies
+from dare.evaluation.report import Content, Section
+from dare.evaluation.runs import (
     KEYS,
     LOSS_ALLOWED,
     PAPER,
@@ -42,10 +43,11 @@ from dare.runs import (
     paper_accuracy,
     paper_runs,
 )
-from dare.verdict import summary, verdict, warnings
+from dare.evaluation.verdict import summary, verdict, warnings
 from train import artifacts
-from train.artifacts import atomic_write, checkpoint_path, stage, write_text
-from train.flags import ATTACKS, UserError, options, start
+from train.artifacts import atomic_write, checkpoint_path, write_text
+from train.flags import UserError, options, start
+from train.log import stage
 
 dataset = None  # None: all
 model = None
@@ -437,9 +439,7 @@ def latex(section):
 
 
 def main(argv=None):
-    args = options(
-        __doc__, argv, dataset=dataset, model=model, paper=paper, record=record, results=results
-    )
+    args = options(__doc__, argv, globals())
     pattern = f"{args.dataset or '*'}_{args.model or '*'}_seed*/robustness.csv"
     if sum(map(bool, (args.paper, args.record, args.results))) > 1:
         raise UserError("--paper, --record and --results exclude each other: give one.")

@@ -22,31 +22,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pandas as pd
 
-from dare.adaptive import evaluate
+from adv import ATTACKS
 from dare.controls import mined_checkpoints, other_seeds
-from dare.runs import LOSS_ALLOWED
-from dare.scores import Scores
+from dare.evaluation.adaptive import evaluate
+from dare.evaluation.runs import LOSS_ALLOWED
+from dare.evaluation.scores import Scores
 from train.artifacts import (
     atomic_write,
     attributes,
     data_sha256,
     epochs_in,
-    progress,
     samples_path,
     sha256,
-    stage,
     weights_path,
 )
-from train.flags import ATTACKS, UserError, options, start
-from train.utils import (
-    Batches,
-    Rows,
-    Study,
-    halves_of_test,
-    pixels,
-    predict_batches,
-    selection_images,
-)
+from train.flags import UserError, options, start
+from train.log import progress, stage
+from train.study import Study
+from train.utils import Batches, Rows, halves_of_test, pixels, predict_batches, selection_images
 
 dataset = "digits"
 model = "lenet"
@@ -152,8 +145,8 @@ def tuned_row(study, path, adv_sha256):
             f"{path} was trained on other samples than adv/{attack}.h5 holds, perhaps on those to "
             f"be reported: move {path.parent} away, or train it again."
         )
-    columns = ("method", "epoch", "run", "lr_rate", "per", "batches")
-    return {k: about.get(k) for k in columns} | {"choose_layer": about.get("layer"), "path": path}
+    columns = ("method", "epoch", "run", "lr_rate", "per", "batches", "choose_layer")
+    return {k: about.get(k) for k in columns} | {"path": path}
 
 
 # -------------------------------------------------------------------------------- score and select
@@ -268,10 +261,7 @@ def summary(table, mark):
 
 
 def main(argv=None):
-    args = options(
-        __doc__, argv, dataset=dataset, model=model, seed=seed, adaptive=adaptive,
-        adaptive_images=adaptive_images, restarts=restarts,
-    )  # fmt: skip
+    args = options(__doc__, argv, globals())
     study = Study.open(args)
     with stage(study.folder / "test.log", "score", **vars(args)):
         table, weights = score_study(study)

@@ -32,6 +32,7 @@ from PIL import Image
 
 from train import artifacts
 from train.flags import UserError, options, start
+from train.log import progress, stage
 
 dataset = "digits"  # digits, fashion_mnist, cifar10, svhn, or a name for your folder of images
 source = None  # folder with the official files, or of images; None: download the official files
@@ -213,7 +214,7 @@ def _fetch(address, path):
     with urlopen(address, timeout=60) as response, open(path, "wb") as file:
         about = {"desc": address.rsplit("/", 1)[-1], "unit": "B", "unit_scale": True}
         length = int(response.headers["Content-Length"] or 0)
-        with artifacts.progress(total=length, **about) as bar:
+        with progress(total=length, **about) as bar:
             while piece := response.read(2**20):
                 file.write(piece)
                 bar.update(len(piece))
@@ -264,7 +265,7 @@ def _common_shape(paths):
             return image.size, image.mode in GREY_MODES
 
     first, grey = None, 0
-    for path in artifacts.progress(paths, desc="headers", unit="image"):
+    for path in progress(paths, desc="headers", unit="image"):
         size, is_grey = parse(path, header, path)
         first, grey = first or size, grey + is_grey
         if size != first:
@@ -281,7 +282,7 @@ def _decode_all(part, classes, shape):
     if len(paths) * math.prod(shape) > LARGEST_DATA:
         raise UserError(f"{len(paths)} {part} images of {shape} are over 8 GiB: make them smaller.")
     x = np.empty((len(paths), *shape), "uint8")
-    for i, path in enumerate(artifacts.progress(paths, desc=part, unit="image")):
+    for i, path in enumerate(progress(paths, desc=part, unit="image")):
         x[i] = parse(path, _decode, path, shape)
     return x, np.repeat(np.arange(len(classes)), [len(c) for c in classes.values()])
 
@@ -387,7 +388,7 @@ def prepare(dataset, source=None, limit=None, seed=0):
             raise UserError(f"digits take no --source: name what {source} holds with --dataset.")
     folder = artifacts.data_folder(dataset)
     settings = {"source": str(source or "official"), "limit": limit, "seed": seed}
-    with artifacts.stage(folder / "prepare.log", f"prepare {dataset}", **settings) as record:
+    with stage(folder / "prepare.log", f"prepare {dataset}", **settings) as record:
         record.idle = is_prepared(folder, settings)
         if record.idle:
             return
@@ -403,7 +404,7 @@ def prepare(dataset, source=None, limit=None, seed=0):
 
 
 def main(argv=None):
-    prepare(**vars(options(__doc__, argv, dataset=dataset, source=source, limit=limit, seed=seed)))
+    prepare(**vars(options(__doc__, argv, globals())))
 
 
 if __name__ == "__main__":

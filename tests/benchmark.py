@@ -35,20 +35,23 @@ import numpy as np
 from test_attacks import size
 from test_nnslicer import naive
 
+from adv import ATTACKS
 from adv.attacks import attack
-from adv.model import Calls, log_odds
-from adv.saliency_map import SaliencyMapAttack
+from adv.attacks.classifier import Calls, log_odds
+from adv.attacks.saliency_map import SaliencyMapAttack
 from dare.get_ats import mine
 from dare.nnslicer import chain, relative_activations, slice_backwards
 from dare.test import score
 from train import params
-from train.artifacts import device, peak_memory
 from train.backend import keras
+from train.checkpoints import load_classifier, load_weights
 from train.fit import EveryEpoch
-from train.flags import ATTACKS, options, start
+from train.flags import options, start
+from train.log import device, peak_memory
 from train.precision import copy_weights, has_bfloat16, in_precision
+from train.study import Study
 from train.train import compiled, train_batches
-from train.utils import Batches, Study, load_classifier, load_weights, pixels, predict, up_to
+from train.utils import Batches, pixels, predict, up_to
 
 dataset = "digits"
 model = "lenet"

@@ -23,10 +23,7 @@ precision = params.precision
 
 
 def main(argv=None):
-    args = options(
-        __doc__, argv, dataset=dataset, seed=seed, epochs=epochs, keep_from=keep_from,
-        precision=precision,
-    )  # fmt: skip
+    args = options(__doc__, argv, globals())
     train(model="alexnet", **vars(args))
 
 

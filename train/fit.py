@@ -13,14 +13,15 @@ from train.artifacts import (
     epochs_in,
     refuse_other_settings,
     remove_temporary_files,
-    stage,
     tuned_folder,
     weights_path,
     write_text,
 )
 from train.backend import keras
+from train.checkpoints import load_weights, save_weights
 from train.flags import UserError
-from train.utils import Batches, load_weights, pixels, save_weights, set_seed
+from train.log import stage
+from train.utils import Batches, pixels, set_seed
 
 BATCH = 32  # of tune_classifier: the default of Keras's fit, which the released code takes
 

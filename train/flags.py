@@ -6,9 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-ATTACKS = ("fgsm", "bim", "pgd", "cw", "jsma")
-CONTROLS = ("self", "single", "batchnorm", "finetune", "noise", "swa")
-
 
 class UserError(Exception):
     """Something the user can mend. Its text is one plain sentence: what was wrong, what to do."""
@@ -94,8 +91,6 @@ FLAGS = {
         "does 1, and has its learning rate",
     ),
     "run": (_index, "number of the run: seed of the tuning"),
-    "attack": (_list_of(ATTACKS), f"attack, a list with commas, or all: {', '.join(ATTACKS)}"),
-    "control": (_list_of(CONTROLS), f"control, a list with commas, or all: {', '.join(CONTROLS)}"),
     "samples": (_count, "adversarial samples to make"),
     "mode": (
         _one_of("minimal", "fixed"),
@@ -117,16 +112,29 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def options(doc, argv=None, **constants):
-    """Command line of a script: every constant `name = value` of its top becomes the flag --name.
+def options(doc, argv, script, **lists):
+    """Parse the command line of a script; returns the values of its flags by name.
 
-    An edited constant goes through the same check as a flag, and is refused like one.
-    Raises UserError for a wrong value or an unknown flag.
+    Every constant at the top of the script that FLAGS knows is a flag of the same name, and its
+    value is the default. An edited constant is checked just as a flag is.
+
+    Args:
+        doc: the text of --help. argv: the arguments; None: those of the process.
+        script: the script's globals().
+        lists: names that a flag takes as a list with commas, as in attack=("fgsm", "pgd").
+
+    Raises:
+        UserError: a wrong value or an unknown flag.
     """
     usage = argparse.RawDescriptionHelpFormatter
     parser = _Parser(description=doc, formatter_class=usage, allow_abbrev=False)
-    for name, value in constants.items():
-        kind, text = FLAGS[name]
+    flags = FLAGS | {
+        name: (_list_of(names), f"one of {', '.join(names)}, a list with commas, or all")
+        for name, names in lists.items()
+    }
+    for name in [name for name in script if name in flags]:
+        kind, text = flags[name]
+        value = script[name]
         shown = (f"{text} [{value}]" if value is not None else text).replace("%", "%%")
         if kind is bool:
             parser.add_argument(f"--{name}", action="store_true", default=value, help=shown)

@@ -16,17 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from train import params
-from train.artifacts import (
-    atomic_write,
-    data_sha256,
-    epochs_in,
-    require_space,
-    stage,
-    study_folder,
-)
+from train.artifacts import atomic_write, data_sha256, epochs_in, require_space, study_folder
 from train.backend import keras
 from train.fit import fit
 from train.flags import UserError, options, start
+from train.log import stage
 from train.models import NETWORKS, build_model, statistics
 from train.precision import copy_weights, in_precision, precision_of
 from train.utils import Batches, load_data, pixels, selection_images, set_seed
@@ -146,10 +140,7 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
 
 
 def main(argv=None):
-    args = options(
-        __doc__, argv, dataset=dataset, model=model, seed=seed, epochs=epochs,
-        keep_from=keep_from, precision=precision,
-    )  # fmt: skip
+    args = options(__doc__, argv, globals())
     train(**vars(args))
 
 

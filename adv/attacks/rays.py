@@ -6,7 +6,7 @@ it. Called by adv/worst_case.py, whose docstring compares it with other attacks.
 
 import numpy as np
 
-from adv.model import in_full_batches, per_image
+from adv.attacks.classifier import in_full_batches, per_image
 
 
 class Rays:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from dare.claims import ALL
-from dare.runs import FAMILIES, family, methods_in_order
-from train.flags import ATTACKS
+from adv import ATTACKS
+from dare.evaluation.claims import ALL
+from dare.evaluation.runs import FAMILIES, family, methods_in_order
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

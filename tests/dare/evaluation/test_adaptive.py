@@ -11,14 +11,16 @@ import pandas as pd
 import pytest
 from conftest import write_data
 
-from adv import worst_case
-from adv.model import Calls, foolbox_model
-from adv.rays import Rays
-from dare import adaptive
+from adv.attacks import worst_case
+from adv.attacks.classifier import Calls, foolbox_model
+from adv.attacks.rays import Rays
+from dare.evaluation import adaptive
 from train.artifacts import sha256
 from train.backend import keras, ops
+from train.checkpoints import load_weights
 from train.flags import UserError
-from train.utils import Study, halves_of_test, load_weights, pixels
+from train.study import Study
+from train.utils import halves_of_test, pixels
 
 BROKEN, ROBUST, UNKNOWN = worst_case.BROKEN, worst_case.ROBUST, worst_case.UNKNOWN
 SHAPE = (6, 6, 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adv.model import in_full_batches, log_odds, margin, per_image
+from adv.attacks.classifier import in_full_batches, log_odds, margin, per_image
 
 # ------------------------------------------------------------------------------------ line search
 

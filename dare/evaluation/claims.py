@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dare.intervals import draws, interval, plain_means, resampled_means
-from dare.runs import LOSS_ALLOWED, of_network
-from dare.verdict import (
+from dare.evaluation.intervals import draws, interval, plain_means, resampled_means
+from dare.evaluation.runs import LOSS_ALLOWED, of_network
+from dare.evaluation.verdict import (
     answer_of,
     is_unmoved,
     judged_models,

@@ -20,8 +20,8 @@ from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwa
 from foolbox.criteria import Misclassification, TargetedMisclassification
 from foolbox.distances import LpDistance
 
-from adv.model import Calls, Start, chosen_logit, in_full_batches
-from adv.search import line_search
+from adv.attacks.classifier import Calls, Start, chosen_logit, in_full_batches
+from adv.attacks.search import line_search
 
 # Changes of one feature in a block. With one, changes are spread over too many features; with three
 # or more, features go on to be changed after others have become better.

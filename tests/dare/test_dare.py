@@ -13,17 +13,11 @@ from dare.dare import regression_loss, synchronise, transform
 from dare.get_ats import Mined, best_checkpoint, mine
 from train.artifacts import attributes, epochs_in, tuned_folder, weights_path
 from train.backend import keras, ops
+from train.checkpoints import load_classifier, load_weights, save_weights
 from train.flags import UserError
 from train.models import build_model
-from train.utils import (
-    default_layer,
-    load_classifier,
-    load_weights,
-    predict,
-    save_weights,
-    set_seed,
-    up_to,
-)
+from train.study import default_layer
+from train.utils import predict, set_seed, up_to
 
 layers = keras.layers
 
@@ -162,7 +156,7 @@ def test_only_the_slice_moves(study):
     before = weights_of(load_classifier(folder))
     nnslicer.main([*flags, "--per", "0.5"])
     dare.main([*flags, *RATE, "--epoch", "2", "--per", "0.5"])
-    settings = {"method": "dare", "layer": "conv2", "per": 0.5, "lr_rate": 1e-3, "run": 0}
+    settings = {"method": "dare", "choose_layer": "conv2", "per": 0.5, "lr_rate": 1e-3, "run": 0}
     after = weights_of(tuned(folder, 2, **settings))
     with h5py.File(folder / "slice_0.5.h5") as file:
         mask = np.broadcast_to(file["conv2/mask"][()], before["conv2/kernel"].shape)
@@ -177,7 +171,7 @@ def test_only_the_slice_moves(study):
     rows = list(csv.DictReader((path / "log.csv").open()))
     assert [r["epoch"] for r in rows] == ["1", "2"] and float(rows[0]["lr"]) == pytest.approx(1e-3)
     about = attributes(weights_path(path, 2))
-    assert about["per"] == 0.5 and about["layer"] == "conv2" and about["method"] == "dare"
+    assert about["per"] == 0.5 and about["choose_layer"] == "conv2" and about["method"] == "dare"
 
 
 def test_the_saved_classifier_is_the_tuned_regression_model(study, tmp_path):
@@ -236,9 +230,9 @@ def test_variants(study):
     before = weights_of(load_classifier(folder))
     all_layers = {"conv1", "conv1_bn", "conv2", "dense1", "predictions"}
     expected = {
-        "dare-s": ({"conv1", "conv1_bn", "conv2"}, {"layer": "conv2"}),
+        "dare-s": ({"conv1", "conv1_bn", "conv2"}, {"choose_layer": "conv2"}),
         "dare-sl": ({"conv2", "dense1", "predictions"}, {}),  # 5: input to pool1
-        "dare-last": (all_layers, {"layer": "predictions", "per": 0.95}),
+        "dare-last": (all_layers, {"choose_layer": "predictions", "per": 0.95}),
     }
     for name, (layers_, settings) in expected.items():
         script = importlib.import_module(f"dare.{name}")
@@ -251,7 +245,7 @@ def test_as_released(study):
     """--batches 1: each saved model is one batch and a new Adam after the last."""
     _, folder, flags = study
     dare.main([*flags, "--batches", "1", "--epoch", "2", "--lr_rate", "0.01"])
-    settings = {"method": "dare-released", "layer": "conv2", "per": 0.95, "batches": 1}
+    settings = {"method": "dare-released", "choose_layer": "conv2", "per": 0.95, "batches": 1}
     settings |= {"lr_rate": 0.01, "run": 0}
     path = tuned_folder(folder, **settings)
     assert epochs_in(path) == [1, 2]
@@ -265,7 +259,7 @@ def test_as_released(study):
 
 def test_raising_epoch_goes_on(study):
     _, folder, flags = study
-    settings = {"method": "dare-s", "layer": "conv2", "lr_rate": 1e-3, "run": 0}
+    settings = {"method": "dare-s", "choose_layer": "conv2", "lr_rate": 1e-3, "run": 0}
     script = importlib.import_module("dare.dare-s")
     script.main([*flags, *RATE, "--epoch", "4"])
     at_once = weights_of(tuned(folder, 4, **settings))
@@ -284,7 +278,7 @@ def test_a_folder_made_from_other_targets_is_refused(study):
     _, folder, flags = study
     script = importlib.import_module("dare.dare-s")
     script.main([*flags, *RATE, "--epoch", "1"])
-    path = tuned_folder(folder, method="dare-s", layer="conv2", lr_rate=1e-3, run=0)
+    path = tuned_folder(folder, method="dare-s", choose_layer="conv2", lr_rate=1e-3, run=0)
     before = weights_path(path, 1).read_bytes()
     (folder / "ats_conv2.h5").unlink()
     get_ats.main([*flags, "--first", "5"])
@@ -298,7 +292,7 @@ def test_controls(study):
     original = weights_of(load_classifier(folder))
     dare.main([*flags, *RATE, "--epoch", "2"])
     controls.main([*flags, *RATE, "--epoch", "2"])
-    run = {"layer": "conv2", "lr_rate": 1e-3, "run": 0}
+    run = {"choose_layer": "conv2", "lr_rate": 1e-3, "run": 0}
     after = weights_of(tuned(folder, 2, method="dare", per=0.95, **run))
     noise = weights_of(tuned(folder, 2, method="control-noise", per=0.95, **run))
     for name, before in original.items():
@@ -309,7 +303,7 @@ def test_controls(study):
         size = [np.linalg.norm(w[name] - before) for w in (after, noise)]
         assert size[0] == pytest.approx(size[1], rel=1e-3, abs=1e-6)
 
-    drift = weights_of(tuned(folder, 2, method="control-batchnorm", layer="conv2", run=0))
+    drift = weights_of(tuned(folder, 2, method="control-batchnorm", choose_layer="conv2", run=0))
     changed = {name for name in original if (drift[name] != original[name]).any()}
     assert changed == {"conv1_bn/moving_mean", "conv1_bn/moving_variance"}
 
@@ -333,7 +327,7 @@ def test_targets_without_history_or_choice(study):
         with h5py.File(folder / f"ats_conv2_{name}.h5") as file:
             np.testing.assert_array_equal(file["index"][()], index)
             np.testing.assert_allclose(file["activation"][()], expected, rtol=1e-5, atol=1e-6)
-        settings = {"layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
+        settings = {"choose_layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
         path = tuned_folder(folder, f"control-{name}", **settings)
         assert attributes(weights_path(path, 1))["method"] == f"control-{name}"
 

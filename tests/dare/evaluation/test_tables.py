@@ -15,9 +15,10 @@ from conftest import ROOT
 from matplotlib.text import Text
 from scipy import stats
 
-import dare.record
-from dare import claims, differences, figures, intervals, report, runs, tables, verdict
-from dare.runs import Recorded
+import dare.evaluation.record
+from dare import tables
+from dare.evaluation import claims, differences, figures, intervals, report, runs, verdict
+from dare.evaluation.runs import Recorded
 from train.flags import UserError
 
 # -------------------------------------------------------------------------------- made-up studies
@@ -723,7 +724,7 @@ def test_one_network(home):
 def test_recorded_results_give_the_same_tables(home, monkeypatch):
     """Also after models/ is gone; what is kept has neither weights nor images."""
     folder = made_up(home, PLAIN | {"at-fgsm": (0.6, 0.9, 0.5)}, n=100)
-    monkeypatch.setattr(dare.record, "RESULTS", home / "results")
+    monkeypatch.setattr(dare.evaluation.record, "RESULTS", home / "results")
     monkeypatch.setattr(tables, "RESULTS", home / "results")
     tables.main([])
     names = ("table.csv", "table_differences.csv", "table_verdict.csv")

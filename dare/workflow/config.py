@@ -7,10 +7,10 @@ import yaml
 from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
 
+from dare.workflow.methods import CONTROLS
 from train import params
-from train.flags import CONTROLS
 
-SCHEMA = yaml.safe_load(Path(__file__).with_name("config.schema.yaml").read_text())
+SCHEMA = yaml.safe_load(Path(__file__).with_name("schema.yaml").read_text())
 KEYS = SCHEMA["properties"]
 
 

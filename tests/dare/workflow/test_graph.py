@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from snakemake.cli import args_to_api, parse_args
 
-import train.flags
+import dare.workflow.methods
+from adv import ATTACKS
 from train.artifacts import tuned_name
-from train.flags import ATTACKS
 
 # Without the profile, which hides the jobs that the tests count.
 SNAKEFILE = ["--snakefile", str(ROOT / "dare/Snakefile"), "--workflow-profile", "none"]
@@ -54,7 +54,7 @@ def jobs(text, rule):
     return found
 
 
-CONTROLS = [f"control-{name}" for name in train.flags.CONTROLS]
+CONTROLS = [f"control-{name}" for name in dare.workflow.methods.CONTROLS]
 AT = [f"at-{attack}" for attack in ATTACKS]
 DARE = ["dare", "dare-s", "dare-sl", "dare-last", "dare-released"]
 SLICED = ["dare", "dare-last", "dare-released", "control-self", "control-single", "control-noise"]
@@ -129,7 +129,7 @@ def test_jobs_of_a_sweep(dry_run, sweep):
 
 def test_jobs_of_the_study(dry_run):
     """3 data sets, 2 networks, 3 seeds, 2 rates of DARE, its variants and the controls."""
-    done, text = dry_run("--configfile", str(ROOT / "dare/study.yaml"))
+    done, text = dry_run("--configfile", str(ROOT / "dare/workflow/study.yaml"))
     assert done, text
     grid = {rule: 18 * n for rule, n in ONE.items()} | {"prepare": 3, "tables": 1, "all": 1}
     assert counts(text) == grid | {rule: 36 for rule in OF_RATE}
@@ -137,7 +137,7 @@ def test_jobs_of_the_study(dry_run):
 
 def test_jobs_of_the_papers_grid(dry_run):
     """3 data sets, 3 networks, 3 seeds and 3 runs, each with its own layer and rates."""
-    done, text = dry_run("--configfile", str(ROOT / "dare/paper.yaml"))
+    done, text = dry_run("--configfile", str(ROOT / "dare/workflow/paper.yaml"))
     assert done, text
     grid = {rule: 27 * n for rule, n in ONE.items()} | {"prepare": 3, "tables": 1, "all": 1}
     grid |= {rule: 3 * grid[rule] for rule in OF_RUN}
@@ -174,9 +174,9 @@ def test_commands_say_what_the_paths_say(dry_run):
     sweep = "choose_layer=conv2 per=0.5 lr_rate=1e-5 adv_lr_rate=1e-3 runs=2 seeds=1 limit=300"
     _, text = dry_run("--config", *sweep.split(), "adaptive=false", "source=my files")
     names = "--dataset digits --model lenet --seed 1"
-    dare = {"layer": "conv2", "per": 0.5, "lr_rate": 1e-5, "run": 2}
+    dare = {"choose_layer": "conv2", "per": 0.5, "lr_rate": 1e-5, "run": 2}
     rate_and_run = {"lr_rate": 1e-5, "run": 2}
-    layer, last = {"layer": "conv2"}, {"layer": "predictions", "per": 0.5}
+    layer, last = {"choose_layer": "conv2"}, {"choose_layer": "predictions", "per": 0.5}
     chosen, run = "--choose_layer conv2", "--lr_rate 1e-05 --run 2 --epoch 5"
     expected = {
         ("dare", *dare.items()): f"dare.py {names} {chosen} --per 0.5 {run}",

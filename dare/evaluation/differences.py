@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from dare.intervals import holm, mcnemar, paired_bootstrap, wilcoxon
-from dare.runs import KEYS, WITHOUT_RUNS, methods_in_order, models_of, of_network, paired
+from dare.evaluation.intervals import holm, mcnemar, paired_bootstrap, wilcoxon
+from dare.evaluation.runs import KEYS, WITHOUT_RUNS, methods_in_order, models_of, of_network, paired
 
 RUNS_NEEDED = 6  # of a two-sided signed-rank test: with fewer, no outcome has p < 0.05
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import patterns
 
-import adv.model
-from adv import fintune_adv, generate_adv
+import adv.attacks.classifier
+from adv import ATTACKS, fintune_adv, generate_adv
 from adv.attacks import attack, norms
-from adv.model import (
+from adv.attacks.classifier import (
     Calls,
     Start,
     batch_of,
@@ -25,12 +25,13 @@ from adv.model import (
     margin,
     margin_loss,
 )
-from adv.saliency_map import SaliencyMapAttack, saliency_map, target_classes
+from adv.attacks.saliency_map import SaliencyMapAttack, saliency_map, target_classes
 from train.artifacts import attributes
 from train.backend import keras, ops
-from train.flags import ATTACKS, UserError
+from train.checkpoints import load_classifier
+from train.flags import UserError
 from train.models import build_model
-from train.utils import load_classifier, predict
+from train.utils import predict
 
 layers = keras.layers
 
@@ -458,10 +459,10 @@ def test_samples_do_not_depend_on_the_batch(subject, name):
 
 
 def test_batches_fill_an_accelerator(monkeypatch):
-    monkeypatch.setattr(adv.model, "accelerators", lambda: [])
+    monkeypatch.setattr(adv.attacks.classifier, "accelerators", lambda: [])
     vgg, alexnet = (build_model(name, (32, 32, 3), 10) for name in ("vgg16", "alexnet"))
     assert batch_of(vgg) == batch_of(alexnet) == 128
-    monkeypatch.setattr(adv.model, "accelerators", lambda: ["gpu:0"])
+    monkeypatch.setattr(adv.attacks.classifier, "accelerators", lambda: ["gpu:0"])
     assert 128 < batch_of(vgg) <= batch_of(alexnet) <= 1024
     assert batch_of(alexnet, memory=1e8) < 128
 

@@ -12,7 +12,8 @@ import eagerpy as ep
 import foolbox
 import numpy as np
 
-from adv.model import (
+from adv import ATTACKS
+from adv.attacks.classifier import (
     Calls,
     Start,
     in_full_batches,
@@ -21,9 +22,9 @@ from adv.model import (
     margin_loss,
     per_image,
 )
-from adv.saliency_map import saliency_map, target_classes
-from adv.search import EpsilonSearch, line_search
-from train.flags import ATTACKS, UserError
+from adv.attacks.saliency_map import saliency_map, target_classes
+from adv.attacks.search import EpsilonSearch, line_search
+from train.flags import UserError
 from train.utils import set_seed
 
 

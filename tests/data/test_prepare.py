@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from data import prepare
-from train import artifacts
+from train import log
 from train.flags import UserError
 from train.utils import class_names, load_data
 
@@ -419,9 +419,9 @@ def test_hidden_and_other_files_are_ignored_with_a_word(home, source, capsys):
 
 
 def test_says_how_far_it_is_without_a_terminal(home, source, capsys, monkeypatch):
-    assert artifacts.LINES["mininterval"] == 30  # pytest's stderr is no terminal
+    assert log.LINES["mininterval"] == 30  # pytest's stderr is no terminal
     for name in "mininterval", "delay":
-        monkeypatch.setitem(artifacts.LINES, name, 0)
+        monkeypatch.setitem(log.LINES, name, 0)
     write_folder(source)
     prepared("leaves", source)
     out = capsys.readouterr().out

@@ -10,10 +10,12 @@ import pytest
 
 from adv import fintune_adv
 from dare import controls, dare, test
-from dare.scores import Scores
+from dare.evaluation.scores import Scores
 from train.artifacts import tuned_folder, weights_path
+from train.checkpoints import load_classifier, load_weights
 from train.flags import UserError
-from train.utils import Study, halves_of_test, load_classifier, load_weights, predict
+from train.study import Study
+from train.utils import halves_of_test, predict
 
 
 def candidates(*rows):
@@ -98,7 +100,7 @@ def test_robustness_csv(scored, capsys, monkeypatch):
 
     row = table[(table["method"] == "dare") & (table["attack"] == "pgd") & table["selected"]]
     row = row[row["split"] == "test"].iloc[0]
-    settings = {"layer": "conv2", "per": 0.95, "lr_rate": row["lr_rate"], "run": 0}
+    settings = {"choose_layer": "conv2", "per": 0.95, "lr_rate": row["lr_rate"], "run": 0}
     path = weights_path(tuned_folder(folder, "dare", **settings), row["epoch"])
     model = load_weights(load_classifier(folder), path)
     with h5py.File(folder / "adv/pgd.h5") as file:
@@ -190,7 +192,7 @@ def test_a_seed_that_is_still_training_does_not_stop_the_others(study):
 def test_a_tuned_model_of_another_checkpoint_is_refused(study):
     _, folder, flags = study
     dare.main([*flags, "--epoch", "1", "--lr_rate", "0.001"])
-    settings = {"layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
+    settings = {"choose_layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
     path = weights_path(tuned_folder(folder, "dare", **settings), 1)
     with h5py.File(path, "a") as file:
         file.attrs["checkpoint_sha256"] = "0" * 64

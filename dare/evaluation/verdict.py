@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from dare.intervals import bootstrap
-from dare.runs import (
+from dare.evaluation.intervals import bootstrap
+from dare.evaluation.runs import (
     KEYS,
     LOSS_ALLOWED,
     PAPER,

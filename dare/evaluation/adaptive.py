@@ -19,18 +19,12 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from adv.model import Calls, reads_weights_anew
-from adv.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack_model, ticks
-from dare.intervals import wilson
-from dare.scores import arrays_in
-from train.artifacts import (
-    atomic_write,
-    data_sha256,
-    fingerprint,
-    is_made,
-    progress,
-    set_attributes,
-)
+from adv.attacks.classifier import Calls, reads_weights_anew
+from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack_model, ticks
+from dare.evaluation.intervals import wilson
+from dare.evaluation.scores import arrays_in
+from train.artifacts import atomic_write, data_sha256, fingerprint, is_made, set_attributes
+from train.log import progress
 from train.utils import halves_of_test, pixels
 
 # Sizes of perturbations, ascending, for images of one channel and of several.
@@ -49,7 +43,7 @@ def evaluate(study, table, weights, images=500, restarts=3):
     What adaptive.h5 has already is kept; one of other images or settings is refused.
 
     Args:
-        study: a train.utils.Study. table: its robustness.csv as a DataFrame. weights: {SHA-256 of
+        study: a train.study.Study. table: its robustness.csv as a DataFrame. weights: {SHA-256 of
             the weights: path}. images: of the reporting half, all if there are fewer. restarts: of
             pgd.
 

@@ -31,8 +31,8 @@ import foolbox
 import numpy as np
 
 from adv.attacks import norms
-from adv.model import Calls, log_odds
-from adv.rays import Rays
+from adv.attacks.classifier import Calls, log_odds
+from adv.attacks.rays import Rays
 from train.utils import seed_number
 
 PGD_STEPS, REACH = 20, 2.5  # all steps together go 2.5 epsilon far (Madry et al. 2018)

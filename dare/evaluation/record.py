@@ -11,12 +11,12 @@ from pathlib import Path
 
 import h5py
 
-from dare.report import commands
-from dare.runs import RULES, Recorded
-from dare.scores import Scores, arrays_in
+from dare.evaluation.report import commands
+from dare.evaluation.runs import RULES, Recorded
+from dare.evaluation.scores import Scores, arrays_in
 from train.artifacts import atomic_write, set_attributes
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def record(folders, name):

@@ -11,11 +11,11 @@ import markupsafe
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from dare import figures
-from dare.runs import label_rows, of_network
+from dare.evaluation import figures
+from dare.evaluation.runs import label_rows, of_network
 from train.artifacts import atomic_write, attributes, write_text
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass

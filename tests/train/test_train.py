@@ -10,19 +10,13 @@ from conftest import ROOT, weights_of, write_data
 from train import params
 from train.artifacts import attributes, epochs_in
 from train.backend import keras, ops
+from train.checkpoints import load_classifier, load_weights, values_of_layers
 from train.flags import UserError
 from train.models import build_model, statistics
 from train.precision import in_precision
 from train.train import augment, train_batches
 from train.train import train as train_network
-from train.utils import (
-    Batches,
-    load_classifier,
-    load_weights,
-    predict,
-    set_seed,
-    values_of_layers,
-)
+from train.utils import Batches, predict, set_seed
 
 SHAPES = {"cifar10": (32, 32, 3), "svhn": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
 TABLE = list(csv.DictReader((ROOT / "dare/paper/models.csv").open()))

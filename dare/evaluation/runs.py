@@ -6,12 +6,13 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from dare.scores import Scores
+from adv import ATTACKS
+from dare.evaluation.scores import Scores
 from train import params
 from train.artifacts import data_info, need
-from train.flags import ATTACKS, UserError
+from train.flags import UserError
 
-PAPER = Path(__file__).parent / "paper"
+PAPER = Path(__file__).resolve().parents[1] / "paper"
 KEYS = ["dataset", "model"]
 LOSS_ALLOWED = 1.0  # points of clean accuracy that a model of selected_within_1 may lose
 RULES = {
