@@ -17,7 +17,7 @@ from adv import ATTACKS
 from train import params
 from train.artifacts import samples_path, sha256
 from train.fit import tune_baseline
-from train.flags import UserError, names_in, options, start
+from train.flags import UserError, chosen_names, options, run_script
 from train.study import Study
 
 dataset = "digits"
@@ -32,7 +32,7 @@ run = 0  # number of the run: seed of the tuning
 def training_samples(study, attack):
     """Images float32 (n, h, w, c) and labels (n,) to train on, and the SHA-256 of their file."""
     path = samples_path(study.folder, attack)
-    with study.open_made(path, study.command("adv/generate_adv.py", attack=attack)) as file:
+    with study.open_checked(path, study.command("adv/generate_adv.py", attack=attack)) as file:
         rows = (file["split"][()] == 0) & file["success"][()]
         images, labels = file["image"][()][rows], file["label"][()][rows]
     if not len(images):
@@ -55,9 +55,9 @@ def adversarially_train(study, attack, lr_rate, epochs, run):
 def main(argv=None):
     args = options(__doc__, argv, globals(), attack=ATTACKS)
     study = Study.open(args)
-    for name in names_in(args.attack, ATTACKS):
+    for name in chosen_names(args.attack, ATTACKS):
         adversarially_train(study, name, args.lr_rate, args.epoch, args.run)
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

@@ -25,16 +25,16 @@ import numpy as np
 from adv import ATTACKS
 from adv.attacks import attack as run_attack
 from adv.attacks import norms
-from adv.attacks.classifier import Calls, per_image
+from adv.attacks.classifier import BatchedModel, per_image
 from train.artifacts import (
+    already_made,
     atomic_write,
     attributes,
-    is_made,
     remove_temporary_files,
     samples_path,
     set_attributes,
 )
-from train.flags import UserError, names_in, options, start
+from train.flags import UserError, chosen_names, options, run_script
 from train.log import progress, stage
 from train.study import Study
 from train.utils import class_names, pixels, predict
@@ -109,9 +109,10 @@ class Chunk:
             seconds, inside = float(file.attrs["seconds"]), float(file.attrs["inside"])
             return cls(file["image"][()], file["success"][()], seconds, inside)
 
-    def write(self, path, **made_from):
+    def write(self, path, provenance):
         with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file, **made_from, seconds=self.seconds, inside=self.inside)
+            set_attributes(file, provenance)
+            file.attrs.update(seconds=self.seconds, inside=self.inside)
             file["image"], file["success"] = self.image, self.success
 
     @classmethod
@@ -129,20 +130,20 @@ def parts_folder(path):
     return path.parent / f".{path.stem}.parts"
 
 
-def attack_chunk(name, calls, classifier, x, y, made_from, seed, progress):
+def attack_chunk(name, calls, classifier, x, y, provenance, seed, progress):
     """One attack on images x (n, h, w, c), uint8, with labels y (n,). Returns a Chunk."""
     begun, calls.seconds = time.perf_counter(), 0.0
     image, success = run_attack(
-        name, classifier, pixels(x), y, made_from["mode"], made_from["epsilon"], seed,
-        made_from["steps"], progress, calls,
+        name, classifier, pixels(x), y, provenance["mode"], provenance["epsilon"], seed,
+        provenance["steps"], progress, calls,
     )  # fmt: skip
     return Chunk(image, success, time.perf_counter() - begun, calls.seconds)
 
 
-def attack_all(name, calls, classifier, x, y, index, path, made_from):
+def attack_all(name, calls, classifier, x, y, index, path, provenance):
     """One attack on images x[index], in chunks that survive the end of the process at any moment.
 
-    A finished chunk waits in parts_folder(path), with made_from as its attributes; one that was
+    A finished chunk waits in parts_folder(path), with provenance as its attributes; one that was
     made from something else is made anew. Returns a Chunk of all.
     """
     parts, chunks, hits = parts_folder(path), [], 0
@@ -152,13 +153,13 @@ def attack_all(name, calls, classifier, x, y, index, path, made_from):
     with progress(total=len(index), desc=name, unit="image") as bar:
         for first in range(0, len(index), size):
             rows, part = index[first : first + size], parts / f"{first:06d}.h5"
-            made_so, there = made_from | {"images": len(rows)}, attributes(part)
+            made_so, there = provenance | {"images": len(rows)}, attributes(part)
             if all(there.get(name) == wanted for name, wanted in made_so.items()):
                 bar.update(len(rows))
             else:
-                seed = made_from["seed"] + first
-                one = x[rows], y[rows], made_from, seed, bar.update
-                attack_chunk(name, calls, classifier, *one).write(part, **made_so)
+                seed = provenance["seed"] + first
+                one = x[rows], y[rows], provenance, seed, bar.update
+                attack_chunk(name, calls, classifier, *one).write(part, made_so)
             chunks.append(Chunk.read(part))
             hits += chunks[-1].success.sum()
             bar.set_postfix_str(f"success {100 * hits / (first + len(rows)):.1f}%")
@@ -168,15 +169,15 @@ def attack_all(name, calls, classifier, x, y, index, path, made_from):
 # ------------------------------------------------------------------------------------- the result
 
 
-def write_samples(path, found, original, label, index, made_from):
+def write_samples(path, found, original, label, index, provenance):
     """The samples file, last of all: where it is, the samples are complete.
 
     found: Chunk. original: the pixels it started from. label, index: int (n,).
     """
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-        set_attributes(file, **made_from)
+        set_attributes(file, provenance)
         file["image"], file["success"], file["index"] = found.image, found.success, index
-        file["label"], file["split"] = label, splits(len(index), made_from["seed"])
+        file["label"], file["split"] = label, splits(len(index), provenance["seed"])
         for norm, size in norms(found.image - original).items():
             file[norm] = size
 
@@ -232,13 +233,13 @@ def report(path, found):
     }
 
 
-def generate(name, calls, study, x, y, index, path, made_from):
+def generate(name, calls, study, x, y, index, path, provenance):
     """Attack images x[index] and write the samples file `path`, its picture first.
 
-    made_from: attributes of the file, with mode, epsilon, steps and seed. Returns what the log
+    provenance: attributes of the file, with mode, epsilon, steps and seed. Returns what the log
     records. Raises UserError if not one image can be attacked.
     """
-    found = attack_all(name, calls, study.classifier, x, y, index, path, made_from)
+    found = attack_all(name, calls, study.classifier, x, y, index, path, provenance)
     if not found.success.any():
         raise UserError(
             f"{name} changed the decision on none of {len(index)} images: attack with a larger "
@@ -249,7 +250,7 @@ def generate(name, calls, study, x, y, index, path, made_from):
     names = class_names(study.dataset, study.classifier.output_shape[-1])
     some = original[shown], found.image[shown], label[shown]
     picture(path.with_suffix(".png"), *some, study.classifier, name, names)
-    write_samples(path, found, original, label, index, made_from)
+    write_samples(path, found, original, label, index, provenance)
     return report(path, found)
 
 
@@ -266,22 +267,22 @@ def main(argv=None):
         raise UserError(
             f"--samples {args.samples} is more than the {len(x)} images of x_train: ask for fewer."
         )
-    calls, index = Calls.of(study.classifier), None
+    calls, index = BatchedModel.of(study.classifier), None
     settings = {k: getattr(args, k) for k in ("samples", "mode", "epsilon", "steps")}
-    for name in names_in(args.attack, ATTACKS):
+    for name in chosen_names(args.attack, ATTACKS):
         path = samples_path(study.folder, name)
-        made_from = study.made_from | settings | {"attack": name}
-        with stage(path.with_suffix(".log"), name, **vars(args) | {"attack": name}) as record:
-            record.idle = is_made(path, made_from)
+        provenance = study.provenance | settings | {"attack": name}
+        with stage(path.with_suffix(".log"), name, vars(args) | {"attack": name}) as record:
+            record.idle = already_made(path, provenance)
             if record.idle:
                 print(f"{path} is there.")
             else:
                 if index is None:
                     index = choose(study.classifier, x, y, args.samples, args.seed)
-                record |= generate(name, calls, study, x, y, index, path, made_from)
+                record |= generate(name, calls, study, x, y, index, path, provenance)
         # Not in generate: a run that was killed after its last write leaves them.
         shutil.rmtree(parts_folder(path), ignore_errors=True)
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

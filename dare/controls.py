@@ -32,11 +32,11 @@ from dare.get_ats import Mined, record_activations
 from dare.workflow.methods import CONTROLS
 from train import params
 from train.artifacts import (
+    already_made,
     atomic_write,
     checkpoint_path,
-    is_made,
-    need,
     remove_temporary_files,
+    require,
     set_attributes,
     sha256,
     study_folder,
@@ -46,7 +46,7 @@ from train.artifacts import (
 )
 from train.checkpoints import final_checkpoint, load_weights, save_weights
 from train.fit import tune_baseline
-from train.flags import UserError, names_in, options, start
+from train.flags import UserError, chosen_names, options, run_script
 from train.log import progress, stage
 from train.study import Study
 from train.utils import pixels
@@ -87,7 +87,7 @@ def control_batchnorm(study, args, layer, rate):
 
 def control_finetune(study, args, layer, rate):
     """Cross-entropy on the modified images, up to DARE's layer, in DARE's batches."""
-    images, labels, made_from = modified_images(study, layer)
+    images, labels, provenance = modified_images(study, layer)
     settings = {
         "method": "control-finetune",
         "choose_layer": layer,
@@ -95,7 +95,7 @@ def control_finetune(study, args, layer, rate):
         "run": args.run,
     }
     tune_baseline(
-        study, images, labels, "categorical_crossentropy", args.epoch, settings, made_from,
+        study, images, labels, "categorical_crossentropy", args.epoch, settings, provenance,
         until=layer, batch=params.batch,
     )  # fmt: skip
 
@@ -106,20 +106,20 @@ def control_noise(study, args, layer, rate):
     source = tuned_folder(study.folder, "dare", **settings)
     folder = tuned_folder(study.folder, "control-noise", **settings)
     flags = {"lr_rate": rate, "per": args.per, "choose_layer": layer, "run": args.run}
-    need(weights_path(source, args.epoch), study.command("dare/dare.py", **flags))
+    require(weights_path(source, args.epoch), study.command("dare/dare.py", **flags))
     original, classifier = study.original().get_weights(), study.classifier
-    with stage(folder / "tune.log", "control-noise", **study.names, **settings) as record:
+    with stage(folder / "tune.log", "control-noise", study.names | settings) as record:
         remove_temporary_files(folder)
         record.idle = True
         for e in progress(range(1, args.epoch + 1), desc="noise"):
             tuned, path = weights_path(source, e), weights_path(folder, e)
-            made_from = study.made_from | settings | {"method": "control-noise", "epoch": e}
-            made_from |= {"dare_sha256": sha256(tuned)}
-            if not is_made(path, made_from):
+            provenance = study.provenance | settings | {"method": "control-noise", "epoch": e}
+            provenance |= {"dare_sha256": sha256(tuned)}
+            if not already_made(path, provenance):
                 moved = load_weights(classifier, tuned).get_weights()
                 rng = np.random.default_rng([study.seed, args.run, e, 4])
                 add_noise(classifier, original, moved, rng)
-                save_weights(classifier, path, **made_from)
+                save_weights(classifier, path, provenance)
                 record.idle = False
 
 
@@ -127,16 +127,16 @@ def control_swa(study, args, layer, rate):
     """The mean of the mined checkpoints' weights (stochastic weight averaging)."""
     folder = tuned_folder(study.folder, "control-swa")
     path = weights_path(folder, 1)
-    with stage(folder / "tune.log", "control-swa", **study.names) as record:
+    with stage(folder / "tune.log", "control-swa", study.names) as record:
         remove_temporary_files(folder)
         mined = mined_checkpoints(study)
-        made_from = study.made_from | {"method": "control-swa", "epoch": 1, "run": 0}
-        made_from |= {"first": min(mined), "last": max(mined)}
-        record.idle = is_made(path, made_from)
+        provenance = study.provenance | {"method": "control-swa", "epoch": 1, "run": 0}
+        provenance |= {"first": min(mined), "last": max(mined)}
+        record.idle = already_made(path, provenance)
         if not record.idle:
             average_weights(study.original(), list(mined.values()))
             estimate_batch_norm(study.classifier, study.data("train")[0][:BATCH_NORM_IMAGES])
-            save_weights(study.classifier, path, **made_from)
+            save_weights(study.classifier, path, provenance)
 
 
 MAKE = {
@@ -189,12 +189,12 @@ def open_targets_of(study, layer, name, choose):
     with open_targets(study, layer) as file:
         mined = Mined.read(file)
         checkpoint = choose(mined)
-        made_from = study.made_from | {"choose_layer": layer, "ats_sha256": sha256(file.filename)}
-        made_from |= {"target_sha256": sha256(checkpoint)}
-    if not is_made(path, made_from):
+        provenance = study.provenance | {"choose_layer": layer, "ats_sha256": sha256(file.filename)}
+        provenance |= {"target_sha256": sha256(checkpoint)}
+    if not already_made(path, provenance):
         x, _ = study.data("validation")
         with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file, **made_from)
+            set_attributes(file, provenance)
             for field in ("index", "epoch", "probability", "final_probability"):
                 file[field] = getattr(mined, field)
             all_of_one = np.zeros(len(mined.index), int)
@@ -248,9 +248,9 @@ def main(argv=None):
     args = options(__doc__, argv, globals(), control=CONTROLS)
     study = Study.open(args)
     layer, rate = study.layer(args.choose_layer), tuned_rate(args.lr_rate, args.model)
-    for name in names_in(args.control, CONTROLS):
+    for name in chosen_names(args.control, CONTROLS):
         MAKE[name](study, args, layer, rate)
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

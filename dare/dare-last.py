@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.dare import tune_study, tuned_rate
-from train.flags import options, start
+from train.flags import options, run_script
 from train.study import Study
 
 dataset = "digits"
@@ -33,4 +33,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dare.dare import modified_images, tuned_rate
 from train import params
 from train.fit import tune_baseline
-from train.flags import options, start
+from train.flags import options, run_script
 from train.study import Study
 
 dataset = "digits"
@@ -29,12 +29,12 @@ run = 0
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    images, labels, made_from = modified_images(study, study.mined_layer())
+    images, labels, provenance = modified_images(study, study.mined_layer())
     rate = tuned_rate(args.lr_rate, args.model)
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     frozen = params.frozen.get(args.model, 0)
-    tune_baseline(study, images, labels, "mse", args.epoch, settings, made_from, frozen=frozen)
+    tune_baseline(study, images, labels, "mse", args.epoch, settings, provenance, frozen=frozen)
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

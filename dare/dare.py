@@ -22,7 +22,7 @@ from train import params
 from train.artifacts import epochs_in, fingerprint, sha256, slice_path, targets_path, tuned_folder
 from train.backend import keras, ops
 from train.fit import fit
-from train.flags import UserError, options, start
+from train.flags import UserError, options, run_script
 from train.log import stage
 from train.study import Study
 from train.utils import Batches, Rows, pixels, set_seed, up_to
@@ -102,7 +102,7 @@ def regression_loss(activation, target, key):
 
 def tune(
     classifier, layer, mined, x, y, folder, lr_rate, epochs,
-    masks=None, key=None, batches=None, seed=(0,), made_from=None,
+    masks=None, key=None, batches=None, seed=(0,), provenance=None,
 ):  # fmt: skip
     """Transform, tune and synchronise (ASE 2022).
 
@@ -115,7 +115,7 @@ def tune(
         masks: {layer name: bool (n_in, n_out)}, the slice; None: all weights may move (dare-s).
         key: bool (classes, neurons), the key neurons; None: all neurons (dare-s).
         batches: an epoch has so many batches of 128, and an Adam of its own; None: all images.
-        made_from: what refuses the folder for another tuning; default: the arguments themselves.
+        provenance: what refuses the folder for another tuning; default: the arguments themselves.
 
     Returns:
         the classifier.
@@ -124,15 +124,15 @@ def tune(
         UserError: targets of another shape; what `fit` refuses.
     """
     set_seed(*seed)
-    if made_from is None:
-        made_from = {
+    if provenance is None:
+        provenance = {
             "choose_layer": layer,
             "lr_rate": lr_rate,
             "batches": batches,
             "seed": str(seed),
         }
         slice_arrays = [*(masks or {}).values(), *([] if key is None else [key])]
-        made_from["sha256"] = fingerprint(*classifier.get_weights(), mined.index, *slice_arrays)
+        provenance["sha256"] = fingerprint(*classifier.get_weights(), mined.index, *slice_arrays)
     regression = transform(classifier, layer, masks)
     if lr_rate is None:
         for weight in regression.trainable_variables:
@@ -161,7 +161,7 @@ def tune(
     shuffled = Batches(len(labels), make, params.batch, (*seed, 1), most=batches)
 
     fit(
-        trained, shuffled, folder, epochs, made_from, classifier, synchronise,
+        trained, shuffled, folder, epochs, provenance, classifier, synchronise,
         extendable=True, new_optimizer=batches is not None,
     )  # fmt: skip
     return classifier
@@ -186,7 +186,7 @@ def key_neurons_of(classifier, layer, slices, per):
 def read_slice(study, layer, per):
     """(masks, key neurons, SHA-256) of the study's slice file, as `tune` takes them."""
     path, step = slice_path(study.folder, per), study.command("dare/nnslicer.py", per=f"{per:g}")
-    with study.open_made(path, step, per=per) as file:
+    with study.open_checked(path, step, per=per) as file:
         slices = load_slice(file)
     masks = {name: sliced.mask for name, sliced in slices.items()}
     return masks, key_neurons_of(study.classifier, layer, slices, per), sha256(path)
@@ -195,15 +195,15 @@ def read_slice(study, layer, per):
 def open_targets(study, layer):
     """The study's open ats file of a layer, for `with`."""
     step = study.command("dare/get_ats.py", choose_layer=layer)
-    return study.open_made(targets_path(study.folder, layer), step, choose_layer=layer)
+    return study.open_checked(targets_path(study.folder, layer), step, choose_layer=layer)
 
 
 def modified_images(study, layer):
     """(images, labels, what to record of them) that mining a layer found, for tune_baseline."""
     with open_targets(study, layer) as file:
-        index, made_from = file["index"][()], {"ats_sha256": sha256(file.filename)}
+        index, provenance = file["index"][()], {"ats_sha256": sha256(file.filename)}
     x, y = study.data("validation")
-    return Rows(x, index), y[index], made_from
+    return Rows(x, index), y[index], provenance
 
 
 def tuned_rate(lr_rate, model, released=False):
@@ -231,16 +231,16 @@ def tune_study(
     settings |= {"lr_rate": lr_rate, "run": run}
     folder = tuned_folder(study.folder, **settings)
     x, y = study.data("validation")
-    with stage(folder / "tune.log", method, **study.names, **settings, epochs=epochs) as record:
-        made_from, before = study.made_from | settings, epochs_in(folder)
+    with stage(folder / "tune.log", method, study.names | settings | {"epochs": epochs}) as record:
+        provenance, before = study.provenance | settings, epochs_in(folder)
         masks = key = None
         if per is not None:
-            masks, key, made_from["slice_sha256"] = read_slice(study, layer, per)
+            masks, key, provenance["slice_sha256"] = read_slice(study, layer, per)
         with targets(study, layer) as file:
-            made_from["ats_sha256"] = sha256(file.filename)
+            provenance["ats_sha256"] = sha256(file.filename)
             tune(
                 study.original(), layer, Mined.read(file), x, y, folder, lr_rate, epochs,
-                masks, key, batches, (study.seed, run), made_from,
+                masks, key, batches, (study.seed, run), provenance,
             )  # fmt: skip
         record.idle = epochs_in(folder) == before
 
@@ -261,4 +261,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

@@ -19,16 +19,16 @@ import h5py
 import numpy as np
 
 from train.artifacts import (
+    already_made,
     atomic_write,
     fingerprint,
-    is_made,
     remove_temporary_files,
     set_attributes,
     sha256,
     targets_path,
 )
 from train.checkpoints import load_weights
-from train.flags import UserError, options, start
+from train.flags import UserError, options, run_script
 from train.log import progress, stage
 from train.study import Study
 from train.utils import predict, up_to
@@ -65,7 +65,7 @@ class Mined:
         return cls(**{k: v if k == "activation" else v[()] for k, v in arrays.items()})
 
 
-def mine(checkpoints, x, y, model, layer, path=None, history=None, made_from=None):
+def mine(checkpoints, x, y, model, layer, path=None, history=None, provenance=None):
     """Data augmentation from the training history (ASE 2022), in two passes.
 
     First the probabilities of all checkpoints, then the activations of each image at its best one:
@@ -76,7 +76,7 @@ def mine(checkpoints, x, y, model, layer, path=None, history=None, made_from=Non
         x, y: x_validation, uint8 or float32 pixels (n, h, w, c), and its int labels (n,).
         model: the classifier; on return it holds the final weights again.
         layer: name of the chosen layer.
-        path: HDF5 file for the result, with the attributes `made_from`; activations are streamed
+        path: HDF5 file for the result, with the attributes `provenance`; activations are streamed
             to it. None: in memory.
         history: HDF5 file that keeps the first pass, or None.
 
@@ -104,7 +104,7 @@ def mine(checkpoints, x, y, model, layer, path=None, history=None, made_from=Non
     index = index[np.argsort(best[index], kind="stable")]
     best = best[index]
     with result_file(path) as file:
-        set_attributes(file, **(made_from or {}))
+        set_attributes(file, provenance or {})
         file["index"] = index.astype("int64")
         file["epoch"] = epochs[best].astype("int32")
         file["probability"] = probability[best, index].astype("float32")
@@ -146,7 +146,7 @@ def read_history(path, y):
 
 def write_history(path, known, y):
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-        set_attributes(file, labels_sha256=fingerprint(y))
+        set_attributes(file, {"labels_sha256": fingerprint(y)})
         file["checkpoint_sha256"] = list(known)
         file["probability"], file["right"] = (
             np.stack([row[k] for row in known.values()]) for k in (0, 1)
@@ -205,16 +205,16 @@ def main(argv=None):
     layer = study.layer(args.choose_layer)
     x, y = study.data("validation")
     begin, end = next(iter(checkpoints)), list(checkpoints)[-2]
-    made_from = study.made_from | {"choose_layer": layer, "first": begin, "last": end}
+    provenance = study.provenance | {"choose_layer": layer, "first": begin, "last": end}
     path = targets_path(study.folder, layer)
-    history = study.folder / f"history_{study.made_from['data_sha256'][:12]}.h5"
-    with stage(study.folder / "get_ats.log", "mine", **vars(args), images=len(x)) as record:
+    history = study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5"
+    with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as record:
         remove_temporary_files(study.folder)
-        record.idle = is_made(path, made_from)
+        record.idle = already_made(path, provenance)
         if record.idle:
             print(f"{path} is there.")
             return
-        mine(checkpoints, x, y, study.classifier, layer, path, history, made_from)
+        mine(checkpoints, x, y, study.classifier, layer, path, history, provenance)
         with h5py.File(path, "r") as file:
             found = len(file["index"])
         share = f"{100 * found / len(x):.1f}%"
@@ -222,4 +222,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

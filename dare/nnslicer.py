@@ -20,9 +20,9 @@ import h5py
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from train.artifacts import atomic_write, is_made, set_attributes, slice_path
+from train.artifacts import already_made, atomic_write, set_attributes, slice_path
 from train.backend import keras, ops
-from train.flags import UserError, options, start
+from train.flags import UserError, options, run_script
 from train.log import progress, stage
 from train.study import Study
 from train.utils import predict
@@ -325,10 +325,10 @@ def key_neurons(contribution, per):
     return largest(np.asarray(contribution, "float64"), ceil_share(per, contribution.shape[1]))
 
 
-def save_slice(path, slices, **made_from):
+def save_slice(path, slices, provenance):
     """Write slices to an HDF5 file, with what they were made from as root attributes."""
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-        set_attributes(file, **made_from)
+        set_attributes(file, provenance)
         for order, (name, sliced) in enumerate(slices.items()):
             group = file.create_group(name)
             group.attrs["order"] = order
@@ -350,14 +350,14 @@ def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
     x, y = study.data("train")
-    path, made_from = slice_path(study.folder, args.per), study.made_from | {"per": args.per}
-    with stage(study.folder / "nnslicer.log", "slice", **vars(args), images=len(x)) as record:
-        record.idle = is_made(path, made_from)
+    path, provenance = slice_path(study.folder, args.per), study.provenance | {"per": args.per}
+    with stage(study.folder / "nnslicer.log", "slice", vars(args) | {"images": len(x)}) as record:
+        record.idle = already_made(path, provenance)
         if record.idle:
             print(f"{path} is there.")
             return
         slices = slice_model(study.classifier, x, y, args.per)
-        save_slice(path, slices, **made_from)
+        save_slice(path, slices, provenance)
         kept = sum(s.mask.sum() for s in slices.values())
         total = sum(s.mask.size for s in slices.values())
         share = f"{100 * kept / total:.1f}%"
@@ -365,4 +365,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

@@ -36,7 +36,7 @@ from dare.evaluation.runs import (
     LOSS_ALLOWED,
     PAPER,
     RULES,
-    Recorded,
+    RecordedRuns,
     methods_in_order,
     models_of,
     of_network,
@@ -46,7 +46,7 @@ from dare.evaluation.runs import (
 from dare.evaluation.verdict import summary, verdict, warnings
 from train import artifacts
 from train.artifacts import atomic_write, checkpoint_path, write_text
-from train.flags import UserError, options, start
+from train.flags import UserError, options, run_script
 from train.log import stage
 
 dataset = None  # None: all
@@ -205,7 +205,7 @@ def shown(cells, published=None):
 def models_table(recorded):
     """Sizes of training, parameters and accuracy of the networks, beside the authors' table.
 
-    Recorded results have no checkpoints, and so no parameters of ours.
+    RecordedRuns results have no checkpoints, and so no parameters of ours.
     """
     theirs = pd.read_csv(PAPER / "models.csv").set_index(KEYS)
     originals = recorded.rows[recorded.rows["method"] == "original"].drop_duplicates("folder")
@@ -372,7 +372,7 @@ def make_paper(target, command):
 
 def make_recorded(target, folders, command):
     """Everything from the recorded runs in `folders`."""
-    recorded = Recorded(folders)
+    recorded = RecordedRuns(folders)
     cells = {rule: robustness_table(recorded.chosen[rule], recorded) for rule in RULES}
     differences = {rule: differences_table(recorded, rule) for rule in RULES}
     verdicts = {network: verdict(recorded, *network) for network in recorded.networks()}
@@ -454,7 +454,7 @@ def main(argv=None):
     asked = "_".join(filter(None, (args.dataset, args.model)))
     target = home / ("paper" if args.paper else asked)
     command = " ".join(["python dare/tables.py", *(sys.argv[1:] if argv is None else argv)])
-    with stage(target / "tables.log", "tables", **vars(args)):
+    with stage(target / "tables.log", "tables", vars(args)):
         path = (
             make_paper(target, command) if args.paper else make_recorded(target, folders, command)
         )
@@ -462,4 +462,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

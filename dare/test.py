@@ -36,7 +36,7 @@ from train.artifacts import (
     sha256,
     weights_path,
 )
-from train.flags import UserError, options, start
+from train.flags import UserError, options, run_script
 from train.log import progress, stage
 from train.study import Study
 from train.utils import Batches, Rows, halves_of_test, pixels, predict_batches, selection_images
@@ -68,7 +68,7 @@ def read_samples(study):
         path = samples_path(study.folder, attack)
         if not path.exists():
             continue
-        with study.open_made(path, study.command("adv/generate_adv.py", attack=attack)) as file:
+        with study.open_checked(path, study.command("adv/generate_adv.py", attack=attack)) as file:
             index, split, success = (file[k][()] for k in ("index", "split", "success"))
             first = first or (path, index, split)
             if not (np.array_equal(index, first[1]) and np.array_equal(split, first[2])):
@@ -133,7 +133,7 @@ def weights_in(folder):
 
 def tuned_row(study, path, adv_sha256):
     about = attributes(path)
-    found, wanted = about.get("checkpoint_sha256"), study.made_from["checkpoint_sha256"]
+    found, wanted = about.get("checkpoint_sha256"), study.provenance["checkpoint_sha256"]
     if found != wanted:
         raise UserError(
             f"{path} was tuned from checkpoint {str(found)[:12]}, not {wanted[:12]}: move "
@@ -233,8 +233,8 @@ def score_study(study):
     attacks = [a for a in ATTACKS if f"{a} test" in samples]
     models = models_to_score(study, {a: samples[f"{a} test"][-1] for a in attacks})
     parts, scores = samples | clean, Scores(study.folder / "scores.h5")
-    for part, (_, _, index, made_from) in parts.items():
-        scores.define(part, index, made_from)
+    for part, (_, _, index, provenance) in parts.items():
+        scores.define(part, index, provenance)
     seen = {p: parts[p] for p in ("clean selection", *(f"{a} validation" for a in attacks))}
     score_models(study, models, seen, scores, "score all models")
 
@@ -263,7 +263,7 @@ def summary(table, mark):
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    with stage(study.folder / "test.log", "score", **vars(args)):
+    with stage(study.folder / "test.log", "score", vars(args)):
         table, weights = score_study(study)
         path = study.folder / "robustness.csv"
         with atomic_write(path) as temporary:
@@ -282,4 +282,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

@@ -31,7 +31,7 @@ import pandas as pd
 from PIL import Image
 
 from train import artifacts
-from train.flags import UserError, options, start
+from train.flags import UserError, options, run_script
 from train.log import progress, stage
 
 dataset = "digits"  # digits, fashion_mnist, cifar10, svhn, or a name for your folder of images
@@ -388,7 +388,7 @@ def prepare(dataset, source=None, limit=None, seed=0):
             raise UserError(f"digits take no --source: name what {source} holds with --dataset.")
     folder = artifacts.data_folder(dataset)
     settings = {"source": str(source or "official"), "limit": limit, "seed": seed}
-    with stage(folder / "prepare.log", f"prepare {dataset}", **settings) as record:
+    with stage(folder / "prepare.log", f"prepare {dataset}", settings) as record:
         record.idle = is_prepared(folder, settings)
         if record.idle:
             return
@@ -408,4 +408,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

@@ -37,7 +37,7 @@ from test_nnslicer import naive
 
 from adv import ATTACKS
 from adv.attacks import attack
-from adv.attacks.classifier import Calls, log_odds
+from adv.attacks.classifier import BatchedModel, log_odds
 from adv.attacks.saliency_map import SaliencyMapAttack
 from dare.get_ats import mine
 from dare.nnslicer import chain, relative_activations, slice_backwards
@@ -46,7 +46,7 @@ from train import params
 from train.backend import keras
 from train.checkpoints import load_classifier, load_weights
 from train.fit import EveryEpoch
-from train.flags import options, start
+from train.flags import options, run_script
 from train.log import device, peak_memory
 from train.precision import copy_weights, has_bfloat16, in_precision
 from train.study import Study
@@ -146,7 +146,7 @@ def training(study, x, y):
         return pixels(x[rows]), y[rows]
 
     batches = {
-        "plain": Batches(len(x), plain, params.batch_of(len(x)), (0,)),
+        "plain": Batches(len(x), plain, params.batch_size(len(x)), (0,)),
         "augmented": train_batches(x, y, study.model, study.dataset, 0),
     }
     runs = {}
@@ -231,7 +231,7 @@ def by_foolbox(name, calls, x, y, sizes, steps):
 
 
 def attacks(classifier, x, y, steps):
-    calls = Calls.of(classifier)
+    calls = BatchedModel.of(classifier)
     for name in ATTACKS:  # compile everything
         attack(name, classifier, x[:8], y[:8], steps=3, calls=calls)
     for n in [k for k in calls.SIZES if k <= calls.batch]:
@@ -291,4 +291,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

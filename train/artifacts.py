@@ -78,7 +78,7 @@ def tuned_folder(folder, method, **settings):
     return Path(folder) / "tuned" / tuned_name(method, **settings)
 
 
-def need(path, step):
+def require(path, step):
     """`path`, or a UserError that says which step makes it."""
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `{step}`.")
@@ -169,10 +169,10 @@ def data_sha256(dataset, *parts):
     return sha256(*(data_folder(dataset) / f"{a}_{part}.npy" for part in parts for a in "xy"))
 
 
-def set_attributes(file, **made_from):
+def set_attributes(file, provenance):
     """Root attributes of an artifact: the version and what it was made from, without the None."""
     file.attrs["version"] = VERSION
-    file.attrs.update({k: v for k, v in made_from.items() if v is not None})
+    file.attrs.update({k: v for k, v in provenance.items() if v is not None})
 
 
 def attributes(path):
@@ -184,14 +184,14 @@ def attributes(path):
         return {}
 
 
-def is_made(path, made_from):
+def already_made(path, provenance):
     """Whether `path` is there, made from just this; UserError if it was made from anything else."""
     if not path.exists():
         return False
     found = attributes(path)
     if not found:
         raise UserError(f"{path} is corrupt: delete it and run the same command again.")
-    refuse_other_settings(path, found, made_from)
+    refuse_other_settings(path, found, provenance)
     return True
 
 
@@ -214,7 +214,7 @@ def open_artifact(path, step, **expected):
 
     Raises UserError if it is missing, corrupt or made from something else, naming both.
     """
-    need(path, step)
+    require(path, step)
     try:
         file = h5py.File(path, "r")
     except OSError:
@@ -242,7 +242,7 @@ def data_info(dataset):
 
 def load_array(path, step):
     """An .npy file, mapped from disk rather than read; UserError if missing or broken."""
-    need(path, step)
+    require(path, step)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

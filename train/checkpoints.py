@@ -5,14 +5,14 @@ from pathlib import Path
 import h5py
 
 from train import artifacts
-from train.artifacts import attributes, checkpoint_path, epochs_in, need, set_attributes
+from train.artifacts import attributes, checkpoint_path, epochs_in, require, set_attributes
 from train.backend import keras
 from train.flags import UserError
 
 
 def load_architecture(folder):
     """The untrained classifier of a study's folder: model.keras, which holds its normalisation."""
-    path = need(Path(folder) / "model.keras", "python train/train.py")
+    path = require(Path(folder) / "model.keras", "python train/train.py")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -24,7 +24,7 @@ def load_architecture(folder):
 
 def load_weights(model, path):
     """Load a checkpoint into the model and return it, or raise a UserError that names the file."""
-    need(Path(path), "python train/train.py")
+    require(Path(path), "python train/train.py")
     try:
         with h5py.File(path, "r") as file:
             values = values_of_layers(model, file)
@@ -58,14 +58,14 @@ def values_of_layers(model, file):
     return [(layer, {k: v[()] for k, v in saved[layer.name].items()}) for layer in layers]
 
 
-def save_weights(classifier, path, **made_from):
+def save_weights(classifier, path, provenance):
     """Save a checkpoint, whole or not at all, with what it was made from as root attributes."""
     # A model of its own, of the same layers: a compiled one would save its optimiser, too.
     bare = keras.Model(classifier.inputs[0], classifier.outputs[0], name="classifier")
     with artifacts.atomic_write(path, ".weights.h5") as temporary:
         bare.save_weights(temporary)
         with h5py.File(temporary, "a") as file:
-            set_attributes(file, **made_from)
+            set_attributes(file, provenance)
 
 
 def final_checkpoint(folder):

@@ -14,13 +14,13 @@ FEW_PIXELS = 6  # height and width; with more, the patches cost as much as they 
 
 
 class SmallConv2D(keras.layers.Conv2D):
-    """keras.layers.Conv2D for inputs that `is_small`: the same outputs, the faster gradient."""
+    """keras.layers.Conv2D for inputs that `has_few_pixels`: the same outputs, the faster gradient."""
 
     def convolution_op(self, inputs, kernel):
         return convolve(inputs, tf.convert_to_tensor(kernel))
 
 
-def is_small(layer):
+def has_few_pixels(layer):
     """Whether SmallConv2D can stand for a layer: few pixels, no strides, no dilation, "same"."""
     if type(layer) is not keras.layers.Conv2D or layer.data_format != "channels_last":
         return False

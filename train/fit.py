@@ -27,19 +27,19 @@ BATCH = 32  # of tune_classifier: the default of Keras's fit, which the released
 
 
 def fit(
-    model, batches, folder, epochs, made_from, classifier=None, synchronise=None,
+    model, batches, folder, epochs, provenance, classifier=None, synchronise=None,
     schedule=None, validation=None, **keeping,
 ):  # fmt: skip
     """model.fit that keeps every epoch and can be killed at any moment.
 
     After every epoch `classifier` is saved as folder/model.<epoch>.weights.h5, log.csv gets a row,
-    and optimizer.<epoch>.npz holds the optimiser. Called again with the same `made_from`, it goes
+    and optimizer.<epoch>.npz holds the optimiser. Called again with the same `provenance`, it goes
     on after the last whole epoch and ends with the same weights, bit for bit; a folder that was
     made from something else is refused.
 
     Args:
         model: compiled. batches: Batches with a seed. epochs: of the whole training.
-        made_from: settings and fingerprints, saved as attributes of every checkpoint.
+        provenance: settings and fingerprints, saved as attributes of every checkpoint.
         classifier: what is saved, after synchronise(model, classifier); default: the model.
         schedule: epoch (from 0) -> learning rate. validation: Batches for val_loss, val_accuracy.
         keeping: keep_from, extendable, new_optimizer and log of EveryEpoch.
@@ -51,7 +51,7 @@ def fit(
         UserError: other settings; a loss that is not finite, with the epoch; earlier ones are kept.
     """
     saved = (model, nothing) if classifier is None else (classifier, synchronise or nothing)
-    keeper = EveryEpoch(model, *saved, batches, folder, epochs, made_from, **keeping)
+    keeper = EveryEpoch(model, *saved, batches, folder, epochs, provenance, **keeping)
     done = keeper.resume()
     if done >= epochs:
         load_weights(keeper.classifier, weights_path(folder, epochs))
@@ -97,7 +97,7 @@ class EveryEpoch(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, model, classifier, synchronise, batches, folder, epochs, made_from,
+        self, model, classifier, synchronise, batches, folder, epochs, provenance,
         keep_from=1, extendable=False, new_optimizer=False, log=None,
     ):  # fmt: skip
         super().__init__()
@@ -105,8 +105,8 @@ class EveryEpoch(keras.callbacks.Callback):
         self.batches, self.folder, self.epochs = batches, Path(folder), epochs
         self.keep_from, self.extendable, self.new_optimizer = keep_from, extendable, new_optimizer
         self.log = log or self.folder / "log.csv"
-        self.made_from = {k: v for k, v in made_from.items() if v is not None}
-        self.made_from["backend"] = keras.backend.backend()
+        self.provenance = {k: v for k, v in provenance.items() if v is not None}
+        self.provenance["backend"] = keras.backend.backend()
 
     def optimizer_path(self, epoch):
         return self.folder / f"optimizer.{epoch:03d}.npz"
@@ -120,7 +120,7 @@ class EveryEpoch(keras.callbacks.Callback):
             return 0
         # Before there was a choice, networks trained in float32.
         found = {"precision": "float32"} | attributes(weights_path(self.folder, kept[-1]))
-        settings = self.made_from | ({} if self.extendable else {"epochs": self.epochs})
+        settings = self.provenance | ({} if self.extendable else {"epochs": self.epochs})
         refuse_other_settings(self.folder, found, settings, make="begin")
         self.tidy(kept[-1])
         if kept[-1] >= self.epochs:
@@ -176,8 +176,8 @@ class EveryEpoch(keras.callbacks.Callback):
         self.write_log(epoch, logs)
         self.save_optimizer(epoch)
         self.synchronise(self.model, self.classifier)
-        about = self.made_from | {"epoch": epoch, "epochs": self.epochs}
-        save_weights(self.classifier, weights_path(self.folder, epoch), **about)
+        about = self.provenance | {"epoch": epoch, "epochs": self.epochs}
+        save_weights(self.classifier, weights_path(self.folder, epoch), about)
         self.tidy(epoch)
 
     def write_log(self, epoch, logs):
@@ -203,7 +203,7 @@ class EveryEpoch(keras.callbacks.Callback):
 
 def tune_classifier(
     classifier, x, y, folder, loss, lr_rate, epochs, frozen=0, until=None, batch=BATCH, seed=(0,),
-    made_from=None,
+    provenance=None,
 ):  # fmt: skip
     """Tune the classifier itself, in place, with Adam: the baselines of DARE (ASE 2022).
 
@@ -213,7 +213,7 @@ def tune_classifier(
         loss: "mse" (on the softmax, one-hot labels) or "categorical_crossentropy".
         frozen: so many first layers, with the input and without the normalisation, do not move.
         until: nor do those after the layer of this name. batch: images in a step.
-        folder, epochs, made_from: as fit.
+        folder, epochs, provenance: as fit.
 
     Returns:
         True if anything was left to do.
@@ -234,21 +234,21 @@ def tune_classifier(
 
     shuffled = Batches(len(y), make, batch, (*seed, 1))
     # It is made of the classifier's own layers: nothing to synchronise.
-    return fit(trained, shuffled, folder, epochs, made_from or {}, classifier, extendable=True)
+    return fit(trained, shuffled, folder, epochs, provenance or {}, classifier, extendable=True)
 
 
-def tune_baseline(study, x, y, loss, epochs, settings, made_from, **how):
+def tune_baseline(study, x, y, loss, epochs, settings, provenance, **how):
     """tune_classifier on a study's network, into the folder that its settings name.
 
-    settings: method, lr_rate, run and whatever else the folder's name has. made_from: fingerprints
+    settings: method, lr_rate, run and whatever else the folder's name has. provenance: fingerprints
     besides the study's own. how: frozen, until and batch of tune_classifier.
     """
     folder = tuned_folder(study.folder, **settings)
     title = settings["method"]
-    with stage(folder / "tune.log", title, **study.names, **settings, epochs=epochs) as record:
+    with stage(folder / "tune.log", title, study.names | settings | {"epochs": epochs}) as record:
         tuned = tune_classifier(
             study.original(), x, y, folder, loss, settings["lr_rate"], epochs,
-            seed=(study.seed, settings["run"]), made_from=study.made_from | settings | made_from,
+            seed=(study.seed, settings["run"]), provenance=study.provenance | settings | provenance,
             **how,
         )  # fmt: skip
         record.idle = not tuned

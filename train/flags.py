@@ -36,7 +36,7 @@ def _list_of(names):
     return parse
 
 
-def names_in(text, known):
+def chosen_names(text, known):
     """The names that a flag asks for: a list with commas, or all of the known ones."""
     return list(known) if "all" in text.split(",") else text.split(",")
 
@@ -144,7 +144,7 @@ def options(doc, argv, script, **lists):
     return parser.parse_args(argv)
 
 
-def start(main):
+def run_script(main):
     """Run a script's main(): what the user can mend ends in one sentence on stderr, exit code 2."""
     script = Path(sys.argv[0]).name
     sys.excepthook = _without_hdf5(sys.excepthook)

@@ -16,25 +16,25 @@ from tqdm import tqdm
 from train.artifacts import VERSION
 
 
-class Record(dict):
+class StageLog(dict):
     """What a stage adds to its line in the log; `idle` says that all was there already."""
 
     idle = False
 
 
 @contextlib.contextmanager
-def stage(path, title, **settings):
+def stage(path, title, settings):
     """Log of one stage, a JSON line in `path` beside its artifact, and in short on the terminal.
 
     Records start, settings, versions, device, how it ended, duration and peak memory, also of a
     stage that fails. "ended": null belongs to one that was killed, "idle" to one that found
-    everything there. Yields a Record.
+    everything there. Yields a StageLog.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     settings = {k: v for k, v in settings.items() if v is not None}
     print(f"{title} ({', '.join(f'{k} {v}' for k, v in settings.items())})", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    begun, record = time.time(), Record()
+    begun, record = time.time(), StageLog()
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     entry = {
         "stage": title,

@@ -48,11 +48,11 @@ released_lr_rate = {"alexnet": 1e-2, "vgg": 1e-6}
 frozen = {"alexnet": 5, "lenet": 5, "vgg16": 20, "vgg19": 20}
 
 
-def batch_of(images):
+def batch_size(images):
     return batch if images >= 2000 else small_batch
 
 
-def family(model):
+def network_family(model):
     """Whose schedule, augmentation and rates a network takes: all but the vgg take AlexNet's."""
     return "vgg" if model.startswith("vgg") else "alexnet"
 
@@ -60,10 +60,10 @@ def family(model):
 def rate_of(model, released=False):
     """The learning rate of tuning: a network's own, else its family's; or the released one."""
     rates = released_lr_rate if released else lr_rate
-    return rates.get(model, rates[family(model)])
+    return rates.get(model, rates[network_family(model)])
 
 
-def is_small(shape):
+def is_small_image(shape):
     """Whether images of this shape (h, w, c) take the smaller vgg networks."""
     return min(shape[:2]) < 32
 
@@ -78,8 +78,8 @@ def learning_rate(model, total, steps=0):
 
     A shorter training scales the milestones, and its steps decay as those of 200 epochs do.
     """
-    starts = [(first * total / epochs, rate) for first, rate in milestones[family(model)]]
-    decay_of_epoch = decay[family(model)] * steps * epochs / total
+    starts = [(first * total / epochs, rate) for first, rate in milestones[network_family(model)]]
+    decay_of_epoch = decay[network_family(model)] * steps * epochs / total
 
     def rate(epoch, _=None):
         latest = max((s for s in starts if s[0] <= epoch), key=lambda s: s[0])[1]

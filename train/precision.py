@@ -74,9 +74,9 @@ def in_precision(network, precision):
 def faster(layer):
     """The class of a layer's twin: its own, or one with a faster gradient on this device."""
     if keras.backend.backend() == "tensorflow" and not accelerators():
-        from train.convolution import SmallConv2D, is_small
+        from train.convolution import SmallConv2D, has_few_pixels
 
-        if is_small(layer):
+        if has_few_pixels(layer):
             return SmallConv2D
     return type(layer)
 

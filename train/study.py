@@ -11,8 +11,8 @@ from train.artifacts import (
     checkpoint_path,
     data_folder,
     epochs_in,
-    need,
     open_artifact,
+    require,
     sha256,
     study_folder,
 )
@@ -24,7 +24,7 @@ from train.utils import load_data, up_to
 
 def known_layer(model):
     """Name of the chosen layer of a network in train/params.py, or None."""
-    return params.layer_of(model.name, params.is_small(model.input_shape[1:]))
+    return params.layer_of(model.name, params.is_small_image(model.input_shape[1:]))
 
 
 def default_layer(model):
@@ -44,7 +44,7 @@ class Study:
     """One trained network, and the folder of all that is made from it; what every step opens.
 
     checkpoint: path of the final model's weights. classifier: the network, with these weights.
-    made_from: dataset, model, seed and the fingerprints of checkpoint and data, the attributes of
+    provenance: dataset, model, seed and the fingerprints of checkpoint and data, the attributes of
     everything that is made from this study.
     """
 
@@ -54,7 +54,7 @@ class Study:
     folder: Path
     checkpoint: Path
     classifier: keras.Model
-    made_from: dict
+    provenance: dict
 
     @classmethod
     def open(cls, args):
@@ -64,12 +64,14 @@ class Study:
             script = "alexnet.py" if args.model == "alexnet" else f"train.py --model {args.model}"
             raise UserError(f"{folder} is missing: train it with train/{script}.")
         checkpoint = final_checkpoint(folder)
-        made_from = {"dataset": args.dataset, "model": args.model, "seed": args.seed}
-        made_from["checkpoint_sha256"] = sha256(checkpoint)
-        need(data_folder(args.dataset) / "x_train.npy", f"data/prepare.py --dataset {args.dataset}")
-        made_from["data_sha256"] = artifacts.data_sha256(args.dataset)
+        provenance = {"dataset": args.dataset, "model": args.model, "seed": args.seed}
+        provenance["checkpoint_sha256"] = sha256(checkpoint)
+        require(
+            data_folder(args.dataset) / "x_train.npy", f"data/prepare.py --dataset {args.dataset}"
+        )
+        provenance["data_sha256"] = artifacts.data_sha256(args.dataset)
         classifier = load_weights(load_architecture(folder), checkpoint)
-        return cls(args.dataset, args.model, args.seed, folder, checkpoint, classifier, made_from)
+        return cls(args.dataset, args.model, args.seed, folder, checkpoint, classifier, provenance)
 
     @property
     def names(self):
@@ -111,10 +113,10 @@ class Study:
                 f"prepare the data or train again."
             )
         trained_on = attributes(self.checkpoint).get("data_sha256")
-        if trained_on != self.made_from["data_sha256"]:
+        if trained_on != self.provenance["data_sha256"]:
             raise UserError(
                 f"{self.folder} was trained on data_sha256 {str(trained_on)[:12]}, not "
-                f"{self.made_from['data_sha256'][:12]}: data/{self.dataset} was prepared anew "
+                f"{self.provenance['data_sha256'][:12]}: data/{self.dataset} was prepared anew "
                 f"since, so train again, under another --seed or with this folder moved away."
             )
         return x, y
@@ -123,9 +125,9 @@ class Study:
         """The command that makes something of this study, for messages."""
         return f"python {script} " + " ".join(f"--{k} {v}" for k, v in (self.names | flags).items())
 
-    def open_made(self, path, step, **expected):
+    def open_checked(self, path, step, **expected):
         """open_artifact of something that must have been made from this study's checkpoint."""
-        same = {k: self.made_from[k] for k in ("checkpoint_sha256", "data_sha256")}
+        same = {k: self.provenance[k] for k in ("checkpoint_sha256", "data_sha256")}
         return open_artifact(path, step, **same, **expected)
 
     def layer(self, choose_layer):

@@ -19,7 +19,7 @@ from train import params
 from train.artifacts import atomic_write, data_sha256, epochs_in, require_space, study_folder
 from train.backend import keras
 from train.fit import fit
-from train.flags import UserError, options, start
+from train.flags import UserError, options, run_script
 from train.log import stage
 from train.models import NETWORKS, build_model, statistics
 from train.precision import copy_weights, in_precision, precision_of
@@ -51,14 +51,14 @@ def augment(x, rng, shift, fill, flip):
 
 def train_batches(x, y, model, dataset, seed, mean=0.0):
     """The shuffled, augmented batches that `model` trains on; mean: what its shifts fill with."""
-    shift, fill = params.shift[params.family(model)]
+    shift, fill = params.shift[params.network_family(model)]
     mean = mean if fill == "constant" else np.float32(0)
     flip = dataset not in params.no_flip
 
     def make(rows, rng):
         return augment(pixels(x[rows]) - mean, rng, shift, fill, flip) + mean, y[rows]
 
-    return Batches(len(x), make, params.batch_of(len(x)), (seed,))
+    return Batches(len(x), make, params.batch_size(len(x)), (seed,))
 
 
 def class_count(dataset, *labels):
@@ -111,7 +111,7 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
     precision = precision_of(precision, checkpoints)
     settings = {"dataset": dataset, "seed": seed, "epochs": epochs, "keep_from": keep_from}
     settings |= {"images": len(x), "precision": precision}
-    with stage(folder / "train.log", f"train {model}", **settings) as record:
+    with stage(folder / "train.log", f"train {model}", settings) as record:
         set_seed(seed)
         network, mean = new_network(model, x, classes)
         # Checkpoints, and the optimiser's state of two epochs while the later one is written.
@@ -127,10 +127,10 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
         def test_batch(rows, _):
             return pixels(x_test[few[rows]]), y_test[few[rows]]
 
-        made_from = {"dataset": dataset, "model": model, "seed": seed, "precision": precision}
+        provenance = {"dataset": dataset, "model": model, "seed": seed, "precision": precision}
         trained = fit(
             compiled(in_precision(network, precision)), batches, checkpoints, epochs,
-            made_from | {"data_sha256": data_sha256(dataset)},
+            provenance | {"data_sha256": data_sha256(dataset)},
             classifier=network, synchronise=copy_weights,
             schedule=params.learning_rate(model, epochs, len(batches)),
             validation=Batches(len(few), test_batch, 256),
@@ -145,4 +145,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_script(main)

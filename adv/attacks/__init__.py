@@ -14,8 +14,8 @@ import numpy as np
 
 from adv import ATTACKS
 from adv.attacks.classifier import (
-    Calls,
-    Start,
+    BatchedModel,
+    StartingPoint,
     in_full_batches,
     log_odds,
     margin,
@@ -42,7 +42,7 @@ def attack(
             first that succeeds counts.
         seed: of random starts and random target classes. steps: iterations, instead of the
             attack's own.
-        progress: called with the number of images that have been finished. calls: a Calls to use
+        progress: called with the number of images that have been finished. calls: a BatchedModel to use
             again, instead of `model`.
 
     Returns:
@@ -64,11 +64,11 @@ def attack(
         raise UserError(
             "the images are not pixels in [0, 1], or some are NaN: divide 8-bit images by 255."
         )
-    calls = calls or Calls.of(model)
+    calls = calls or BatchedModel.of(model)
     set_seed(seed)
     if not len(x):
         return x, np.zeros(0, bool)
-    start = Start.at(calls, x, y, seed)
+    start = StartingPoint.at(calls, x, y, seed)
     right = start.logits.argmax(axis=1) == y
     result, success = x.copy(), ~right
     if progress is not None:

@@ -1,6 +1,6 @@
 """A Keras classifier for Foolbox: the one place that knows the backend.
 
-`foolbox_model` wraps any Keras softmax classifier; `Calls` gives attacks its logits and gradients
+`foolbox_model` wraps any Keras softmax classifier; `BatchedModel` gives attacks its logits and gradients
 as NumPy arrays, in batches.
 """
 
@@ -140,7 +140,7 @@ def margin(z, y):
 # ----------------------------------------------------------------------------------------- batches
 
 
-def batch_of(classifier, memory=4e9):
+def attack_batch_size(classifier, memory=4e9):
     """Images in a batch of an attack. Samples of mode minimal do not depend on it.
 
     128 on a processor. On an accelerator the largest power of two, up to 1,024, of which float32
@@ -153,7 +153,7 @@ def batch_of(classifier, memory=4e9):
     return int(2 ** np.clip(np.floor(np.log2(memory / image)), 3, 10))
 
 
-class Calls:
+class BatchedModel:
     """Logits and gradients of a Foolbox model for NumPy images, in batches.
 
     Batches are padded to a few sizes, so that each is traced once.
@@ -173,8 +173,8 @@ class Calls:
 
     @classmethod
     def of(cls, classifier):
-        """Calls of a Keras softmax classifier, in batches that fill the device."""
-        return cls(foolbox_model(classifier), batch=batch_of(classifier))
+        """BatchedModel of a Keras softmax classifier, in batches that fill the device."""
+        return cls(foolbox_model(classifier), batch=attack_batch_size(classifier))
 
     def _padded(self, array):
         size = min((s for s in self.SIZES if s >= len(array)), default=self.batch)
@@ -208,14 +208,14 @@ class Calls:
 
 
 @dataclass
-class Start:
+class StartingPoint:
     """Where an attack starts.
 
     calls: the model. x: float32 (n, h, w, c), images. y: int64 (n,), their labels. logits:
     (n, classes). gradient: of the log-odds against y, (n, h, w, c). seed: of what is random.
     """
 
-    calls: Calls
+    calls: BatchedModel
     x: np.ndarray
     y: np.ndarray
     logits: np.ndarray
@@ -230,7 +230,7 @@ class Start:
     def of(self, rows):
         """The same for some of the images."""
         x, y, logits, gradient = (a[rows] for a in (self.x, self.y, self.logits, self.gradient))
-        return Start(self.calls, x, y, logits, gradient, self.seed)
+        return StartingPoint(self.calls, x, y, logits, gradient, self.seed)
 
     @property
     def margin(self):

@@ -26,7 +26,7 @@ class Rays:
     BISECTIONS = 7
 
     def __init__(self, calls, x, y, most=1000, enough=0, wanted=np.inf):
-        """calls: adv.model.Calls. x: float32 (n, h, w, c), which it gets right. y: labels (n,).
+        """calls: adv.model.BatchedModel. x: float32 (n, h, w, c), which it gets right. y: labels (n,).
 
         enough: a number. wanted: a number, or one for each image (n,).
         """

@@ -20,7 +20,7 @@ from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwa
 from foolbox.criteria import Misclassification, TargetedMisclassification
 from foolbox.distances import LpDistance
 
-from adv.attacks.classifier import Calls, Start, chosen_logit, in_full_batches
+from adv.attacks.classifier import BatchedModel, StartingPoint, chosen_logit, in_full_batches
 from adv.attacks.search import line_search
 
 # Changes of one feature in a block. With one, changes are spread over too many features; with three
@@ -38,7 +38,7 @@ def saliency_map(
     """Raise the target's logit, one feature at a time, until the image is classified as wanted.
 
     Args:
-        calls: Calls. x: float32 (n, ...). y, target: the class of each image and the one to reach,
+        calls: BatchedModel. x: float32 (n, ...). y, target: the class of each image and the one to reach,
             int (n,).
         theta: size of a change, as a fraction of the bounds. max_changes: of one feature.
         steps: changes of one image. block: see SaliencyMap; 0: a gradient for every change.
@@ -183,7 +183,7 @@ def most_salient(saliency, k):
 
 
 def target_classes(start):
-    """The class that a gradient attack (L2, growing steps) lands in, for the images of a Start.
+    """The class that a gradient attack (L2, growing steps) lands in, for the images of a StartingPoint.
 
     Where that attack fails: a random other class, from the seed. Returns int (n,).
     """
@@ -239,11 +239,11 @@ class SaliencyMapAttack(MinimizationAttack):
         raise_if_kwargs(kwargs)
         images, restore_type = ep.astensor_(inputs)
         criterion = get_criterion(criterion)
-        calls, x = Calls(model, images, self.batch), images.numpy()
+        calls, x = BatchedModel(model, images, self.batch), images.numpy()
         untargeted = isinstance(criterion, Misclassification)
         if untargeted:
             y = criterion.labels.numpy()
-            target = target_classes(Start.at(calls, x, y, self.seed))
+            target = target_classes(StartingPoint.at(calls, x, y, self.seed))
         elif isinstance(criterion, TargetedMisclassification):
             y = target = criterion.target_classes.numpy()
         else:

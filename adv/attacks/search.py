@@ -21,7 +21,7 @@ def line_search(start, direction, coarse=1000, fine=20, progress=None):
     ones below it.
 
     Args:
-        start: Start. direction: (n, h, w, c). progress: called with numbers of finished images.
+        start: StartingPoint. direction: (n, h, w, c). progress: called with numbers of finished images.
 
     Returns:
         adversarial images, success, and the class that they are taken for (-1 without success).
@@ -167,7 +167,7 @@ class EpsilonSearch:
     def __init__(self, start, take_step, size, steps, rel_stepsize, predictable=True):
         """What every attempt begins with, and nothing known yet.
 
-        start: Start. take_step(x, x0, gradient, epsilon) -> x. size(change) -> (n,), what epsilon
+        start: StartingPoint. take_step(x, x0, gradient, epsilon) -> x. size(change) -> (n,), what epsilon
         bounds. steps: of an attempt. rel_stepsize: of a step, as a share of epsilon. predictable:
         whether the search may end where no smaller success is expected.
         """

@@ -31,7 +31,7 @@ import foolbox
 import numpy as np
 
 from adv.attacks import norms
-from adv.attacks.classifier import Calls, log_odds
+from adv.attacks.classifier import BatchedModel, log_odds
 from adv.attacks.rays import Rays
 from train.utils import seed_number
 
@@ -47,12 +47,12 @@ def attack_model(classifier, x, y, epsilons, restarts, seed=0, tick=lambda: None
     Args:
         x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). epsilons: {norm: ascending sizes},
             of "linf" and "l2". restarts: random starts of pgd. tick: called after every attempt,
-            ticks(epsilons, restarts) times. calls: Calls of the classifier, to use again.
+            ticks(epsilons, restarts) times. calls: BatchedModel of the classifier, to use again.
 
     Returns:
         {"<norm>/<attack>/<epsilon>": uint8 (n,)}, see the docstring of this file.
     """
-    calls = calls or Calls.of(classifier)
+    calls = calls or BatchedModel.of(classifier)
     right = calls.logits(x).argmax(axis=1) == y
     results = {}
     for norm, by_attack in attack_right(calls, x[right], y[right], epsilons, restarts, seed, tick):

@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from adv.attacks.classifier import Calls, reads_weights_anew
+from adv.attacks.classifier import BatchedModel, reads_weights_anew
 from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack_model, ticks
 from dare.evaluation.intervals import wilson
 from dare.evaluation.scores import arrays_in
-from train.artifacts import atomic_write, data_sha256, fingerprint, is_made, set_attributes
+from train.artifacts import already_made, atomic_write, data_sha256, fingerprint, set_attributes
 from train.log import progress
 from train.utils import halves_of_test, pixels
 
@@ -62,7 +62,7 @@ def evaluate(study, table, weights, images=500, restarts=3):
     todo = [digest for digest in chosen["sha256"].unique() if digest not in kept.models]
     print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack", flush=True)
     attempts = len(todo) * ticks(epsilons, restarts)
-    calls_of = functools.cache(Calls.of)
+    calls_of = functools.cache(BatchedModel.of)
     with progress(total=attempts, desc="adaptive", unit="attempt") as bar:
 
         def attack(classifier, _):
@@ -95,7 +95,7 @@ class Results:
     def __init__(self, study, index, settings):
         self.study, self.index, self.settings, self.models = study, index, settings, {}
         self.path = study.folder / "adaptive.h5"
-        if is_made(self.path, settings):
+        if already_made(self.path, settings):
             with h5py.File(self.path, "r") as file:
                 models = [group for group in file.values() if isinstance(group, h5py.Group)]
                 self.models = {group.name[1:]: arrays_in(group) for group in models}
@@ -103,7 +103,7 @@ class Results:
     def save(self, chosen):
         """Write both; returns adaptive.csv of the `chosen` models that are there."""
         with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file, **self.study.made_from | self.settings)
+            set_attributes(file, self.study.provenance | self.settings)
             file["index"] = self.index
             for digest, results in sorted(self.models.items()):
                 group = file.create_group(digest)

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 
 from dare.evaluation.report import commands
-from dare.evaluation.runs import RULES, Recorded
+from dare.evaluation.runs import RULES, RecordedRuns
 from dare.evaluation.scores import Scores, arrays_in
 from train.artifacts import atomic_write, set_attributes
 
@@ -24,7 +24,7 @@ def record(folders, name):
 
     Other studies that were recorded under this name stay.
     """
-    rows = Recorded(folders).rows
+    rows = RecordedRuns(folders).rows
     reported = set(rows.loc[rows[[*RULES]].any(axis=1), "sha256"])
     for folder in folders:
         target = RESULTS / name / folder.name
@@ -44,7 +44,7 @@ def record(folders, name):
 def copy_worst_cases(source, target, reported):
     with h5py.File(source, "r") as file, atomic_write(target) as temporary:
         with h5py.File(temporary, "w") as copy:
-            set_attributes(copy, **file.attrs)
+            set_attributes(copy, file.attrs)
             copy["index"] = file["index"][()]
             for model in sorted(reported & set(file)):
                 for name, result in arrays_in(file[model]).items():

@@ -188,7 +188,7 @@ def of_one_study(save, folder):
         study.figures.append(Picture(caption, data_uri(path), picture=True))
     recorded = commands(folder)
     if len(recorded):
-        study.sections.append(Section("Recorded commands and times", recorded, folded=True))
+        study.sections.append(Section("RecordedRuns commands and times", recorded, folded=True))
     return study
 
 

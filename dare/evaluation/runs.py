@@ -9,7 +9,7 @@ import pandas as pd
 from adv import ATTACKS
 from dare.evaluation.scores import Scores
 from train import params
-from train.artifacts import data_info, need
+from train.artifacts import data_info, require
 from train.flags import UserError
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
@@ -63,10 +63,10 @@ def label_rows(rows):
 def has_small_images(dataset):
     """Whether a data set's images have less than 32 pixels, by its info.json or train/params.py."""
     shape = data_info(dataset).get("shape")
-    return params.is_small(shape) if shape else dataset in params.small_images
+    return params.is_small_image(shape) if shape else dataset in params.small_images
 
 
-class Recorded:
+class RecordedRuns:
     """What was recorded of the studies in some folders.
 
     rows: robustness.csv of all of them, with the columns `folder`, `label` (method and setting),
@@ -120,7 +120,7 @@ class Recorded:
 
     def scores(self, folder):
         if folder not in self.read:
-            path = need(self.folders[folder] / "scores.h5", "python dare/test.py")
+            path = require(self.folders[folder] / "scores.h5", "python dare/test.py")
             self.read[folder] = Scores(path)
         return self.read[folder]
 
@@ -213,7 +213,7 @@ def paired(first, second, read, shared=False):
 
 
 def paper_runs():
-    """The nine runs of every cell of the TOSEM paper, with the columns of `Recorded.chosen`."""
+    """The nine runs of every cell of the TOSEM paper, with the columns of `RecordedRuns.chosen`."""
     runs = pd.read_csv(PAPER / "robustness.csv").rename(columns={"group": "source"})
     accuracy = paper_accuracy().rename("test_accuracy").reset_index()
     original = accuracy[accuracy["method"] == "original"].set_index(KEYS)["test_accuracy"]

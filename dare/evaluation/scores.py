@@ -17,25 +17,25 @@ from train.artifacts import atomic_write, set_attributes
 class Scores:
     """The scores of one study, in memory; `save` writes them, whole or not at all.
 
-    index: {part: int64 (n,)}. made_from: {part: SHA-256}.
+    index: {part: int64 (n,)}. provenance: {part: SHA-256}.
     """
 
     def __init__(self, path):
-        self.path, self.index, self.made_from, self.packed = path, {}, {}, {}
+        self.path, self.index, self.provenance, self.packed = path, {}, {}, {}
         if path.exists():
             with h5py.File(path, "r") as file:
                 for part, data in file["parts"].items():
-                    self.index[part], self.made_from[part] = data[()], data.attrs["made_from"]
+                    self.index[part], self.provenance[part] = data[()], data.attrs["made_from"]
                 for model, group in file["models"].items():
                     self.packed[model] = {part: bits[()] for part, bits in group.items()}
 
-    def define(self, part, index, made_from):
+    def define(self, part, index, provenance):
         """Name a part; what was scored on another part of this name is forgotten."""
-        same = self.made_from.get(part) == made_from and np.array_equal(self.index[part], index)
+        same = self.provenance.get(part) == provenance and np.array_equal(self.index[part], index)
         if not same:
             for scored in self.packed.values():
                 scored.pop(part, None)
-        self.index[part], self.made_from[part] = np.asarray(index, "int64"), made_from
+        self.index[part], self.provenance[part] = np.asarray(index, "int64"), provenance
 
     def missing(self, model, parts):
         """Those of the parts that the model, named by the SHA-256 of its weights, lacks."""
@@ -57,11 +57,11 @@ class Scores:
 
     def save(self):
         with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file)
+            set_attributes(file, {})
             parts, models = file.create_group("parts"), file.create_group("models")
             for part, index in sorted(self.index.items()):
                 parts[part] = index
-                parts[part].attrs["made_from"] = self.made_from[part]
+                parts[part].attrs["made_from"] = self.provenance[part]
             for model, scored in sorted(self.packed.items()):
                 for part, bits in sorted(scored.items()):
                     models[f"{model}/{part}"] = bits

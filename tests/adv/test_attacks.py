@@ -14,9 +14,9 @@ import adv.attacks.classifier
 from adv import ATTACKS, fintune_adv, generate_adv
 from adv.attacks import attack, norms
 from adv.attacks.classifier import (
-    Calls,
-    Start,
-    batch_of,
+    BatchedModel,
+    StartingPoint,
+    attack_batch_size,
     chosen_logit,
     foolbox_model,
     in_full_batches,
@@ -38,12 +38,12 @@ layers = keras.layers
 
 @pytest.fixture(scope="module")
 def subject(trained):
-    """(classifier, images that it gets right, labels, Calls)."""
+    """(classifier, images that it gets right, labels, BatchedModel)."""
     model = load_classifier(trained / "models" / "toy_tiny_seed0")
     x, y = patterns(160, seed=7)
     x = x.astype("float32") / 255
     right = predict(model, x).argmax(axis=1) == y
-    return model, x[right][:100], y[right][:100], Calls(foolbox_model(model), batch=64)
+    return model, x[right][:100], y[right][:100], BatchedModel(foolbox_model(model), batch=64)
 
 
 def size(name, change):
@@ -292,7 +292,7 @@ def test_fixed_mode_is_not_fooled_by_large_logits(subject):
     logits = logits_model(model)
     scaled = layers.Softmax()(layers.Rescaling(30.0)(logits.output))
     scaled = keras.Model(logits.inputs[0], scaled)
-    scaled_calls = Calls(foolbox_model(scaled), batch=64)
+    scaled_calls = BatchedModel(foolbox_model(scaled), batch=64)
     epsilon = 0.2
     _, plain = attack("pgd", model, x, y, "fixed", epsilon, calls=calls)
     _, ours = attack("pgd", scaled, x, y, "fixed", epsilon, calls=scaled_calls)
@@ -346,7 +346,7 @@ def test_jsma_changes_the_most_salient_feature(subject):
 def test_jsma_in_blocks_is_no_worse(subject):
     """Against a gradient for every change, from the same images to the same targets."""
     _, x, y, calls = subject
-    target = target_classes(Start.at(calls, x, y))
+    target = target_classes(StartingPoint.at(calls, x, y))
     exact, hit = saliency_map(calls, x, y, target, block=0, untargeted=True)
     gradients = calls.gradients
     found, success = saliency_map(calls, x, y, target, untargeted=True)
@@ -449,7 +449,7 @@ def test_batches_stay_full():
 def test_samples_do_not_depend_on_the_batch(subject, name):
     model, x, y, calls = subject
     steps = {"cw": 10, "jsma": 100}.get(name)
-    small = Calls(calls.fmodel, batch=12)
+    small = BatchedModel(calls.fmodel, batch=12)
     (one, hit), (other, other_hit) = (
         attack(name, model, x[:30], y[:30], steps=steps, calls=c) for c in (calls, small)
     )
@@ -461,10 +461,10 @@ def test_samples_do_not_depend_on_the_batch(subject, name):
 def test_batches_fill_an_accelerator(monkeypatch):
     monkeypatch.setattr(adv.attacks.classifier, "accelerators", lambda: [])
     vgg, alexnet = (build_model(name, (32, 32, 3), 10) for name in ("vgg16", "alexnet"))
-    assert batch_of(vgg) == batch_of(alexnet) == 128
+    assert attack_batch_size(vgg) == attack_batch_size(alexnet) == 128
     monkeypatch.setattr(adv.attacks.classifier, "accelerators", lambda: ["gpu:0"])
-    assert 128 < batch_of(vgg) <= batch_of(alexnet) <= 1024
-    assert batch_of(alexnet, memory=1e8) < 128
+    assert 128 < attack_batch_size(vgg) <= attack_batch_size(alexnet) <= 1024
+    assert attack_batch_size(alexnet, memory=1e8) < 128
 
 
 # -------------------------------------------------------------------------------------- the samples

@@ -68,7 +68,7 @@ def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
         kernel[:3] = np.diag(gains)
         model.set_weights([kernel, np.zeros(3), np.eye(3), np.zeros(3)])
         paths[epoch] = tmp_path / f"model.{epoch:03d}.weights.h5"
-        save_weights(model, str(paths[epoch]), epoch=epoch)
+        save_weights(model, str(paths[epoch]), {"epoch": epoch})
     mined = mine(paths, x, y, model, "hidden")
     # The final model is surest of class 2.
     expected = {0: [5, 0, 0], 3: [5, 0, 0], 1: [0, 4, 0], 4: [0, 4, 0]}
@@ -340,7 +340,7 @@ def test_layers_without_neurons_of_their_own_are_refused(study):
 
 
 def test_tune_refuses_the_folder_of_another_tuning(classifier, tmp_path):
-    """Called without made_from, as the README does: other arguments are another tuning."""
+    """Called without provenance, as the README does: other arguments are another tuning."""
     x, y = patterns(32)
     mined = Mined(np.arange(32), None, None, None, np.zeros((32, 6, 6, 8), "float32"))
     dare.tune(classifier, "conv2", mined, x, y, tmp_path, 1e-3, 1)

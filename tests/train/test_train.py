@@ -98,7 +98,7 @@ def test_the_faster_gradient_is_keras_s_own(kernel):
     """Convolutions of few pixels, in float32: outputs, and gradients of images and kernel."""
     import tensorflow as tf
 
-    from train.convolution import SmallConv2D, is_small
+    from train.convolution import SmallConv2D, has_few_pixels
 
     x = tf.constant(np.random.default_rng(0).normal(size=(5, 4, 3, 6)), "float32")
     inputs, found = keras.Input((4, 3, 6)), []
@@ -106,7 +106,7 @@ def test_the_faster_gradient_is_keras_s_own(kernel):
     for kind in keras.layers.Conv2D, SmallConv2D:
         layer = kind(7, kernel, padding="same", activation="relu")
         model = keras.Model(inputs, layer(inputs))
-        assert is_small(layer) == (kind is keras.layers.Conv2D)
+        assert has_few_pixels(layer) == (kind is keras.layers.Conv2D)
         weights = weights or model.get_weights()
         model.set_weights(weights)
         with tf.GradientTape() as tape:
@@ -119,7 +119,7 @@ def test_the_faster_gradient_is_keras_s_own(kernel):
     for changed in {"strides": 2}, {"padding": "valid"}, {"dilation_rate": 2}:
         other = keras.layers.Conv2D(7, 2, **{"padding": "same"} | changed)
         other(inputs)
-        assert not is_small(other)
+        assert not has_few_pixels(other)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a gradient of TensorFlow's")
@@ -175,10 +175,10 @@ def test_interrupted_training_ends_the_same(home, monkeypatch, precision):
 
     real = train.fit.save_weights
 
-    def fails(classifier, path, **about):
+    def fails(classifier, path, about):
         if about["epoch"] == 3:
             raise KeyboardInterrupt
-        real(classifier, path, **about)
+        real(classifier, path, about)
 
     monkeypatch.setattr(train.fit, "save_weights", fails)
     with pytest.raises(KeyboardInterrupt):

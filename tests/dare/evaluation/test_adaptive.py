@@ -12,7 +12,7 @@ import pytest
 from conftest import write_data
 
 from adv.attacks import worst_case
-from adv.attacks.classifier import Calls, foolbox_model
+from adv.attacks.classifier import BatchedModel, foolbox_model
 from adv.attacks.rays import Rays
 from dare.evaluation import adaptive
 from train.artifacts import sha256
@@ -93,7 +93,7 @@ def test_epsilon_0_is_clean_accuracy_and_results_fall_with_epsilon(plain):
 def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
     x, y, distance = linear_images()
     right = np.arange(len(y)) % 10 > 0
-    calls = Calls(foolbox_model(linear()))
+    calls = BatchedModel(foolbox_model(linear()))
     found, success = Rays(calls, x[right], y[right]).run()
     assert success.all() and (calls.logits(found).argmax(axis=1) != y[right]).all()
     ratio = np.abs(found - x[right]).max(axis=(1, 2, 3)) / distance["linf"][right]
@@ -103,7 +103,7 @@ def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
 def test_rays_gives_up_what_is_out_of_reach_and_stops_at_what_is_enough():
     x, y, _ = linear_images()
     right = np.arange(len(y)) % 10 > 0
-    calls = Calls(foolbox_model(linear()))
+    calls = BatchedModel(foolbox_model(linear()))
     search = Rays(calls, x[right], y[right], wanted=1e-6)
     search.run()
     assert (search.decisions < Rays.CHECKED + 1 + Rays.BISECTIONS).all()

@@ -18,7 +18,7 @@ from scipy import stats
 import dare.evaluation.record
 from dare import tables
 from dare.evaluation import claims, differences, figures, intervals, report, runs, verdict
-from dare.evaluation.runs import Recorded
+from dare.evaluation.runs import RecordedRuns
 from train.flags import UserError
 
 # -------------------------------------------------------------------------------- made-up studies
@@ -119,7 +119,7 @@ def made_up(home, methods=PLAIN, seed=0, run_count=1, n=300, model="lenet", more
     with h5py.File(folder / "scores.h5", "w") as file:
         for part, index in parts.items():
             file[f"parts/{part}"] = index.astype("int64")
-            file[f"parts/{part}"].attrs["made_from"] = "0" * 64
+            file[f"parts/{part}"].attrs["provenance"] = "0" * 64
         for digest, of_model in scores.items():
             for part, right in of_model.items():
                 file[f"models/{digest}/{part}"] = np.packbits(right)
@@ -165,8 +165,8 @@ def others(folder, n):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """Recorded of one study with one run."""
-    return Recorded([made_up(tmp_path_factory.mktemp("one"))])
+    """RecordedRuns of one study with one run."""
+    return RecordedRuns([made_up(tmp_path_factory.mktemp("one"))])
 
 
 # -------------------------------------------------------------------------------------- intervals
@@ -352,7 +352,7 @@ def test_cells_are_what_the_scores_say(one):
 
 def test_a_control_can_be_the_best(home):
     methods = PLAIN | {"control-self": (0.8, 0.95, 0.3), "at-pgd": (0.9, 0.9, 0.5)}
-    recorded = Recorded([made_up(home, methods)])
+    recorded = RecordedRuns([made_up(home, methods)])
     cells = tables.robustness_table(recorded.chosen["selected"], recorded)
     assert set(cells.loc[cells["best"], "method"]) == {"control-self"}
     within = tables.robustness_table(recorded.chosen["selected_within_1"], recorded)
@@ -364,7 +364,7 @@ def test_standard_deviation_over_runs(home):
     folders = [
         made_up(home, {m: PLAIN[m] for m in ("original", "dare")}, seed, 2) for seed in (0, 1)
     ]
-    recorded = Recorded(folders)
+    recorded = RecordedRuns(folders)
     values = iter((60.0, 70.0, 80.0, 90.0))
     chosen = recorded.chosen["selected"].copy()
     dare = chosen[chosen["label"] == "dare"]
@@ -401,7 +401,7 @@ def test_differences_of_a_single_run(one):
 def test_differences_over_runs(home, run_count, test):
     methods = {m: PLAIN[m] for m in ("original", "dare", "control-self", "control-swa")}
     folders = [made_up(home, methods, seed, run_count, n=60) for seed in range(3)]
-    table = differences.differences_table(Recorded(folders), "selected")
+    table = differences.differences_table(RecordedRuns(folders), "selected")
     rows = table[table["attack"] != "mean"]
     assert set(rows["test"]) == {test}
     # control-swa has one model for all runs of a source, and is paired with each.
@@ -415,7 +415,7 @@ def test_scores_of_other_models_are_refused(home):
     folder = made_up(home)
     with h5py.File(folder / "scores.h5", "a") as file:
         del file["models"][sha(1)]
-    recorded = Recorded([folder])
+    recorded = RecordedRuns([folder])
     with pytest.raises(UserError, match=r"scores.h5 lacks a model.*dare/test.py"):
         differences.differences_table(recorded, "selected")
 
@@ -426,7 +426,7 @@ def test_scores_of_other_models_are_refused(home):
 def judged(home, **changed):
     """The verdict on a made-up study, a row a question, and its summary."""
     methods = PLAIN | {name.replace("_", "-"): value for name, value in changed.items()}
-    rows = verdict.verdict(Recorded([made_up(home, methods, n=400)]), "digits", "lenet")
+    rows = verdict.verdict(RecordedRuns([made_up(home, methods, n=400)]), "digits", "lenet")
     return rows.set_index("question"), verdict.summary(rows)
 
 
@@ -471,7 +471,7 @@ def test_the_same_model_is_surely_no_better(home):
     dare = rows.loc[rows["method"] == "dare", "sha256"].iloc[0]
     rows.loc[rows["method"] == "control-self", "sha256"] = dare
     rows.to_csv(folder / "robustness.csv", index=False)
-    found = verdict.verdict(Recorded([folder]), "digits", "lenet").set_index("question")
+    found = verdict.verdict(RecordedRuns([folder]), "digits", "lenet").set_index("question")
     assert found.loc["the history", ["low", "high", "answer"]].tolist() == [0, 0, "no"]
 
 
@@ -482,7 +482,7 @@ def test_both_sides_of_a_difference_may_lose_as_much(dare_has_one, epochs):
     table = pd.DataFrame(rows, columns=["label", "epoch", "rule"])
     table = table.assign(dataset="digits", model="lenet", folder="seed0", run=0)
     within = table[(table["rule"] == "within") & ((table["label"] != "dare") | dare_has_one)]
-    recorded = Recorded.__new__(Recorded)
+    recorded = RecordedRuns.__new__(RecordedRuns)
     most = table[table["rule"] == "most"]
     recorded.chosen = {"selected_within_1": within, "selected": most}
     found = recorded.compared().set_index("label")["epoch"]
@@ -498,7 +498,7 @@ def test_lost_clean_accuracy_gives_no_merit(home):
 
 def test_under_twice_chance_gives_no_merit(home):
     guessing = {m: (r, 0.19, a) for m, (r, _, a) in PLAIN.items()}
-    recorded = Recorded([made_up(home, guessing)])
+    recorded = RecordedRuns([made_up(home, guessing)])
     rows = verdict.verdict(recorded, "digits", "lenet")
     assert set(rows["answer"]) == {"undecided"} and rows["sentence"].str.contains("chance").all()
     assert any("under twice chance (20.0%)" in text for text in verdict.warnings(recorded))
@@ -506,7 +506,7 @@ def test_under_twice_chance_gives_no_merit(home):
 
 def test_the_verdict_says_what_was_not_run(home):
     methods = {m: v for m, v in PLAIN.items() if m not in ("control-seed", "control-single")}
-    rows = verdict.verdict(Recorded([made_up(home, methods)]), "digits", "lenet")
+    rows = verdict.verdict(RecordedRuns([made_up(home, methods)]), "digits", "lenet")
     assert "not known before these are run: control-seed." in verdict.summary(rows)
     assert "nothing can be said" in verdict.summary(rows.iloc[:0])
 
@@ -523,7 +523,7 @@ def test_warnings(home, monkeypatch):
     with h5py.File(folder / "ats_conv3.h5", "a") as file:
         del file["index"]
         file["index"] = np.arange(99)
-    found = verdict.warnings(Recorded([folder]))
+    found = verdict.warnings(RecordedRuns([folder]))
     for text in (
         "70.0% clean accuracy, over 20 points below the paper's 93.3%",
         "cw succeeds on 38% of the images",
@@ -553,7 +553,7 @@ def claimed(home, *changes, seeds=1):
         for name, changed in zip("abc", changes, strict=False)
         for seed in range(seeds)
     ]
-    table = claims.claims_table(Recorded(folders), tables.published_means())
+    table = claims.claims_table(RecordedRuns(folders), tables.published_means())
     return table.set_index(["minus", "rule", "model"]).sort_index()
 
 
@@ -625,12 +625,12 @@ def test_the_best_baseline_is_chosen_on_the_validation_part(home):
     best = (rows["method"] == "at-pgd") & (rows["split"] == "validation")
     rows.loc[best, "empirical_robustness"] = 90
     rows.to_csv(folder / "robustness.csv", index=False)
-    recorded = Recorded([folder])
+    recorded = RecordedRuns([folder])
     chosen = recorded.chosen["selected"]
     assert claims.best_baseline(recorded, chosen, fair=False) == "at-pgd"
     rows.loc[best, "empirical_robustness"] = 10
     rows.to_csv(folder / "robustness.csv", index=False)
-    recorded = Recorded([folder])
+    recorded = RecordedRuns([folder])
     assert claims.best_baseline(recorded, chosen, fair=False) == "at-bim"
     assert claims.best_baseline(recorded, chosen, fair=True) == "at-fgsm"
 
@@ -679,7 +679,7 @@ def test_claims_in_the_report(home):
 def test_the_figure_of_claims_where_nothing_compares(home):
     lost = {name: (0.5, 0.8, 0.3) for name in PLAIN if name != "original"}
     folders = [made_up(home, {"original": PLAIN["original"]} | lost, model=m) for m in "ab"]
-    table = claims.claims_table(Recorded(folders), tables.published_means())
+    table = claims.claims_table(RecordedRuns(folders), tables.published_means())
     figure = figures.claims(table[table["claim"].str.startswith("slicing")])
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert {line.get_markerfacecolor() for line in dots if len(line.get_xdata())} == {"white"}
@@ -692,7 +692,7 @@ def test_sizes_of_training_in_the_table(home):
     entry |= {"stage": "train lenet", "settings": {"images": 718}}
     (folder / "train.log").write_text(json.dumps(entry))
     assert tables.trained_on(folder) == 718
-    assert tables.models_table(Recorded([folder]))["images"].tolist() == [718]
+    assert tables.models_table(RecordedRuns([folder]))["images"].tolist() == [718]
 
 
 def test_tables_and_report(home, capsys):
@@ -756,7 +756,7 @@ def test_a_study_without_dare_or_adaptive_evaluation(home):
 def test_the_verdict_without_adaptive_evaluation(home):
     folder = made_up(home)
     (folder / "adaptive.h5").unlink()
-    rows = verdict.verdict(Recorded([folder]), "digits", "lenet")
+    rows = verdict.verdict(RecordedRuns([folder]), "digits", "lenet")
     assert not rows["sentence"].str.contains("Attacked itself").any()
     assert verdict.summary(rows).endswith("it was not evaluated.")
 
@@ -793,7 +793,7 @@ def overlaps(figure, texts):
 def test_labels_of_figures_do_not_overlap(home):
     more = [("dare", (0.7, 0.95, 0.4), {"per": per}) for per in (0.05, 0.1, 0.5, 0.9)]
     methods = PLAIN | {"control-noise": (0.4, 0.2, 0.1), "at-cw": (0.4, 0.3, 0.1)}
-    recorded = Recorded([made_up(home, methods, n=100, more=more)])
+    recorded = RecordedRuns([made_up(home, methods, n=100, more=more)])
     cells = tables.robustness_table(recorded.compared(), recorded)
     figure = figures.trade_off(cells)
     assert len(figure.axes[0].texts) == len(methods) + 4
