@@ -1,9 +1,9 @@
-"""Step 7: the baseline, adversarial training: tune the classifier on samples of one attack.
+"""Step 7: adversarial training, the baseline: tune the classifier on the samples of one attack.
 
     python adv/fintune_adv.py --dataset digits --model lenet --attack fgsm
 
-Reads the final checkpoint of models/<dataset>_<model>_seed<N>/ and adv/<attack>.h5 there. Of the
-samples, those of the training part on which the attack succeeded are used. Cross-entropy, Adam,
+Reads the final checkpoint of models/<dataset>_<model>_seed<N>/ and adv/<attack>.h5 there. It tunes
+on the training part of the samples, those on which the attack succeeded: cross-entropy, Adam, the
 first layers frozen (train/params.py). Writes the classifier after every epoch to
 tuned/at-<attack>_lr<lr_rate>_run<run>/model.001.weights.h5 ..., and log.csv.
 """
@@ -16,40 +16,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from adv import ATTACKS
 from train import params
 from train.artifacts import samples_path, sha256
-from train.fit import tune_baseline
+from train.fine_tuning import FineTuning, LabelledImages, fine_tune_study
 from train.flags import UserError, chosen_names, options, run_script
 from train.study import Study
 
 dataset = "digits"
 model = "lenet"
 seed = 0
-attack = "all"  # fgsm, bim, pgd, cw, jsma, several with commas, or all; a model for each
-lr_rate = 1e-4
-epoch = 20  # epochs of tuning; more than before go on from there
-run = 0  # number of the run: seed of the tuning
+attack = "all"  # fgsm, bim, pgd, cw, jsma, a list with commas, or all; one model for each
+lr_rate = params.adv_lr_rate
+epoch = params.adv_epochs  # epochs of tuning; more than before continue the earlier run
+run = 0  # number of the run, the seed of tuning
 
 
 def training_samples(study, attack):
-    """Images float32 (n, h, w, c) and labels (n,) to train on, and the SHA-256 of their file."""
+    """The successful samples in the training part of an attack, as LabelledImages."""
     path = samples_path(study.folder, attack)
     with study.open_checked(path, study.command("adv/generate_adv.py", attack=attack)) as file:
         rows = (file["split"][()] == 0) & file["success"][()]
-        images, labels = file["image"][()][rows], file["label"][()][rows]
+        images = file["image"][()][rows]
+        labels = file["label"][()][rows]
     if not len(images):
         raise UserError(
             f"{path} has no successful sample in its training part: make more (--samples)."
         )
-    return images, labels, sha256(path)
+    return LabelledImages(images, labels, {"adv_sha256": sha256(path)})
 
 
 def adversarially_train(study, attack, lr_rate, epochs, run):
-    """Tune the study's classifier on the samples of one attack, into a folder of its own."""
-    images, labels, adv_sha256 = training_samples(study, attack)
+    """Tune a study's classifier on the samples of one attack, in a folder named after it."""
     settings = {"method": f"at-{attack}", "lr_rate": lr_rate, "run": run}
-    tune_baseline(
-        study, images, labels, "categorical_crossentropy", epochs, settings,
-        {"adv_sha256": adv_sha256}, frozen=params.frozen.get(study.model, 0),
-    )  # fmt: skip
+    frozen = params.frozen.get(study.model, 0)
+    tuning = FineTuning("categorical_crossentropy", lr_rate, frozen, seed=(study.seed, run))
+    fine_tune_study(study, training_samples(study, attack), settings, tuning, epochs)
 
 
 def main(argv=None):

@@ -3,7 +3,7 @@
     python dare/get_ats.py --choose_layer predictions
     python dare/dare-last.py --dataset digits --model lenet
 
-Reads and writes what dare.py does: tuned/dare-last_<layer>_per<per>_lr<lr_rate>_run<run>/.
+Reads what dare.py reads, and writes tuned/dare-last_<layer>_per<per>_lr<lr_rate>_run<run>/.
 """
 
 import sys
@@ -11,25 +11,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import tune_study, tuned_rate
+from dare.dare import tune_study
+from train import params
 from train.flags import options, run_script
 from train.study import Study
 
 dataset = "digits"
 model = "lenet"
 seed = 0
-lr_rate = None  # None: 1e-4 for alexnet, 1e-3 for lenet, 1e-6 for vgg
-epoch = 10
-per = 0.95
+lr_rate = params.lr_rate  # None: the network's own (train/params.py)
+epoch = params.tune_epochs
+per = params.per
 run = 0
 
 
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    rate = tuned_rate(args.lr_rate, args.model)
-    last = study.classifier.layers[-1].name
-    tune_study(study, args.epoch, "dare-last", last, args.per, lr_rate=rate, run=args.run)
+    settings = {
+        "method": "dare-last",
+        "choose_layer": study.classifier.layers[-1].name,
+        "per": args.per,
+        "lr_rate": args.lr_rate or params.tuning_rate(args.model),
+        "run": args.run,
+    }
+    tune_study(study, settings, args.epoch)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python dare/dare-s.py --dataset digits --model lenet
 
-Reads and writes what dare.py does, without the slice: tuned/dare-s_<layer>_lr<lr_rate>_run<run>/.
+Reads what dare.py reads except the slice, and writes tuned/dare-s_<layer>_lr<lr_rate>_run<run>/.
 """
 
 import sys
@@ -10,25 +10,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import tune_study, tuned_rate
+from dare.dare import tune_study
+from train import params
 from train.flags import options, run_script
 from train.study import Study
 
 dataset = "digits"
 model = "lenet"
 seed = 0
-lr_rate = None  # None: 1e-4 for alexnet, 1e-3 for lenet, 1e-6 for vgg
-epoch = 10
-choose_layer = None
+lr_rate = params.lr_rate  # None: the network's own (train/params.py)
+epoch = params.tune_epochs
+choose_layer = params.choose_layer  # None: the network's chosen layer (train/params.py)
 run = 0
 
 
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    rate = tuned_rate(args.lr_rate, args.model)
-    layer = study.layer(args.choose_layer)
-    tune_study(study, args.epoch, "dare-s", layer, lr_rate=rate, run=args.run)
+    settings = {
+        "method": "dare-s",
+        "choose_layer": study.layer(args.choose_layer),
+        "lr_rate": args.lr_rate or params.tuning_rate(args.model),
+        "run": args.run,
+    }
+    tune_study(study, settings, args.epoch)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python dare/dare-sl.py --dataset digits --model lenet
 
-The classifier itself is tuned on the same modified images with their labels: mean squared error on
-the softmax, first layers frozen (train/params.py). Reads the final checkpoint and ats_<layer>.h5
-(for its images) and writes tuned/dare-sl_lr<lr_rate>_run<run>/ as dare.py does.
+The classifier itself is tuned on the modified images and their labels: mean squared error on the
+softmax, with the first layers frozen (train/params.py). Reads the final checkpoint and, for its
+images, ats_<layer>.h5. Writes tuned/dare-sl_lr<lr_rate>_run<run>/ as dare.py does.
 """
 
 import sys
@@ -12,28 +12,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import modified_images, tuned_rate
+from dare.dare import modified_images
 from train import params
-from train.fit import tune_baseline
+from train.fine_tuning import FineTuning, fine_tune_study
 from train.flags import options, run_script
 from train.study import Study
 
 dataset = "digits"
 model = "lenet"
 seed = 0
-lr_rate = None  # None: 1e-4 for alexnet, 1e-3 for lenet, 1e-6 for vgg
-epoch = 10
+lr_rate = params.lr_rate  # None: the network's own (train/params.py)
+epoch = params.tune_epochs
 run = 0
 
 
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    images, labels, provenance = modified_images(study, study.mined_layer())
-    rate = tuned_rate(args.lr_rate, args.model)
+    rate = args.lr_rate or params.tuning_rate(args.model)
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     frozen = params.frozen.get(args.model, 0)
-    tune_baseline(study, images, labels, "mse", args.epoch, settings, provenance, frozen=frozen)
+    tuning = FineTuning("mse", rate, frozen, seed=(study.seed, args.run))
+    images = modified_images(study, study.mined_layer())
+    fine_tune_study(study, images, settings, tuning, args.epoch)
 
 
 if __name__ == "__main__":

@@ -3,25 +3,34 @@
     python dare/dare.py --dataset digits --model lenet --lr_rate 1e-3
     python dare/dare.py --dataset digits --model lenet --batches 1     # as the released code does
 
-Reads data/<dataset>/, and of models/<dataset>_<model>_seed<N>/ the final checkpoint,
+Reads data/<dataset>/ and, from models/<dataset>_<model>_seed<N>/, the final checkpoint,
 slice_<per>.h5 and ats_<layer>.h5. Writes the classifier after every epoch to
-tuned/dare_<layer>_per<per>_lr<lr_rate>_run<run>/model.001.weights.h5 ..., and log.csv. The
-variants dare-s.py, dare-sl.py and dare-last.py, and controls.py, call what is here.
+tuned/dare_<layer>_per<per>_lr<lr_rate>_run<run>/model.001.weights.h5 ..., and log.csv. The variants
+(dare-s.py, dare-sl.py, dare-last.py) and the controls (controls.py) use the functions below.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from dare.get_ats import Mined
+from dare.get_ats import MinedImages
 from dare.nnslicer import key_neurons, load_slice
 from train import params
-from train.artifacts import epochs_in, fingerprint, sha256, slice_path, targets_path, tuned_folder
+from train.artifacts import (
+    epochs_in,
+    fingerprint,
+    sha256,
+    slice_path,
+    targets_path,
+    tuned_folder,
+)
 from train.backend import keras, ops
-from train.fit import fit
+from train.fine_tuning import LabelledImages
+from train.fit import Run, fit
 from train.flags import UserError, options, run_script
 from train.log import stage
 from train.study import Study
@@ -30,234 +39,311 @@ from train.utils import Batches, Rows, pixels, set_seed, up_to
 dataset = "digits"
 model = "lenet"
 seed = 0
-lr_rate = None  # None: 1e-4 for alexnet, 1e-3 for lenet, 1e-6 for vgg (train/params.py)
-epoch = 10  # epochs of tuning; more than before go on from there
-per = 0.95  # the slice to use
-choose_layer = None  # None: that of the network in train/params.py
-batches = None  # None: an epoch is all images; 1: one batch and a new Adam for each, as released
-run = 0  # number of the run: seed of the tuning
+lr_rate = params.lr_rate  # of Adam; None: the network's own (train/params.py)
+epoch = params.tune_epochs  # epochs of tuning; more than before continue the earlier run
+per = params.per  # the slice to use
+choose_layer = params.choose_layer  # None: the network's chosen layer (train/params.py)
+batches = None  # batches in an epoch, each epoch with a new Adam; None: all images, one Adam
+run = 0  # number of the run, the seed of tuning
+
+# ------------------------------------------------------------------------------------- the method
 
 
 class InsideSlice(keras.constraints.Constraint):
-    """Puts the weights outside the slice back after every update (ASE 2022).
+    """Restores the weights outside the slice after every update (ASE 2022).
 
-    mask: bool (n_in, n_out), shared by all taps of a kernel. kernel: the weights before tuning.
+    mask: bool (n_in, n_out), which all taps of a kernel share. kernel: the weights before tuning.
     """
 
     def __init__(self, mask, kernel):
-        self.mask, self.kernel = ops.convert_to_tensor(mask), ops.convert_to_tensor(kernel)
+        self.mask = ops.convert_to_tensor(mask)
+        self.kernel = ops.convert_to_tensor(kernel)
 
     def __call__(self, w):
         return ops.where(self.mask, ops.convert_to_tensor(w), self.kernel)
 
 
-def transform(classifier, layer, masks=None):
+def transform(classifier, choose_layer, masks=None):
     """The isomorphic regression model of a classifier (ASE 2022, model transformation).
 
-    A copy of its layers up to `layer`, whose activations become the output, with the same weights
-    and without the regularisers of training. masks: {layer name: bool (n_in, n_out)}, the slice,
-    outside of which no kernel can move; None: all weights can.
+    It is a copy of the layers up to the chosen one, whose activations become the output. It has the
+    same weights and none of the regularisers of training.
+
+    Args:
+        classifier: Keras model. choose_layer: name of the chosen layer.
+        masks: the slice, {layer name: bool (n_in, n_out)}; kernels move inside it only. None: all
+            weights move.
     """
 
-    def without_regularisers(original):
-        config = original.get_config()
+    def copy_layer(layer):
+        config = layer.get_config()
         config |= {name: None for name in config if name.endswith("_regularizer")}
-        return type(original).from_config(config)
+        return type(layer).from_config(config)
 
-    part = up_to(classifier, layer)
-    regression = keras.models.clone_model(part, clone_function=without_regularisers)
+    part = up_to(classifier, choose_layer)
+    regression = keras.models.clone_model(part, clone_function=copy_layer)
     synchronise(part, regression)
-    for copy in regression.layers:
-        if masks and copy.name in masks:
-            before = ops.copy(ops.convert_to_tensor(copy.kernel))
-            copy.kernel.constraint = InsideSlice(masks[copy.name], before)
+    for layer in regression.layers:
+        if masks and layer.name in masks:
+            kernel_before = ops.copy(ops.convert_to_tensor(layer.kernel))
+            layer.kernel.constraint = InsideSlice(masks[layer.name], kernel_before)
     return regression
 
 
 def synchronise(regression, classifier):
     """Copy the weights of the regression model back into the classifier (ASE 2022).
 
-    The layers after the chosen one, which the regression model lacks, stay as they are. Called the
-    other way round it brings a regression model to where its classifier is.
+    The layers after the chosen one, which the regression model lacks, stay as they are. With the
+    arguments exchanged it copies the classifier's weights into the regression model.
     """
     names = {layer.name for layer in regression.layers}
     for layer in classifier.layers:
         if layer.name in names and layer.weights:
             layer.set_weights(regression.get_layer(layer.name).get_weights())
-            if hasattr(layer, "finalize_state"):  # a Normalization that was adapted
+            if hasattr(layer, "finalize_state"):  # a Normalization layer that was adapted
                 layer.finalize_state()
 
 
-def regression_loss(activation, target, key):
+def regression_loss(activation, target, is_key):
     """Mean squared difference over the key neurons of each image's class (ASE 2022).
 
-    activation, target: (batch, ..., neurons). key: 1 for a key neuron, else 0, (batch, 1...,
-    neurons): a key channel counts at all its positions. Returns (batch,).
+    Args:
+        activation, target: (batch, ..., neurons).
+        is_key: (batch, 1..., neurons), 1 for a key neuron and 0 for others. A key channel counts at
+            all its positions.
+
+    Returns:
+        (batch,), the loss of every image.
     """
     axes = tuple(range(1, len(activation.shape)))
     positions = int(np.prod(activation.shape[1:-1]))
-    difference = (activation - target) * key
-    return ops.sum(ops.square(difference), axis=axes) / (positions * ops.sum(key, axis=axes))
+    difference = (activation - target) * is_key
+    return ops.sum(ops.square(difference), axis=axes) / (positions * ops.sum(is_key, axis=axes))
 
 
-def tune(
-    classifier, layer, mined, x, y, folder, lr_rate, epochs,
-    masks=None, key=None, batches=None, seed=(0,), provenance=None,
-):  # fmt: skip
+class NewAdam(keras.callbacks.Callback):
+    """Starts every epoch with a new Adam, as the released code does for every batch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 0:
+            return
+        optimizer = self.model.optimizer
+        rate = float(optimizer.learning_rate)
+        # A new Adam differs from a used one in these variables: its moments and steps are 0.
+        for variable in optimizer.variables:
+            variable.assign(np.zeros(variable.shape, variable.dtype))
+        optimizer.learning_rate = rate
+
+
+@dataclass
+class Tuning:
+    """Settings of `tune`.
+
+    choose_layer: name of the chosen layer.
+    lr_rate: of Adam. None: no weight moves, and only batch normalisation follows the images.
+    epochs: more than before continue the earlier run.
+    masks: the slice, {layer name: bool (n_in, n_out)}; None: all weights move (dare-s).
+    key_neurons: bool (classes, neurons); None: all neurons count (dare-s).
+    batches: an epoch has this many batches and a new Adam; None: an epoch has all images.
+    seed: of the order of the images, a tuple of numbers.
+    provenance: a folder with another provenance is refused; None: made from the arguments.
+    """
+
+    choose_layer: str
+    lr_rate: float | None
+    epochs: int
+    masks: dict | None = None
+    key_neurons: np.ndarray | None = None
+    batches: int | None = None
+    seed: tuple = (0,)
+    provenance: dict | None = None
+
+
+def tune(classifier, mined, x, y, folder, tuning):
     """Transform, tune and synchronise (ASE 2022).
 
     Args:
-        classifier: the trained network; ends with the tuned weights. layer: the chosen layer.
-        mined: Mined, whose index points into images x (n, h, w, c) and int labels y (n,), and
-            whose activations are the targets.
-        folder: gets the classifier after every epoch, and log.csv.
-        lr_rate, epochs: of Adam; lr_rate None: no weight moves, only batch normalisation follows.
-        masks: {layer name: bool (n_in, n_out)}, the slice; None: all weights may move (dare-s).
-        key: bool (classes, neurons), the key neurons; None: all neurons (dare-s).
-        batches: an epoch has so many batches of 128, and an Adam of its own; None: all images.
-        provenance: what refuses the folder for another tuning; default: the arguments themselves.
+        classifier: the trained network, tuned in place.
+        mined: MinedImages, whose activations are the targets.
+        x: the images that mined.index refers to, uint8 or float32 pixels (n, h, w, c).
+        y: their int labels (n,).
+        folder: where the classifier is saved after every epoch.
+        tuning: Tuning.
 
     Returns:
-        the classifier.
+        The classifier.
 
     Raises:
-        UserError: targets of another shape; what `fit` refuses.
+        UserError: targets of another shape than the layer's, or what `fit` refuses.
     """
-    set_seed(*seed)
-    if provenance is None:
-        provenance = {
-            "choose_layer": layer,
-            "lr_rate": lr_rate,
-            "batches": batches,
-            "seed": str(seed),
-        }
-        slice_arrays = [*(masks or {}).values(), *([] if key is None else [key])]
-        provenance["sha256"] = fingerprint(*classifier.get_weights(), mined.index, *slice_arrays)
-    regression = transform(classifier, layer, masks)
-    if lr_rate is None:
+    set_seed(*tuning.seed)
+    provenance = tuning.provenance or provenance_of(classifier, mined, tuning)
+    regression = transform(classifier, tuning.choose_layer, tuning.masks)
+    if tuning.lr_rate is None:
         for weight in regression.trainable_variables:
             weight.trainable = False
-    shape = regression.output_shape[1:]
-    if mined.activation.shape[1:] != shape:
-        raise UserError(
-            f"the targets have shape {mined.activation.shape[1:]} and layer {layer} has {shape}: "
-            f"mine again with dare/get_ats.py."
-        )
-    neurons = (*[1] * (len(shape) - 1), shape[-1])
-    key = np.ones((int(np.max(y)) + 1, shape[-1]), bool) if key is None else np.asarray(key)
-    key = key.astype("float32").reshape(len(key), *neurons)
-    labels = np.asarray(y)[mined.index]
-
-    def make(rows, _):
-        images = pixels(x[mined.index[rows]])
-        target = mined.activation[rows].astype("float32")
-        return (images, target, key[labels[rows]]), np.zeros(len(rows), "float32")
-
-    # Keras minimises what a model gives: here, the loss of every image.
-    target, key_of_image = keras.Input(shape, name="target"), keras.Input(neurons, name="key")
-    loss = regression_loss(regression.output, target, key_of_image)
-    trained = keras.Model([regression.inputs[0], target, key_of_image], loss)
-    trained.compile(keras.optimizers.Adam(lr_rate or 1.0), loss=lambda _, value: value)
-    shuffled = Batches(len(labels), make, params.batch, (*seed, 1), most=batches)
-
-    fit(
-        trained, shuffled, folder, epochs, provenance, classifier, synchronise,
-        extendable=True, new_optimizer=batches is not None,
-    )  # fmt: skip
+    batches = regression_batches(regression, mined, x, y, tuning)
+    trained = with_loss(regression)
+    # With a rate of None there is nothing that Adam could move.
+    trained.compile(keras.optimizers.Adam(tuning.lr_rate or 0.0), loss=lambda _, value: value)
+    run = Run(folder, tuning.epochs, provenance, extendable=True)
+    if tuning.batches is not None:
+        run.callbacks.append(NewAdam())
+    fit(trained, batches, run, classifier, synchronise)
     return classifier
 
 
-def key_neurons_of(classifier, layer, slices, per):
-    """bool (classes, neurons): key neurons of `layer`, by what the sliced layer before it gives.
+def with_loss(regression):
+    """The regression model with targets and key neurons as further inputs, and the loss as output.
 
-    Raises UserError for a layer that has no neurons of its own.
+    Keras minimises the output of a model: here, the loss of every image.
     """
-    names = [known.name for known in classifier.layers]
-    sliced = [name for name in names[: names.index(layer) + 1] if name in slices]
-    neurons = classifier.get_layer(layer).output.shape[-1]
+    shape = regression.output_shape[1:]
+    target = keras.Input(shape, name="target")
+    is_key = keras.Input((*[1] * (len(shape) - 1), shape[-1]), name="key")
+    loss = regression_loss(regression.output, target, is_key)
+    return keras.Model([regression.inputs[0], target, is_key], loss)
+
+
+def regression_batches(regression, mined, x, y, tuning):
+    """Shuffled Batches of (images, targets, key neurons) for a model of `with_loss`."""
+    shape = regression.output_shape[1:]
+    if mined.activation.shape[1:] != shape:
+        raise UserError(
+            f"the targets have shape {mined.activation.shape[1:]} and layer {tuning.choose_layer} "
+            f"has {shape}: mine again with dare/get_ats.py."
+        )
+    is_key = tuning.key_neurons
+    if is_key is None:
+        is_key = np.ones((int(np.max(y)) + 1, shape[-1]), bool)
+    # (classes, 1..., neurons): a key channel counts at all its positions.
+    is_key = np.asarray(is_key, "float32").reshape(-1, *[1] * (len(shape) - 1), shape[-1])
+    labels = np.asarray(y)[mined.index]
+
+    def make_batch(rows, _):
+        images = pixels(x[mined.index[rows]])
+        target = mined.activation[rows].astype("float32")
+        unused = np.zeros(len(rows), "float32")  # Keras wants labels; the loss ignores them
+        return (images, target, is_key[labels[rows]]), unused
+
+    return Batches(len(labels), make_batch, params.batch, (*tuning.seed, 1), tuning.batches)
+
+
+def provenance_of(classifier, mined, tuning):
+    """What a tuned model is made from, for callers without a study."""
+    arrays = [*classifier.get_weights(), mined.index, *(tuning.masks or {}).values()]
+    if tuning.key_neurons is not None:
+        arrays.append(tuning.key_neurons)
+    return {
+        "choose_layer": tuning.choose_layer,
+        "lr_rate": tuning.lr_rate,
+        "batches": tuning.batches,
+        "seed": str(tuning.seed),
+        "sha256": fingerprint(*arrays),
+    }
+
+
+def key_neurons_of(classifier, choose_layer, slices, per):
+    """The key neurons of a layer, by the contributions of the last sliced layer up to it.
+
+    slices: {layer name: SlicedLayer}. Returns bool (classes, neurons).
+    Raises UserError for a layer whose outputs are not the neurons of a sliced layer.
+    """
+    names = [layer.name for layer in classifier.layers]
+    sliced = [name for name in names[: names.index(choose_layer) + 1] if name in slices]
+    neurons = classifier.get_layer(choose_layer).output.shape[-1]
     if not sliced or slices[sliced[-1]].contribution.shape[1] != neurons:
         raise UserError(
-            f"--choose_layer {layer} has no neurons of its own: choose a dense or convolutional "
-            f"layer, or what follows it."
+            f"--choose_layer {choose_layer} has no neurons of its own: choose a dense or "
+            f"convolutional layer, or a layer that follows one."
         )
     return key_neurons(slices[sliced[-1]].contribution, per)
 
 
-def read_slice(study, layer, per):
-    """(masks, key neurons, SHA-256) of the study's slice file, as `tune` takes them."""
-    path, step = slice_path(study.folder, per), study.command("dare/nnslicer.py", per=f"{per:g}")
+# ----------------------------------------------------------------------------- inputs of tuning
+
+
+def read_slice(study, choose_layer, per):
+    """Masks, key neurons and SHA-256 of a study's slice file."""
+    path = slice_path(study.folder, per)
+    other_slices = sorted(set(study.folder.glob("slice_*.h5")) - {path})
+    step = study.command("dare/nnslicer.py", per=f"{per:g}")
+    if other_slices and not path.exists():
+        raise UserError(
+            f"{path} is missing, but {other_slices[0].name} exists: pass its --per, or make the "
+            f"missing slice with `{step}`."
+        )
     with study.open_checked(path, step, per=per) as file:
         slices = load_slice(file)
+    newer = [p.name for p in other_slices if p.stat().st_mtime > path.stat().st_mtime]
+    if newer:
+        print(f"Note: this step uses per {per:g}, not the newer {', '.join(newer)} (see --per).")
     masks = {name: sliced.mask for name, sliced in slices.items()}
-    return masks, key_neurons_of(study.classifier, layer, slices, per), sha256(path)
+    return masks, key_neurons_of(study.classifier, choose_layer, slices, per), sha256(path)
 
 
-def open_targets(study, layer):
-    """The study's open ats file of a layer, for `with`."""
-    step = study.command("dare/get_ats.py", choose_layer=layer)
-    return study.open_checked(targets_path(study.folder, layer), step, choose_layer=layer)
+def open_targets(study, choose_layer):
+    """The open ats file of a layer, for a `with` statement."""
+    path = targets_path(study.folder, choose_layer)
+    step = study.command("dare/get_ats.py", choose_layer=choose_layer)
+    return study.open_checked(path, step, choose_layer=choose_layer)
 
 
-def modified_images(study, layer):
-    """(images, labels, what to record of them) that mining a layer found, for tune_baseline."""
-    with open_targets(study, layer) as file:
-        index, provenance = file["index"][()], {"ats_sha256": sha256(file.filename)}
+def modified_images(study, choose_layer):
+    """The images that mining a layer modified, with their labels, as LabelledImages."""
+    with open_targets(study, choose_layer) as file:
+        index = file["index"][()]
+        provenance = {"ats_sha256": sha256(file.filename)}
     x, y = study.data("validation")
-    return Rows(x, index), y[index], provenance
+    return LabelledImages(Rows(x, index), y[index], provenance)
 
 
-def tuned_rate(lr_rate, model, released=False):
-    """Adam's learning rate: the one asked for, or that of the network in train/params.py."""
-    return lr_rate or params.rate_of(model, released)
+def tune_study(study, settings, epochs, open_targets=open_targets):
+    """Tune a study's classifier into the folder that the settings name.
 
-
-def tune_study(
-    study,
-    epochs,
-    method,
-    choose_layer,
-    per=None,
-    batches=None,
-    lr_rate=None,
-    run=0,
-    targets=open_targets,
-):
-    """Tune a study's classifier into the folder that its settings name; see `tune`.
-
-    per: None: no slice. targets: (study, layer) -> an open file of targets.
+    Args:
+        study: train.study.Study.
+        settings: method, choose_layer, per (None: no slice), batches, lr_rate and run; a setting
+            that is missing is None.
+        epochs: of tuning.
+        open_targets: function (study, choose_layer) that opens a file of targets.
     """
-    layer = choose_layer
-    settings = {"method": method, "choose_layer": layer, "per": per, "batches": batches}
-    settings |= {"lr_rate": lr_rate, "run": run}
     folder = tuned_folder(study.folder, **settings)
+    choose_layer = settings["choose_layer"]
     x, y = study.data("validation")
-    with stage(folder / "tune.log", method, study.names | settings | {"epochs": epochs}) as record:
-        provenance, before = study.provenance | settings, epochs_in(folder)
-        masks = key = None
-        if per is not None:
-            masks, key, provenance["slice_sha256"] = read_slice(study, layer, per)
-        with targets(study, layer) as file:
+    with stage(
+        folder / "tune.log", settings["method"], study.names | settings | {"epochs": epochs}
+    ) as log:
+        provenance = study.provenance | settings
+        tuning = Tuning(choose_layer, settings.get("lr_rate"), epochs, provenance=provenance)
+        tuning.batches = settings.get("batches")
+        tuning.seed = (study.seed, settings["run"])
+        if settings.get("per") is not None:
+            masks, key, provenance["slice_sha256"] = read_slice(
+                study, choose_layer, settings["per"]
+            )
+            tuning.masks = masks
+            tuning.key_neurons = key
+        epochs_before = epochs_in(folder)
+        with open_targets(study, choose_layer) as file:
             provenance["ats_sha256"] = sha256(file.filename)
-            tune(
-                study.original(), layer, Mined.read(file), x, y, folder, lr_rate, epochs,
-                masks, key, batches, (study.seed, run), provenance,
-            )  # fmt: skip
-        record.idle = epochs_in(folder) == before
+            tune(study.original(), MinedImages.read(file), x, y, folder, tuning)
+        log.idle = epochs_in(folder) == epochs_before
 
 
 def main(argv=None):
     args = options(__doc__, argv, globals())
-    study, released = Study.open(args), args.batches == 1
-    tune_study(
-        study,
-        args.epoch,
-        method="dare-released" if released else "dare",
-        choose_layer=study.layer(args.choose_layer),
-        per=args.per,
-        batches=args.batches,
-        lr_rate=tuned_rate(args.lr_rate, args.model, released),
-        run=args.run,
-    )
+    study = Study.open(args)
+    released = args.batches == 1  # what the released code does; it has a learning rate of its own
+    settings = {
+        "method": "dare-released" if released else "dare",
+        "choose_layer": study.layer(args.choose_layer),
+        "per": args.per,
+        "batches": args.batches,
+        "lr_rate": args.lr_rate or params.tuning_rate(args.model, released),
+        "run": args.run,
+    }
+    tune_study(study, settings, args.epoch)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Step 4: mine the training history: for every image of x_validation, its surest checkpoint.
+"""Step 4: mine the training history for the best checkpoint of every image of x_validation.
 
     python dare/get_ats.py --dataset digits --model lenet
 
 Reads data/<dataset>/ and models/<dataset>_<model>_seed<N>/checkpoints/. Writes ats_<layer>.h5
-there: which images are modified, by which epoch, and that checkpoint's activations at the chosen
-layer, the targets of the regression. On the way it keeps the probabilities of all checkpoints in
-history_*.h5: mining another layer, or going on after an interruption, does not compute them again.
+there: the modified images, the epoch that each of them takes its target from, and that checkpoint's
+activations at the chosen layer, which are the targets of the regression. The probabilities of all
+checkpoints are kept in history_*.h5, so that mining another layer, or resuming after an
+interruption, does not compute them again.
 """
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,9 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
+from train import params
 from train.artifacts import (
     already_made,
     atomic_write,
+    checkpoint_path,
+    epochs_in,
     fingerprint,
     remove_temporary_files,
     set_attributes,
@@ -31,25 +35,27 @@ from train.checkpoints import load_weights
 from train.flags import UserError, options, run_script
 from train.log import progress, stage
 from train.study import Study
-from train.utils import predict, up_to
+from train.utils import Rows, predict, up_to
 
 dataset = "digits"
 model = "lenet"
 seed = 0
 first = None  # first historical checkpoint; None: the second half of training
-last = None  # last historical checkpoint; None: the last but one
-choose_layer = None  # None: that of the network in train/params.py
+last = None  # last historical checkpoint; None: the last before the final one
+choose_layer = params.choose_layer  # None: the network's chosen layer in train/params.py
 
-IMAGES_AT_ONCE = 2048  # activations of this many images are in memory at a time
+IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 
 
 @dataclass
-class Mined:
-    """The modified images (ASE 2022), ordered by best epoch and index.
+class MinedImages:
+    """The modified images and their targets (ASE 2022), in order of epoch and index.
 
-    index: int64 (m,), into x_validation. epoch: int32 (m,), the best one. probability,
-    final_probability: float32 (m,), of the right class, by that checkpoint and by the final model.
-    activation: float32 (m, ...), an array or an HDF5 dataset.
+    index: int64 (m,), into x_validation.
+    epoch: int32 (m,), the checkpoint that gives the target.
+    probability, final_probability: float32 (m,), of the right class, by that checkpoint and by the
+        final model.
+    activation: float32 (m, ...), the targets, an array or an HDF5 dataset.
     """
 
     index: np.ndarray
@@ -60,82 +66,165 @@ class Mined:
 
     @classmethod
     def read(cls, file):
-        """Mined of an open ats file; the activations stay on disk."""
-        arrays = {name: file[name] for name in cls.__dataclass_fields__}
-        return cls(**{k: v if k == "activation" else v[()] for k, v in arrays.items()})
+        """The mined images of an open ats file. The activations stay on disk."""
+        names = ("index", "epoch", "probability", "final_probability")
+        return cls(*(file[name][()] for name in names), file["activation"])
 
 
-def mine(checkpoints, x, y, model, layer, path=None, history=None, provenance=None):
-    """Data augmentation from the training history (ASE 2022), in two passes.
+@dataclass
+class MiningFiles:
+    """Where `mine` keeps its results.
 
-    First the probabilities of all checkpoints, then the activations of each image at its best one:
-    one forward pass a checkpoint, and one more.
+    targets: HDF5 file to which the activations are streamed; None: the result is kept in memory.
+    provenance: attributes of that file.
+    history: HDF5 file that keeps the probabilities of all checkpoints, or None.
+    """
+
+    targets: Path | None = None
+    provenance: dict = field(default_factory=dict)
+    history: Path | None = None
+
+
+def mine(checkpoints, x, y, model, choose_layer, files=None):
+    """Augment the data from the training history (ASE 2022).
+
+    Two passes, so that no target is overwritten: first the probabilities of all checkpoints, then
+    the activations of each image at its best one. They cost one forward pass for each checkpoint
+    and one more.
 
     Args:
         checkpoints: {epoch: weights file}, the historical ones and, last, the final model's.
-        x, y: x_validation, uint8 or float32 pixels (n, h, w, c), and its int labels (n,).
-        model: the classifier; on return it holds the final weights again.
-        layer: name of the chosen layer.
-        path: HDF5 file for the result, with the attributes `provenance`; activations are streamed
-            to it. None: in memory.
-        history: HDF5 file that keeps the first pass, or None.
+        x: x_validation, uint8 or float32 pixels (n, h, w, c). y: its int labels (n,).
+        model: the classifier. On return it has the final weights again.
+        choose_layer: name of the layer whose activations become the targets.
+        files: MiningFiles, or None.
 
     Returns:
-        Mined, or None where it is in `path`.
+        MinedImages, or None if they are in files.targets.
 
     Raises:
-        UserError: no historical checkpoint, an unknown layer, or no modified image at all.
+        UserError: no historical checkpoint, an unknown layer, or no modified image.
     """
+    files = files or MiningFiles()
     if len(checkpoints) < 2:
         raise UserError(
             "mining needs at least one historical checkpoint before the final one: train for more "
             "epochs."
         )
-    up_to(model, layer)
-    epochs, paths = np.array(list(checkpoints)), list(checkpoints.values())
-    probability, right = probabilities(checkpoints, x, y, model, history)
-    best = best_checkpoint(probability, right)
+    up_to(model, choose_layer)  # an unknown layer is refused before the first pass
+    epochs = np.array(list(checkpoints))
+    paths = list(checkpoints.values())
+    probability, is_right = probabilities(checkpoints, x, y, model, files.history)
+    best = best_checkpoint(probability, is_right)
     index = np.flatnonzero(best >= 0)
     if not len(index):
         raise UserError(
-            f"no checkpoint from {epochs[0]} to {epochs[-2]} is surer of any image than the final "
-            f"model: mine earlier ones (--first)."
+            f"no checkpoint from epoch {epochs[0]} to {epochs[-2]} gives any image a higher "
+            f"probability of its class than the final model: mine earlier ones (--first)."
         )
+    # In order of checkpoint, so that each is loaded once in the second pass.
     index = index[np.argsort(best[index], kind="stable")]
     best = best[index]
-    with result_file(path) as file:
-        set_attributes(file, provenance or {})
+    with result_file(files.targets) as file:
+        set_attributes(file, files.provenance)
         file["index"] = index.astype("int64")
         file["epoch"] = epochs[best].astype("int32")
         file["probability"] = probability[best, index].astype("float32")
         file["final_probability"] = probability[-1, index].astype("float32")
-        record_activations(file, model, layer, x, index, best, paths)
+        record_activations(file, model, choose_layer, Rows(x, index), best, paths)
         load_weights(model, paths[-1])
-        if path is None:
-            return Mined(*(file[name][()] for name in Mined.__dataclass_fields__))
+        if files.targets is None:
+            mined = MinedImages.read(file)
+            mined.activation = mined.activation[()]
+            return mined
+
+
+def best_checkpoint(probability, is_right):
+    """The best historical checkpoint of every image (ASE 2022).
+
+    A checkpoint improves on a final model that is right if it gives the right class a higher
+    probability. It improves on one that is wrong if it is also right itself. Among equal
+    probabilities the earliest checkpoint counts.
+
+    Args:
+        probability: of the right class, (checkpoints, n); the last row is the final model's.
+        is_right: whether the right class is predicted, bool (checkpoints, n).
+
+    Returns:
+        int (n,), the row of the best checkpoint, or -1 where none improves on the final model.
+    """
+    history = probability[:-1]
+    final = probability[-1]
+    may_improve = is_right[:-1] | is_right[-1]
+    candidates = np.where(may_improve, history, -np.inf)
+    best = candidates.argmax(axis=0)
+    return np.where(candidates.max(axis=0) > final, best, -1)
+
+
+# ------------------------------------------------------------------------- the historical epochs
+
+
+def second_half_of_training(final_epoch):
+    """(first, last) historical epoch: the second half of training, without the final epoch."""
+    return final_epoch // 2 + final_epoch % 2, final_epoch - 1
+
+
+def historical_checkpoints(study, first=None, last=None):
+    """{epoch: path} of the historical checkpoints of a study and, last, of the final one.
+
+    first, last: epochs; None: those of the second half of training.
+    Raises UserError if the history is too short or lacks a checkpoint.
+    """
+    epochs = epochs_in(study.folder / "checkpoints")
+    final = epochs[-1]
+    default_first, default_last = second_half_of_training(final)
+    first = first or default_first
+    last = last or default_last
+    if not 1 <= first <= last < final:
+        raise UserError(
+            f"--first {first} to --last {last} is not a range of epochs before the final epoch "
+            f"{final} of {study.folder}: train for more epochs or choose another range."
+        )
+    if missing := [epoch for epoch in range(first, last + 1) if epoch not in epochs]:
+        raise UserError(
+            f"{checkpoint_path(study.folder, missing[0])} is missing: train again, without "
+            f"--keep_from or with an earlier one."
+        )
+    return {
+        epoch: checkpoint_path(study.folder, epoch) for epoch in [*range(first, last + 1), final]
+    }
+
+
+# --------------------------------------------------------------------------------- the first pass
 
 
 def probabilities(checkpoints, x, y, model, history=None):
-    """First pass: what every checkpoint thinks of every image.
+    """First pass: the probability of the right class, by every checkpoint, of every image.
 
-    checkpoints: {epoch: path}. history: HDF5 file that keeps finished rows, or None.
-    Returns the probability of the right class, float32 (checkpoints, n), and whether that class is
-    the prediction, bool (checkpoints, n).
+    Args:
+        checkpoints: {epoch: path}. x, y, model: as in `mine`.
+        history: HDF5 file that keeps the results of finished checkpoints, or None.
+
+    Returns:
+        probability, float32 (checkpoints, n), and is_right, bool (checkpoints, n): whether the
+        right class is predicted.
     """
+    paths = {sha256(path): path for path in checkpoints.values()}
     digests = [sha256(path) for path in checkpoints.values()]
-    known = read_history(history, y)
-    paths = dict(zip(digests, checkpoints.values(), strict=True))
+    results = read_history(history, y)
     for digest, path in progress(paths.items(), desc="history", unit="checkpoint"):
-        if digest not in known:
+        if digest not in results:
             softmax = predict(load_weights(model, path), x)
-            known[digest] = softmax[np.arange(len(y)), y], softmax.argmax(axis=1) == y
+            results[digest] = softmax[np.arange(len(y)), y], softmax.argmax(axis=1) == y
             if history is not None:
-                write_history(history, known, y)
-    return tuple(np.stack([known[digest][k] for digest in digests]) for k in (0, 1))
+                write_history(history, results, y)
+    probability = np.stack([results[digest][0] for digest in digests])
+    is_right = np.stack([results[digest][1] for digest in digests])
+    return probability, is_right
 
 
 def read_history(path, y):
-    """{SHA-256 of a checkpoint: (probability, right)} that a first pass over images y has kept."""
+    """{SHA-256 of a checkpoint: (probability, is_right)}, kept by an earlier pass; {} if none."""
     with contextlib.suppress(OSError, KeyError, TypeError), h5py.File(path, "r") as file:
         if file.attrs["labels_sha256"] == fingerprint(y):
             digests = file["checkpoint_sha256"].asstr()[()]
@@ -144,32 +233,21 @@ def read_history(path, y):
     return {}
 
 
-def write_history(path, known, y):
+def write_history(path, results, y):
+    """Keep the results of the first pass; y: the labels that they belong to."""
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, {"labels_sha256": fingerprint(y)})
-        file["checkpoint_sha256"] = list(known)
-        file["probability"], file["right"] = (
-            np.stack([row[k] for row in known.values()]) for k in (0, 1)
-        )
+        file["checkpoint_sha256"] = list(results)
+        file["probability"] = np.stack([probability for probability, _ in results.values()])
+        file["right"] = np.stack([is_right for _, is_right in results.values()])
 
 
-def best_checkpoint(probability, right):
-    """For every image the row of its best historical checkpoint, or -1; the last row is the final.
-
-    A right final model is improved on by a higher probability, a wrong one only by a checkpoint
-    that is right, too (ASE 2022). Of equal probabilities the earliest checkpoint counts:
-    only more is an improvement.
-    """
-    history, final = probability[:-1], probability[-1]
-    allowed = right[:-1] | right[-1]
-    candidates = np.where(allowed, history, -np.inf)
-    best = candidates.argmax(axis=0)
-    return np.where(candidates.max(axis=0) > final, best, -1)
+# -------------------------------------------------------------------------------- the second pass
 
 
 @contextlib.contextmanager
 def result_file(path):
-    """An HDF5 file to write to: `path`, whole at the end, or one in memory."""
+    """An open HDF5 file for the result: `path`, written whole or not at all, or one in memory."""
     if path is None:
         with h5py.File("mined", "w", driver="core", backing_store=False) as file:
             yield file
@@ -178,47 +256,60 @@ def result_file(path):
             yield file
 
 
-def record_activations(file, model, layer, x, index, best, paths):
-    """Second pass: activations of images x[index] at `layer`, each by its checkpoint, in `file`.
+def record_activations(file, model, choose_layer, images, best, paths):
+    """Second pass: write the activations of each image by its best checkpoint to `file`.
 
-    best: int (m,), ascending, which of the weights files `paths` gives each image's activations.
+    Args:
+        file: open HDF5 file. model: the classifier. choose_layer: name of a layer.
+        images: m images, indexed by slices. best: int (m,), ascending, an index into `paths`.
+        paths: weights files.
     """
-    part = up_to(model, layer)
+    part = up_to(model, choose_layer)
     shape = part.output_shape[1:]
     activation = file.create_dataset(
-        "activation", (len(index), *shape), "float32", chunks=(1, *shape)
+        "activation", (len(best), *shape), "float32", chunks=(1, *shape)
     )
-    with progress(total=len(index), desc="activations", unit="image") as bar:
+    with progress(total=len(best), desc="activations", unit="image") as bar:
         for row in np.unique(best):
             load_weights(model, paths[row])
             begin, end = np.searchsorted(best, [row, row + 1])
             for start in range(begin, end, IMAGES_AT_ONCE):
                 rows = slice(start, min(start + IMAGES_AT_ONCE, end))
-                activation[rows] = predict(part, x[index[rows]])
+                activation[rows] = predict(part, images[rows])
                 bar.update(rows.stop - rows.start)
 
 
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    checkpoints = study.history(args.first, args.last)
-    layer = study.layer(args.choose_layer)
+    checkpoints = historical_checkpoints(study, args.first, args.last)
+    *historical_epochs, _ = checkpoints
+    choose_layer = study.layer(args.choose_layer)
     x, y = study.data("validation")
-    begin, end = next(iter(checkpoints)), list(checkpoints)[-2]
-    provenance = study.provenance | {"choose_layer": layer, "first": begin, "last": end}
-    path = targets_path(study.folder, layer)
-    history = study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5"
-    with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as record:
+    files = MiningFiles(
+        targets_path(study.folder, choose_layer),
+        provenance=study.provenance
+        | {
+            "choose_layer": choose_layer,
+            "first": historical_epochs[0],
+            "last": historical_epochs[-1],
+        },
+        history=study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5",
+    )
+    with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as log:
         remove_temporary_files(study.folder)
-        record.idle = already_made(path, provenance)
-        if record.idle:
-            print(f"{path} is there.")
+        if already_made(files.targets, files.provenance):
+            log.idle = True
+            print(f"{files.targets} already exists.")
             return
-        mine(checkpoints, x, y, study.classifier, layer, path, history, provenance)
-        with h5py.File(path, "r") as file:
-            found = len(file["index"])
-        share = f"{100 * found / len(x):.1f}%"
-        print(f"{path}: {found:,} of {len(x):,} images modified ({share}), epochs {begin} to {end}")
+        mine(checkpoints, x, y, study.classifier, choose_layer, files)
+        with h5py.File(files.targets, "r") as file:
+            modified = len(file["index"])
+        print(
+            f"{files.targets}: {modified:,} of {len(x):,} images modified "
+            f"({100 * modified / len(x):.1f}%), from epochs {historical_epochs[0]} to "
+            f"{historical_epochs[-1]}"
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import re
 import pytest
 from conftest import ROOT, TOY, write_data
 
+from dare import dare
+from train import params
 from train.flags import UserError
 
 SLICED = "tuned/{}_conv2_per0.95_lr{}_run{}/model.001.weights.h5"
@@ -84,6 +86,43 @@ def test_editing_equals_passing(study, tmp_path, script):
 
 def base_of(dataset):
     return {"dataset": dataset, "model": "tiny"}
+
+
+def test_shared_defaults_have_one_home(study, tmp_path, monkeypatch):
+    """A value edited in train/params.py is that of every script that shows it."""
+    _, folder, _ = study
+    monkeypatch.setattr(params, "per", 0.5)
+    monkeypatch.setattr(params, "lr_rate", 0.002)
+    monkeypatch.setattr(params, "tune_epochs", 1)
+    edited("dare/nnslicer.py", tmp_path, **base_of("toy")).main([])
+    for script in ("dare.py", "dare-s.py", "dare-sl.py", "dare-last.py", "controls.py"):
+        edited(f"dare/{script}", tmp_path, **base_of("toy")).main([])
+    tuned = {path.parent.name for path in folder.glob("tuned/*/model.001.weights.h5")}
+    sliced = {name for name in tuned if "_per" in name}
+    assert len(sliced) == 5 and all("_per0.5_lr0.002_" in name for name in sliced)
+    rated = {name for name in tuned if "_lr" in name}
+    assert len(rated) == 8 and all("_lr0.002_" in name for name in rated)
+    assert {len(list((folder / "tuned" / name).glob("model.*"))) for name in tuned} == {1}
+
+
+def test_a_step_says_that_its_input_was_made_with_another_value(study, tmp_path, capsys):
+    """Editing `per` in nnslicer.py alone, as the paper's authors say, does not go unnoticed."""
+    _, folder, _ = study
+    edited("dare/nnslicer.py", tmp_path, **base_of("toy"), per=0.5).main([])
+    edited("dare/dare.py", tmp_path, **base_of("toy"), epoch=1).main([])
+    assert "this step uses per 0.95, not the newer slice_0.5.h5" in capsys.readouterr().out
+    (folder / "slice_0.95.h5").unlink()
+    with pytest.raises(UserError, match=r"slice_0.95.h5 is missing, but slice_0.5.h5 exists"):
+        edited("dare/dare.py", tmp_path, **base_of("toy"), epoch=1, run=1).main([])
+
+
+def test_batches_of_released_code_alone_are_dare_released(study):
+    """--batches 5 is a setting of DARE and keeps its learning rate; --batches 1 is as released."""
+    _, folder, flags = study
+    dare.main([*flags, "--epoch", "1", "--batches", "5"])
+    dare.main([*flags, "--epoch", "1", "--batches", "1"])
+    assert (folder / "tuned/dare_conv2_per0.95_batches5_lr0.0001_run0").exists()
+    assert (folder / "tuned/dare-released_conv2_per0.95_batches1_lr0.01_run0").exists()
 
 
 def test_data_prepared_otherwise_is_refused_and_kept(home, tmp_path):

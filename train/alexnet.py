@@ -3,7 +3,7 @@
     python data/prepare.py --dataset fashion_mnist
     python train/alexnet.py --dataset fashion_mnist --epochs 20
 
-Reads and writes what train.py does.
+Reads and writes the same files as train.py.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""The one place that imports Keras, so that its backend is repeatable and silent.
+"""The one place that imports Keras. It makes the backend repeatable and silent.
 
     from train.backend import keras, ops
 
-Whatever TensorFlow, absl or CUDA write on the terminal while they start is dropped.
+What TensorFlow, absl and CUDA print while they start is dropped.
 """
 
 import contextlib
@@ -10,26 +10,28 @@ import logging
 import os
 import warnings
 
-os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # repeatable sums
+os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # sums in a fixed order
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 @contextlib.contextmanager
 def _without_stderr():
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    # The libraries write to the file descriptor, so that sys.stderr is not enough.
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 with _without_stderr():
+    # Keras imports TensorFlow on every backend, but later, when its messages would be seen.
     with contextlib.suppress(ImportError):
-        import tensorflow  # noqa: F401  Keras imports it later, on every backend, and it talks
+        import tensorflow  # noqa: F401
     import keras
     from keras import ops
 
@@ -41,7 +43,7 @@ __all__ = ["accelerators", "keras", "ops"]
 
 
 def accelerators():
-    """Names of the GPUs and TPUs that the backend sees; none on a processor."""
+    """Names of the GPUs and TPUs that the backend sees; an empty list on a processor."""
     if keras.backend.backend() == "torch":  # Keras has no keras.distribution there
         import torch
 

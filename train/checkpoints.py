@@ -4,14 +4,26 @@ from pathlib import Path
 
 import h5py
 
-from train import artifacts
-from train.artifacts import attributes, checkpoint_path, epochs_in, require, set_attributes
+from train.artifacts import (
+    atomic_write,
+    attributes,
+    checkpoint_path,
+    epochs_in,
+    require,
+    set_attributes,
+)
 from train.backend import keras
 from train.flags import UserError
 
 
+def load_classifier(folder, epoch=None):
+    """The classifier in a study's folder (Path or str) after an epoch; None: after the last."""
+    path = final_checkpoint(folder) if epoch is None else checkpoint_path(folder, epoch)
+    return load_weights(load_architecture(folder), path)
+
+
 def load_architecture(folder):
-    """The untrained classifier of a study's folder: model.keras, which holds its normalisation."""
+    """The untrained classifier in a study's folder, from model.keras."""
     path = require(Path(folder) / "model.keras", "python train/train.py")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -23,16 +35,19 @@ def load_architecture(folder):
 
 
 def load_weights(model, path):
-    """Load a checkpoint into the model and return it, or raise a UserError that names the file."""
+    """Load a checkpoint into a model and return the model.
+
+    Raises UserError if the file is missing, corrupt or of another network.
+    """
     require(Path(path), "python train/train.py")
     try:
         with h5py.File(path, "r") as file:
-            values = values_of_layers(model, file)
+            values = values_by_layer(model, file)
         if values is None:
             model.load_weights(path)
         else:
-            for layer, of_layer in values:
-                layer.load_own_variables(of_layer)
+            for layer, variables in values:
+                layer.load_own_variables(variables)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -41,12 +56,12 @@ def load_weights(model, path):
     return model
 
 
-def values_of_layers(model, file):
-    """[(layer, {"0": array, ...})] of an open checkpoint; None where only Keras's reader will do.
+def values_by_layer(model, file):
+    """The arrays of an open checkpoint as [(layer, {"0": array, ...})].
 
-    That one goes through every attribute of every layer: 0.15 s for a network of seven layers, of
-    which a study loads hundreds. It is needed where layers hold other layers, are not named in the
-    file or are not saved in float32.
+    Keras's own reader takes 0.15 s for seven layers, because it visits every attribute of every
+    layer; a study loads hundreds of checkpoints. Returns None where only Keras's reader will do:
+    layers inside layers, layers that the file does not name, and weights that are not float32.
     """
     groups = [group["vars"] for group in file.get("layers", {}).values() if "vars" in group]
     saved = {group.attrs.get("name"): group for group in groups}
@@ -59,19 +74,19 @@ def values_of_layers(model, file):
 
 
 def save_weights(classifier, path, provenance):
-    """Save a checkpoint, whole or not at all, with what it was made from as root attributes."""
-    # A model of its own, of the same layers: a compiled one would save its optimiser, too.
+    """Save a checkpoint, whole or not at all, with its provenance as root attributes."""
+    # A new model of the same layers, because a compiled one would also save its optimizer.
     bare = keras.Model(classifier.inputs[0], classifier.outputs[0], name="classifier")
-    with artifacts.atomic_write(path, ".weights.h5") as temporary:
+    with atomic_write(path, ".weights.h5") as temporary:
         bare.save_weights(temporary)
         with h5py.File(temporary, "a") as file:
             set_attributes(file, provenance)
 
 
 def final_checkpoint(folder):
-    """Path of the final model: the last epoch's checkpoint, of a training that has ended.
+    """Path of the last checkpoint of a training that has ended.
 
-    Raises UserError if there is none, or if training was cut short.
+    Raises UserError if there is none, or if the training was interrupted.
     """
     epochs = epochs_in(Path(folder) / "checkpoints")
     if not epochs:
@@ -87,9 +102,3 @@ def final_checkpoint(folder):
             f"again first."
         )
     return path
-
-
-def load_classifier(folder, epoch=None):
-    """The classifier of a study's folder (a Path or str) at an epoch (default: the last)."""
-    path = final_checkpoint(folder) if epoch is None else checkpoint_path(folder, epoch)
-    return load_weights(load_architecture(folder), path)

@@ -1,88 +1,117 @@
-"""What belongs to a network. Edit here what the scripts have no flag for.
+"""Settings of the networks, and the defaults that several scripts share.
 
-A network of your own: a module in train/models/, its name in NETWORKS there, and a layer below.
+A script shows the shared defaults that it uses at its top, as in `per = params.per`. Edit a value
+here to change it in every script, or there to change it in that script alone.
+
+A network of your own: a module in train/models/, its name in NETWORKS there, and its chosen layer
+below.
 """
 
-batch = 128  # of training and of DARE's tuning
-small_batch = 32  # for fewer than 2,000 images (digits), so that an epoch has some steps
-momentum = 0.9  # SGD with Nesterov momentum
+from train.artifacts import data_info
+
+# ------------------------------------------------------------------- defaults of several scripts
+
+per = 0.95  # share of each neuron's synapses in the slice
+choose_layer = None  # layer whose activations are the targets; None: chosen_layer below
+lr_rate = None  # of Adam in DARE, its variants and the controls; None: network_lr_rate below
+tune_epochs = 10  # of DARE, its variants and the controls
+adv_lr_rate = 1e-4  # of Adam in adversarial training
+adv_epochs = 20  # of adversarial training
+epochs = 200  # of training; a shorter training scales the milestones below
 precision = None  # of training: "float32", "bfloat16", or None: bfloat16 if the hardware has it
-epochs = 200  # what the milestones below refer to; a shorter run scales them
 
-# First epoch, of 200, of every learning rate.
-milestones = {
-    "alexnet": ((0, 0.01), (80, 0.005), (160, 0.001)),
-    "vgg": ((0, 0.01), (60, 0.002), (120, 0.0004), (160, 0.00008)),
-}
+# ------------------------------------------------------------------------------ layers and rates
 
-# The rates are divided by 1 + decay times the steps taken: SGD's decay in the released code.
-decay = {"alexnet": 0, "vgg": 5e-4}
-
-# Shifts: up to this share of height and width, and what fills the border: the mean image of x_train
-# ("constant": 0 after the mean is subtracted) or the nearest pixel ("edge").
-shift = {"alexnet": (0.125, "constant"), "vgg": (0.1, "edge")}
-
-# Data sets whose pictures mean something else, or nothing, in a mirror.
-no_flip = ("svhn", "digits")
-
-# The chosen layer of DARE, whose activations are the regression targets. The vgg networks have
-# fewer blocks, or fewer convolutions in one, for images of less than 32 pixels.
+# The layer whose activations are the regression targets. For images smaller than 32x32 pixels the
+# VGG networks have fewer blocks, or fewer convolutions in a block.
 chosen_layer = {
     "alexnet": "conv5",
     "lenet": "conv3",
     "vgg16": "block5_conv3_relu",
     "vgg19": "block5_conv4_relu",
 }
-chosen_layer_of_small = {"vgg16": "block4_conv3_relu", "vgg19": "block5_conv3_relu"}
-small_images = ("digits", "fashion_mnist")  # data sets of less than 32 pixels
+chosen_layer_of_small_images = {"vgg16": "block4_conv3_relu", "vgg19": "block5_conv3_relu"}
+# Data sets of images smaller than 32x32; needed only until prepare.py has written their size.
+small_images = ("digits", "fashion_mnist")
 
-# The default setting of DARE: tables name other slices and layers, "dare per 0.5".
-per = 0.95
+# Adam's learning rate in tuning, by network or family of networks. The released code writes
+# "10e-3" for AlexNet and "10e-7" for VGG. With 1e-3 AlexNet loses clean accuracy, and dare-sl and
+# dare-last end at chance.
+network_lr_rate = {"alexnet": 1e-4, "lenet": 1e-3, "vgg": 1e-6}
+released_lr_rate = {"alexnet": 1e-2, "vgg": 1e-6}  # the released code, taken literally
 
-# Adam's learning rate in tuning, of a network or its family, and what the released code writes
-# ("10e-3", "10e-7"). At 1e-3 AlexNet loses clean accuracy, and dare-sl and dare-last end at chance.
-lr_rate = {"alexnet": 1e-4, "lenet": 1e-3, "vgg": 1e-6}
-released_lr_rate = {"alexnet": 1e-2, "vgg": 1e-6}
-# First layers that dare-sl and adversarial training freeze, counted as the released code does: with
-# the input, without our normalisation. A network of your own freezes none.
+# How many of the first layers dare-sl and adversarial training freeze. As in the released code, the
+# input layer counts and our normalisation does not. Networks that are not listed freeze none.
 frozen = {"alexnet": 5, "lenet": 5, "vgg16": 20, "vgg19": 20}
 
+# -------------------------------------------------------------------------------------- training
 
-def batch_size(images):
-    return batch if images >= 2000 else small_batch
+batch = 128  # images in a step of training and of DARE's tuning
+small_batch = 32  # for fewer than 2,000 images (digits), so that an epoch has enough steps
+momentum = 0.9  # SGD with Nesterov momentum
+
+# (first epoch of 200, learning rate from there on)
+milestones = {
+    "alexnet": ((0, 0.01), (80, 0.005), (160, 0.001)),
+    "vgg": ((0, 0.01), (60, 0.002), (120, 0.0004), (160, 0.00008)),
+}
+
+# The rates are divided by 1 + decay * steps taken, as SGD's decay does in the released code.
+decay = {"alexnet": 0, "vgg": 5e-4}
+
+# Random shifts: the largest, as a share of height and width, and how the border is filled: with the
+# mean image of x_train ("constant": 0 after the mean is subtracted) or the nearest pixel ("edge").
+shift = {"alexnet": (0.125, "constant"), "vgg": (0.1, "edge")}
+
+# Data sets whose images change their meaning when they are mirrored.
+no_flip = ("svhn", "digits")
 
 
 def network_family(model):
-    """Whose schedule, augmentation and rates a network takes: all but the vgg take AlexNet's."""
+    """The family whose schedule, augmentation and rates a network uses: "vgg" or "alexnet"."""
     return "vgg" if model.startswith("vgg") else "alexnet"
 
 
-def rate_of(model, released=False):
-    """The learning rate of tuning: a network's own, else its family's; or the released one."""
-    rates = released_lr_rate if released else lr_rate
+def batch_size(images):
+    """Images in a training step, for a training set of this size."""
+    return batch if images >= 2000 else small_batch
+
+
+def tuning_rate(model, released=False):
+    """Adam's learning rate for tuning a network: its own or its family's, ours or as released."""
+    rates = released_lr_rate if released else network_lr_rate
     return rates.get(model, rates[network_family(model)])
 
 
+def default_layer(dataset, model):
+    """Name of the layer that DARE transforms in a network, or None for an unknown network."""
+    shape = data_info(dataset).get("shape")
+    is_small = is_small_image(shape) if shape else dataset in small_images
+    if is_small and model in chosen_layer_of_small_images:
+        return chosen_layer_of_small_images[model]
+    return chosen_layer.get(model)
+
+
 def is_small_image(shape):
-    """Whether images of this shape (h, w, c) take the smaller vgg networks."""
+    """Whether images of this shape (h, w, c) get the smaller VGG networks."""
     return min(shape[:2]) < 32
 
 
-def layer_of(model, small):
-    """Name of the chosen layer of a network, for small images or not; None: the user has to say."""
-    return (small and chosen_layer_of_small.get(model)) or chosen_layer.get(model)
+def learning_rate_schedule(model, total_epochs, steps_per_epoch=0):
+    """The learning rate of training, as a function of the epoch (from 0).
 
-
-def learning_rate(model, total, steps=0):
-    """epoch (from 0) -> learning rate of a training of `total` epochs of so many steps.
-
-    A shorter training scales the milestones, and its steps decay as those of 200 epochs do.
+    A shorter training scales the milestones, and its rate decays as far as that of 200 epochs.
     """
-    starts = [(first * total / epochs, rate) for first, rate in milestones[network_family(model)]]
-    decay_of_epoch = decay[network_family(model)] * steps * epochs / total
+    family = network_family(model)
+    starts = [(first * total_epochs / epochs, rate) for first, rate in milestones[family]]
+    decay_per_epoch = decay[family] * steps_per_epoch * epochs / total_epochs
 
-    def rate(epoch, _=None):
-        latest = max((s for s in starts if s[0] <= epoch), key=lambda s: s[0])[1]
-        return latest / (1 + decay_of_epoch * epoch)
+    def rate_of(epoch, _=None):
+        rate = max((start for start in starts if start[0] <= epoch), key=lambda s: s[0])[1]
+        return rate / (1 + decay_per_epoch * epoch)
 
-    return rate
+    return rate_of
+
+
+def layer_of(model, small):  # temporary
+    return (small and chosen_layer_of_small_images.get(model)) or chosen_layer.get(model)

@@ -1,7 +1,7 @@
-"""Training in bfloat16, where the hardware multiplies it; what is saved is float32.
+"""Training in bfloat16, where the hardware supports it. Checkpoints are float32.
 
 Mixed precision (Micikevicius et al., ICLR 2018): weights, the sums of batch normalisation, the
-normalisation of the pixels and the softmax stay float32, all between is bfloat16.
+normalisation of the pixels and the softmax stay float32; everything between is bfloat16.
 """
 
 import contextlib
@@ -10,29 +10,35 @@ from pathlib import Path
 from train.artifacts import attributes, epochs_in, weights_path
 from train.backend import accelerators, keras
 
-PROCESSORS = ("amx_bf16", "avx512_bf16")  # what Linux calls such instructions
+CPU_FLAGS = ("amx_bf16", "avx512_bf16")  # Linux's names of processors that multiply bfloat16
 
 
-def precision_of(asked, checkpoints):
-    """The precision to train in: the one asked for, the one begun with, or the hardware's own.
+def precision_of(requested, checkpoints):
+    """The precision to train in.
 
-    asked: "float32", "bfloat16" or None. checkpoints: the folder of a training that may have begun.
+    Args:
+        requested: "float32", "bfloat16" or None. None: the precision of the checkpoints, if there
+            are any, or else bfloat16 if the hardware supports it.
+        checkpoints: folder of a training that may have begun.
     """
-    if asked:
-        return asked
+    if requested:
+        return requested
     if epochs := epochs_in(checkpoints):
         return attributes(weights_path(checkpoints, epochs[-1])).get("precision", "float32")
     return "bfloat16" if has_bfloat16() else "float32"
 
 
 def has_bfloat16():
-    """Whether the device says that it multiplies bfloat16. It is asked, never timed, so that the
-    same command trains the same network again."""
+    """Whether the device reports that it multiplies bfloat16.
+
+    A measurement of speed would be no substitute: the same command could train another network.
+    """
     backend = keras.backend.backend()
-    if not accelerators():  # XLA's own code for processors, of JAX, does not use such instructions
-        information = Path("/proc/cpuinfo")
-        flags = information.read_text() if information.exists() else ""
-        return backend != "jax" and any(name in flags for name in PROCESSORS)
+    if not accelerators():
+        cpuinfo = Path("/proc/cpuinfo")
+        flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+        # XLA, the compiler of JAX, does not use these instructions.
+        return backend != "jax" and any(flag in flags for flag in CPU_FLAGS)
     if backend == "torch":
         import torch
 
@@ -41,38 +47,40 @@ def has_bfloat16():
         import jax
 
         device = jax.devices()[0]
-        with contextlib.suppress(AttributeError, ValueError):  # not NVIDIA's
+        with contextlib.suppress(AttributeError, ValueError):  # a device that is not NVIDIA's
             return device.platform == "tpu" or float(device.compute_capability) >= 8
         return False
     import tensorflow as tf
 
-    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-    return any(about.get("compute_capability", (0, 0)) >= (8, 0) for about in details)
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return any(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
 
 
 def in_precision(network, precision):
-    """A twin of the network, with its weights, that computes in `precision`.
+    """A copy of the network, with its weights, that computes in `precision`.
 
-    The twin's layers have the names, the regularisers and the random streams of the network's own.
+    For float32 it is the network itself. The layers of the copy keep their names, regularisers and
+    random streams.
     """
-
-    def twin_of(layer):
-        settings = layer.get_config()
-        if layer.name not in float32:
-            settings["dtype"] = f"mixed_{precision}"
-        return faster(layer).from_config(settings)
-
     if precision == "float32":
         return network
-    float32 = {layer.name for layer in network.layers if is_input(layer)}
-    float32.add(network.layers[-1].name)
-    twin = keras.models.clone_model(network, clone_function=twin_of)
-    copy_weights(network, twin)
-    return twin
+    float32_layers = {layer.name for layer in network.layers if is_input(layer)}
+    float32_layers.add(network.layers[-1].name)
+
+    def copy_layer(layer):
+        config = layer.get_config()
+        if layer.name not in float32_layers:
+            config["dtype"] = f"mixed_{precision}"
+        return faster_class(layer).from_config(config)
+
+    copy = keras.models.clone_model(network, clone_function=copy_layer)
+    copy_weights(network, copy)
+    return copy
 
 
-def faster(layer):
-    """The class of a layer's twin: its own, or one with a faster gradient on this device."""
+def faster_class(layer):
+    """The class of a layer's copy: its own, or one with a faster gradient on this device."""
     if keras.backend.backend() == "tensorflow" and not accelerators():
         from train.convolution import SmallConv2D, has_few_pixels
 
@@ -85,7 +93,7 @@ def is_input(layer):
     return isinstance(layer, keras.layers.InputLayer | keras.layers.Normalization)
 
 
-def copy_weights(trained, network):
-    """Between twins, in either direction."""
-    if trained is not network:
-        network.set_weights(trained.get_weights())
+def copy_weights(from_model, to_model):
+    """Copy all weights between a network and its copy, in either direction."""
+    if from_model is not to_model:
+        to_model.set_weights(from_model.get_weights())

@@ -1,4 +1,4 @@
-"""Images, batches, seeds and predictions: what every step needs."""
+"""Images, batches, seeds and predictions, which every step needs."""
 
 import math
 
@@ -7,29 +7,36 @@ import numpy as np
 from train import artifacts
 from train.artifacts import data_folder, data_info
 from train.backend import keras
+from train.checkpoints import load_classifier
 from train.flags import UserError
 
-SELECTION_IMAGES = 2000  # of the selection half: enough to tell a point
+__all__ = ["Batches", "Rows", "load_classifier", "load_data", "pixels", "predict", "set_seed"]
+
+# Images of the selection half that selection looks at: enough to tell a point of accuracy.
+SELECTION_IMAGES = 2000
 
 # ----------------------------------------------------------------------------------------- images
 
 
 def pixels(x):
-    """Images as the networks take them: float32 in [0, 1], from uint8 or from themselves."""
+    """Images as the networks take them, float32 in [0, 1]; x: uint8, or such float32 already."""
     return np.asarray(x, "float32") / 255 if x.dtype == np.uint8 else np.asarray(x, "float32")
 
 
 def load_data(dataset, part):
-    """One part (train, validation or test) of a prepared data set.
+    """One part of a prepared data set: "train", "validation" or "test".
 
-    Returns x uint8 (n, h, w, c), mapped from disk rather than read, and y int64 (n,).
-    Raises UserError if a file is missing, broken or not what prepare.py writes.
+    Returns:
+        x, uint8 (n, h, w, c), mapped from disk rather than read, and y, int64 (n,).
+
+    Raises:
+        UserError: a file is missing, broken, or not what prepare.py writes.
     """
     step = f"python data/prepare.py --dataset {dataset}"
     folder = data_folder(dataset)
     x, y = (artifacts.load_array(folder / f"{letter}_{part}.npy", step) for letter in "xy")
-    images = x.ndim == 4 and x.dtype == np.uint8 and len(x)
-    if not images or y.shape != x.shape[:1] or y.dtype.kind not in "ui":
+    are_images = x.ndim == 4 and x.dtype == np.uint8 and len(x)
+    if not are_images or y.shape != x.shape[:1] or y.dtype.kind not in "ui":
         raise UserError(
             f"{folder} holds {x.dtype} images of shape {x.shape} and {y.dtype} labels of shape "
             f"{y.shape} in its {part} part, not uint8 (n, h, w, c) and integers (n,): run `{step}`."
@@ -38,16 +45,16 @@ def load_data(dataset, part):
 
 
 def halves_of_test(dataset, n):
-    """(selection, reporting): sorted indices of the halves of the n test images, by the seed.
+    """The selection half and the reporting half of the n test images, as sorted indices.
 
-    The selection rule sees the first only, and what is reported comes from the second only.
+    Only the selection half is used to choose models; only the reporting half is reported.
     """
     order = np.random.default_rng([data_info(dataset).get("seed", 0), 11]).permutation(n)
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 
 
 def selection_images(dataset, n):
-    """Sorted indices of the images, of the selection half, that choices of models may look at."""
+    """Sorted indices of at most SELECTION_IMAGES images of the selection half of n test images."""
     selection, _ = halves_of_test(dataset, n)
     if len(selection) > SELECTION_IMAGES:
         rng = np.random.default_rng(0)
@@ -56,34 +63,44 @@ def selection_images(dataset, n):
 
 
 def class_names(dataset, classes):
-    """Names of the classes, for pictures; their numbers where prepare.py knew no names."""
+    """Names of the classes for pictures; their numbers if prepare.py knew no names."""
     return data_info(dataset).get("class_names") or [str(c) for c in range(classes)]
 
 
-# -------------------------------------------------------------------------- seeds and predictions
+# ------------------------------------------------------------------------------ seeds and batches
 
 
 def set_seed(*seed):
-    """The one way to set a seed: any tuple of numbers fixes Python, NumPy and the backend."""
+    """Seed Python, NumPy and the backend with a tuple of numbers; the one way to set a seed."""
     keras.utils.set_random_seed(seed_number(*seed))
 
 
 def seed_number(*seed):
-    """The number below 2^31 that stands for a tuple of numbers."""
+    """A number below 2^31 for a tuple of numbers."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0] % 2**31)
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of `make(rows, rng)`, for fit and predict: in order, or shuffled anew every epoch.
+    """Batches for fit and predict, in order or shuffled anew in every epoch.
 
-    Order and augmentation depend on (seed, epoch, batch) alone, so that training continued at any
-    epoch sees what it would have seen. `make` gets sorted rows: HDF5 wants that, and within a
-    batch the order does not matter. most: an epoch ends after so many batches.
+    Order and augmentation depend on the seed, the epoch and the number of the batch alone, so that
+    a resumed training sees the batches that it would have seen.
+
+    n: number of images.
+    make_batch: function (rows, rng) that makes the batch of some rows. Rows are sorted, as HDF5
+        needs them; within a batch the order does not matter.
+    batch: images in a batch.
+    seed: tuple of numbers; None: in order, and rng is None.
+    max_batches: an epoch ends after this many batches.
     """
 
-    def __init__(self, n, make, batch=128, seed=None, most=None):
+    def __init__(self, n, make_batch, batch=128, seed=None, max_batches=None):
         super().__init__()
-        self.n, self.make, self.batch, self.seed, self.most = n, make, batch, seed, most
+        self.n = n
+        self.make_batch = make_batch
+        self.batch = batch
+        self.seed = seed
+        self.max_batches = max_batches
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
@@ -92,44 +109,54 @@ class Batches(keras.utils.PyDataset):
             self.order = np.random.default_rng([*self.seed, epoch]).permutation(self.n)
 
     def __len__(self):
-        return min(math.ceil(self.n / self.batch), self.most or self.n)
+        return min(math.ceil(self.n / self.batch), self.max_batches or self.n)
 
     def __getitem__(self, i):
         rows = np.arange(i * self.batch, min((i + 1) * self.batch, self.n))
         if self.seed is None:
-            return self.make(rows, None)
+            return self.make_batch(rows, None)
         rng = np.random.default_rng([*self.seed, self.epoch, i])
-        return self.make(np.sort(self.order[rows]), rng)
+        return self.make_batch(np.sort(self.order[rows]), rng)
 
 
 class Rows:
-    """x[index], of which only the rows asked for are ever taken."""
+    """x[index], without a copy: only the rows that are asked for are read."""
 
     def __init__(self, x, index):
-        self.x, self.index = x, index
+        self.x = x
+        self.index = index
 
     def __getitem__(self, rows):
         return self.x[self.index[rows]]
 
 
+# ------------------------------------------------------------------------------------ predictions
+
+
 def predict(model, x, batch=256):
-    """model's outputs on images x (n, h, w, c), uint8 or float32 in [0, 1], batch by batch."""
+    """A model's outputs for images x (n, h, w, c), uint8 or float32 in [0, 1], in batches."""
     images = Batches(len(x), lambda rows, _: (pixels(x[rows[0] : rows[-1] + 1]),), batch)
     return predict_batches(model, images)
 
 
 def predict_batches(model, batches):
-    """model's outputs on Batches of (images,): model.predict without a new data set every time."""
+    """A model's outputs for Batches of (images,).
+
+    Unlike model.predict it does not build a new data set for every call.
+    """
     outputs = [model.predict_on_batch(*batches[i]) for i in range(len(batches))]
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
 
-def up_to(model, layer):
-    """The model's own layers, weights shared, up to `layer`, whose activations are the output."""
-    names = [known.name for known in model.layers if type(known).__name__ != "InputLayer"]
-    if layer not in names:
+def up_to(model, layer_name):
+    """The model up to a layer, whose activations become the output. The weights are shared.
+
+    Raises UserError if the model has no such layer.
+    """
+    names = [layer.name for layer in model.layers if type(layer).__name__ != "InputLayer"]
+    if layer_name not in names:
         raise UserError(
-            f"--choose_layer {layer} is not a layer of this network: choose from "
+            f"--choose_layer {layer_name} is not a layer of this network: choose from "
             f"{', '.join(names)}."
         )
-    return keras.Model(model.inputs[0], model.get_layer(layer).output)
+    return keras.Model(model.inputs[0], model.get_layer(layer_name).output)

@@ -1,4 +1,4 @@
-"""The configuration of the Snakefile: text of --config as values, and checked by the schema."""
+"""The configuration of the Snakefile: from text to values, checked by schema.yaml."""
 
 import json
 from pathlib import Path
@@ -7,51 +7,65 @@ import yaml
 from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
 
-from dare.workflow.methods import CONTROLS
+from adv import ATTACKS
+from dare.workflow.methods import CONTROLS, METHODS
 from train import params
 
 SCHEMA = yaml.safe_load(Path(__file__).with_name("schema.yaml").read_text())
-KEYS = SCHEMA["properties"]
+PROPERTIES = SCHEMA["properties"]
+TUNED = [name for name, method in METHODS.items() if method.script]
+METHOD_NAMES = [*TUNED, "controls", "at"]  # the last two stand for several
+for key, names in {"attacks": ATTACKS, "methods": METHOD_NAMES}.items():
+    PROPERTIES[key]["items"] = {"enum": list(names)}
+    PROPERTIES[key]["description"] = f"{key} among {', '.join(names)}, each once"
 
 
 def checked(config):
     """The configuration with every value as the schema wants it.
 
-    Raises WorkflowError, one sentence, for an unknown key, for a wrong value and for a network
-    whose layer to tune at nobody named.
+    Raises WorkflowError, one sentence, for an unknown key, for a wrong value, and for a network
+    without a chosen layer.
     """
-    if unknown := sorted(set(config) - set(KEYS)):
-        raise WorkflowError(f"--config {unknown[0]} is unknown: choose from {', '.join(KEYS)}.")
-    config = {key: typed(value, KEYS[key]["type"]) for key, value in config.items()}
-    for error in Draft202012Validator(SCHEMA).iter_errors(config):
-        wanted = KEYS[error.path[0]]["description"]
+    if unknown := sorted(set(config) - set(PROPERTIES)):
         raise WorkflowError(
-            f"--config {error.path[0]} is {error.instance!r}, but it takes {wanted}."
+            f"--config {unknown[0]} is unknown: choose from {', '.join(PROPERTIES)}."
         )
+    config = {key: typed(value, PROPERTIES[key]["type"]) for key, value in config.items()}
+    for error in Draft202012Validator(SCHEMA).iter_errors(config):
+        key = error.path[0]
+        wanted = PROPERTIES[key]["description"]
+        raise WorkflowError(f"--config {key} is {error.instance!r}, but it takes {wanted}.")
     for model in config["model"]:
-        if not config["choose_layer"] and not params.layer_of(model, small=False):
+        if not config["choose_layer"] and model not in params.chosen_layer:
             raise WorkflowError(
                 f"--config model={model} has no chosen layer: choose from "
                 f"{', '.join(params.chosen_layer)}, or add yours to train/params.py."
             )
-    source = config["source"] and str(Path(config["source"]).absolute())
-    return config | {"methods": methods(config), "source": source}
+    return config | {
+        "methods": methods_of(config),
+        "source": config["source"] and str(Path(config["source"]).absolute()),
+        # Defaults that the scripts share.
+        "per": config["per"] or [params.per],
+        "choose_layer": config["choose_layer"] or typed(params.choose_layer, "array"),
+        "lr_rate": config["lr_rate"] or typed(params.lr_rate, "array"),
+        "adv_lr_rate": config["adv_lr_rate"] or [params.adv_lr_rate],
+    }
 
 
-def methods(config):
-    """Every method that is asked for: `at` is one for each attack, `controls` are all controls."""
+def methods_of(config):
+    """Every method that the configuration asks for, each once."""
     groups = {
         "at": [f"at-{attack}" for attack in config["attacks"]],
         "controls": [f"control-{name}" for name in CONTROLS],
     }
-    asked = (method for name in config["methods"] for method in groups.get(name, [name]))
-    return list(dict.fromkeys(asked))
+    names = [name for asked in config["methods"] for name in groups.get(asked, [asked])]
+    return list(dict.fromkeys(names))
 
 
 def typed(value, kind):
-    """A value of the schema's type `kind`, where text stands for a list, a number, true or null.
+    """A value of the schema's type `kind`, from text for a list, a number, true or null.
 
-    Null in a list is dropped: a list of nothing else is empty.
+    Null in a list is dropped, so that a list of nothing else is empty.
     """
     if kind == "array":
         value = value.split(",") if isinstance(value, str) else value

@@ -64,14 +64,14 @@ def _adversarial_training(attack):
 METHODS = {
     "original": Method("original"),
     "dare": Method("dare", "dare/dare.py", ("slice", "targets"), SLICED),
-    "dare-released": Method(
-        "ablations of dare", "dare/dare.py --batches 1", ("slice", "targets"), SLICED,
-        fixed={"batches": 1}, rate="released_lr_rate",
-    ),
     "dare-s": _ablation("dare-s", ("targets",), (LAYER, RATE, RUN)),
     "dare-sl": _ablation("dare-sl", ("mined images",), (RATE, RUN)),
     "dare-last": _ablation(
         "dare-last", ("slice", "targets"), (PER, RATE, RUN), fixed={LAYER: LAST_LAYER}
+    ),
+    "dare-released": Method(
+        "ablations of dare", "dare/dare.py --batches 1", ("slice", "targets"), SLICED,
+        fixed={"batches": 1}, rate="released_lr_rate",
     ),
     "control-self": _control("self", ("slice", "targets"), SLICED),
     "control-single": _control("single", ("slice", "targets"), SLICED),

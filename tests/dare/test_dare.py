@@ -1,4 +1,4 @@
-"""Mining the history, and tuning: what may move moves, and nothing else does."""
+"""Tuning: transformation, regression, slice and synchronisation, and the variants of DARE."""
 
 import csv
 import importlib
@@ -7,115 +7,18 @@ import h5py
 import numpy as np
 import pytest
 from conftest import patterns, weights_of
+from tuned_models import RATE, moved, tuned_model
 
-from dare import controls, dare, get_ats, nnslicer
-from dare.dare import regression_loss, synchronise, transform
-from dare.get_ats import Mined, best_checkpoint, mine
+from dare import dare, get_ats, nnslicer
+from dare.dare import Tuning, regression_loss, synchronise, transform, tune
+from dare.get_ats import MinedImages
 from train.artifacts import attributes, epochs_in, tuned_folder, weights_path
 from train.backend import keras, ops
-from train.checkpoints import load_classifier, load_weights, save_weights
+from train.checkpoints import load_classifier, load_weights
 from train.flags import UserError
-from train.models import build_model
-from train.study import default_layer
 from train.utils import predict, set_seed, up_to
 
 layers = keras.layers
-
-
-RATE = ("--lr_rate", "0.001")  # quicker than the default of the toy network
-
-
-def tuned(folder, epoch, **settings):
-    """The classifier that a tuned folder holds."""
-    return load_weights(
-        load_classifier(folder), weights_path(tuned_folder(folder, **settings), epoch)
-    )
-
-
-def moved(before, after):
-    """Names of layers of which any weight differs."""
-    return {name.split("/")[0] for name in before if (before[name] != after[name]).any()}
-
-
-# ----------------------------------------------------------------------------------------- mining
-
-
-def test_best_checkpoint_follows_the_rule():
-    #             better  equal   wrong-final: surer but wrong / right   never   tie: the first
-    history = [[0.9, 0.6, 0.45, 0.2, 0.9, 0.7], [0.7, 0.5, 0.40, 0.5, 0.8, 0.7]]
-    right = [[1, 1, 0, 0, 1, 1], [1, 1, 1, 0, 1, 1]]
-    final, final_right = [0.6, 0.6, 0.3, 0.1, 0.95, 0.6], [1, 1, 0, 0, 1, 1]
-    best = best_checkpoint(np.array([*history, final]), np.array([*right, final_right], bool))
-    assert best.tolist() == [0, -1, 1, -1, -1, 0]
-
-
-def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
-    """Checkpoints whose only layer is known: each is surest about the images of one class."""
-    model = keras.Sequential(
-        [
-            keras.Input((2, 2, 1)),
-            layers.Flatten(),
-            layers.Dense(3, name="hidden"),
-            layers.Dense(3, activation="softmax"),
-        ]
-    )
-    x = np.zeros((6, 2, 2, 1), "float32")
-    y = np.array([0, 1, 2, 0, 1, 2])
-    x[np.arange(6), y // 2, y % 2] = 1
-    paths = {}
-    for epoch, gains in {3: (5, 1, 1), 4: (1, 4, 1), 5: (1, 1, 1), 6: (2, 2, 2)}.items():
-        kernel = np.zeros((4, 3), "float32")
-        kernel[:3] = np.diag(gains)
-        model.set_weights([kernel, np.zeros(3), np.eye(3), np.zeros(3)])
-        paths[epoch] = tmp_path / f"model.{epoch:03d}.weights.h5"
-        save_weights(model, str(paths[epoch]), {"epoch": epoch})
-    mined = mine(paths, x, y, model, "hidden")
-    # The final model is surest of class 2.
-    expected = {0: [5, 0, 0], 3: [5, 0, 0], 1: [0, 4, 0], 4: [0, 4, 0]}
-    found = zip(mined.index.tolist(), mined.epoch.tolist(), mined.activation, strict=True)
-    found = {i: (epoch, activation.tolist()) for i, epoch, activation in found}
-    assert found == {i: (3 if i in (0, 3) else 4, a) for i, a in expected.items()}
-    assert (mined.probability > mined.final_probability).all()
-    np.testing.assert_array_equal(model.get_weights()[0], kernel)
-
-
-def test_artifact_equals_the_activations_of_the_best_epochs(study):
-    home, folder, _ = study
-    x = np.load(home / "data/toy/x_validation.npy")
-    with h5py.File(folder / "ats_conv2.h5") as file:
-        epochs, index = file["epoch"][()], file["index"][()]
-        assert set(epochs) <= {4, 5, 6, 7} and len(set(index)) == len(index)
-        for epoch in set(epochs):
-            rows = np.flatnonzero(epochs == epoch)
-            part = up_to(load_classifier(str(folder), int(epoch)), "conv2")
-            expected = predict(part, x[index[rows]])
-            np.testing.assert_allclose(file["activation"][rows], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_mining_again_uses_the_history(study, monkeypatch):
-    _, folder, flags = study
-    (folder / "ats_predictions.h5").unlink()
-    models = []
-
-    def counted(model, x, **more):
-        models.append(model)
-        return predict(model, x, **more)
-
-    monkeypatch.setattr(get_ats, "predict", counted)
-    get_ats.main([*flags, "--choose_layer", "predictions"])
-    with h5py.File(folder / "ats_predictions.h5") as file:
-        assert len(models) == len(set(file["epoch"][()]))  # the second pass alone
-
-
-def test_default_layers():
-    names = {("alexnet", 28): "conv5", ("vgg16", 32): "block5_conv3_relu"}
-    names |= {("vgg19", 32): "block5_conv4_relu", ("vgg16", 28): "block4_conv3_relu"}
-    names |= {("vgg19", 28): "block5_conv3_relu", ("lenet", 28): "conv3"}
-    for (name, size), layer in names.items():
-        assert default_layer(build_model(name, (size, size, 3), 10)) == layer
-
-
-# ----------------------------------------------------- transformation, regression, synchronisation
 
 
 def test_transform_and_synchronise(classifier):
@@ -157,7 +60,7 @@ def test_only_the_slice_moves(study):
     nnslicer.main([*flags, "--per", "0.5"])
     dare.main([*flags, *RATE, "--epoch", "2", "--per", "0.5"])
     settings = {"method": "dare", "choose_layer": "conv2", "per": 0.5, "lr_rate": 1e-3, "run": 0}
-    after = weights_of(tuned(folder, 2, **settings))
+    after = weights_of(tuned_model(folder, 2, **settings))
     with h5py.File(folder / "slice_0.5.h5") as file:
         mask = np.broadcast_to(file["conv2/mask"][()], before["conv2/kernel"].shape)
     assert mask.mean() == 0.5
@@ -179,10 +82,10 @@ def test_the_saved_classifier_is_the_tuned_regression_model(study, tmp_path):
     _, folder, _ = study
     x, y = patterns(64, seed=5)
     final, other = load_classifier(folder), up_to(load_classifier(folder, 1), "conv2")
-    mined = Mined(np.arange(64), None, None, None, predict(other, x))
+    mined = MinedImages(np.arange(64), None, None, None, predict(other, x))
     distance = np.square(predict(up_to(final, "conv2"), x) - mined.activation).mean()
     out = tmp_path / "out"
-    result = dare.tune(final, "conv2", mined, x, y, str(out), 1e-2, 20, seed=(1,))
+    result = tune(final, mined, x, y, str(out), Tuning("conv2", 1e-2, 20, seed=(1,)))
     part = up_to(result, "conv2")
     assert np.square(predict(part, x) - mined.activation).mean() < 0.5 * distance
     saved = load_weights(load_classifier(folder), out / "model.020.weights.h5")
@@ -199,9 +102,9 @@ def test_the_loss_ignores_neurons_that_are_not_key(study, tmp_path):
     noise = np.where(key[y][:, None, None, :], 0, 100).astype("float32")
     results = []
     for name, target in {"plain": targets, "noise": targets + noise}.items():
-        mined = Mined(np.arange(64), None, None, None, target)
+        mined = MinedImages(np.arange(64), None, None, None, target)
         model = load_classifier(folder)
-        dare.tune(model, "conv2", mined, x, y, tmp_path / name, 1e-3, 2, key=key)
+        tune(model, mined, x, y, tmp_path / name, Tuning("conv2", 1e-3, 2, key_neurons=key))
         results.append(weights_of(model))
     for name in results[0]:
         np.testing.assert_array_equal(results[0][name], results[1][name])
@@ -214,15 +117,12 @@ def test_a_mask_that_keeps_everything_keeps_everything(classifier, tmp_path):
     masks = {name: np.zeros(kernel.shape[-2:], bool) for name, kernel in kernels.items()}
     before = weights_of(classifier)
     target = np.random.default_rng(0).random((64, 6, 6, 8)).astype("float32")
-    mined = Mined(np.arange(64), None, None, None, target)
-    dare.tune(classifier, "conv2", mined, x, y, tmp_path, 1e-2, 1, masks=masks)
+    mined = MinedImages(np.arange(64), None, None, None, target)
+    tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-2, 1, masks=masks))
     after = weights_of(classifier)
     for name in ("conv1/kernel", "conv2/kernel"):
         np.testing.assert_array_equal(before[name], after[name])
     assert (before["conv2/bias"] != after["conv2/bias"]).any()
-
-
-# ---------------------------------------------------------------------------- variants, controls
 
 
 def test_variants(study):
@@ -237,7 +137,7 @@ def test_variants(study):
     for name, (layers_, settings) in expected.items():
         script = importlib.import_module(f"dare.{name}")
         script.main([*flags, "--epoch", "1", "--lr_rate", "0.0005"])
-        model = tuned(folder, 1, method=name, lr_rate=0.0005, run=0, **settings)
+        model = tuned_model(folder, 1, method=name, lr_rate=0.0005, run=0, **settings)
         assert moved(before, weights_of(model)) == layers_, name
 
 
@@ -250,7 +150,7 @@ def test_as_released(study):
     path = tuned_folder(folder, **settings)
     assert epochs_in(path) == [1, 2]
     before = weights_of(load_classifier(folder))
-    after = [weights_of(tuned(folder, e, **settings)) for e in (1, 2)]
+    after = [weights_of(tuned_model(folder, e, **settings)) for e in (1, 2)]
     for earlier, later in zip([before, *after], after, strict=False):
         # The first step of a new Adam is lr_rate in every weight that has a gradient.
         step = np.abs(later["conv2/kernel"] - earlier["conv2/kernel"])
@@ -262,14 +162,14 @@ def test_raising_epoch_goes_on(study):
     settings = {"method": "dare-s", "choose_layer": "conv2", "lr_rate": 1e-3, "run": 0}
     script = importlib.import_module("dare.dare-s")
     script.main([*flags, *RATE, "--epoch", "4"])
-    at_once = weights_of(tuned(folder, 4, **settings))
+    at_once = weights_of(tuned_model(folder, 4, **settings))
     path = tuned_folder(folder, **settings)
     path.rename(path.with_name("kept"))
     script.main([*flags, *RATE, "--epoch", "2"])
     first = weights_path(path, 1).stat().st_mtime_ns
     script.main([*flags, *RATE, "--epoch", "4"])
     assert epochs_in(path) == [1, 2, 3, 4] and weights_path(path, 1).stat().st_mtime_ns == first
-    after = weights_of(tuned(folder, 4, **settings))
+    after = weights_of(tuned_model(folder, 4, **settings))
     for name, value in at_once.items():
         np.testing.assert_array_equal(after[name], value)
 
@@ -287,51 +187,6 @@ def test_a_folder_made_from_other_targets_is_refused(study):
     assert weights_path(path, 1).read_bytes() == before
 
 
-def test_controls(study):
-    _, folder, flags = study
-    original = weights_of(load_classifier(folder))
-    dare.main([*flags, *RATE, "--epoch", "2"])
-    controls.main([*flags, *RATE, "--epoch", "2"])
-    run = {"choose_layer": "conv2", "lr_rate": 1e-3, "run": 0}
-    after = weights_of(tuned(folder, 2, method="dare", per=0.95, **run))
-    noise = weights_of(tuned(folder, 2, method="control-noise", per=0.95, **run))
-    for name, before in original.items():
-        if "moving" in name:
-            np.testing.assert_array_equal(noise[name], before)
-            continue
-        np.testing.assert_array_equal(before != noise[name], before != after[name])
-        size = [np.linalg.norm(w[name] - before) for w in (after, noise)]
-        assert size[0] == pytest.approx(size[1], rel=1e-3, abs=1e-6)
-
-    drift = weights_of(tuned(folder, 2, method="control-batchnorm", choose_layer="conv2", run=0))
-    changed = {name for name in original if (drift[name] != original[name]).any()}
-    assert changed == {"conv1_bn/moving_mean", "conv1_bn/moving_variance"}
-
-    finetune = weights_of(tuned(folder, 2, method="control-finetune", **run))
-    assert moved(original, finetune) == {"conv1", "conv1_bn", "conv2"}
-
-    swa = weights_of(tuned(folder, 1, method="control-swa"))
-    history = [weights_of(load_classifier(folder, e))["conv1/kernel"] for e in (4, 5, 6, 7)]
-    np.testing.assert_allclose(swa["conv1/kernel"], np.mean(history, axis=0), rtol=1e-5, atol=1e-6)
-
-
-def test_targets_without_history_or_choice(study):
-    """control-self aims at the original's activations, control-single at one checkpoint's."""
-    home, folder, flags = study
-    controls.main([*flags, *RATE, "--control", "self,single", "--epoch", "1"])
-    x = np.load(home / "data/toy/x_validation.npy")
-    with h5py.File(folder / "ats_conv2.h5") as file:
-        index, most = file["index"][()], int(np.bincount(file["epoch"][()]).argmax())
-    for name, epoch in ("self", None), ("single", most):
-        expected = predict(up_to(load_classifier(folder, epoch), "conv2"), x[index])
-        with h5py.File(folder / f"ats_conv2_{name}.h5") as file:
-            np.testing.assert_array_equal(file["index"][()], index)
-            np.testing.assert_allclose(file["activation"][()], expected, rtol=1e-5, atol=1e-6)
-        settings = {"choose_layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
-        path = tuned_folder(folder, f"control-{name}", **settings)
-        assert attributes(weights_path(path, 1))["method"] == f"control-{name}"
-
-
 def test_layers_without_neurons_of_their_own_are_refused(study):
     *_, flags = study
     get_ats.main([*flags, "--choose_layer", "flatten"])
@@ -342,10 +197,10 @@ def test_layers_without_neurons_of_their_own_are_refused(study):
 def test_tune_refuses_the_folder_of_another_tuning(classifier, tmp_path):
     """Called without provenance, as the README does: other arguments are another tuning."""
     x, y = patterns(32)
-    mined = Mined(np.arange(32), None, None, None, np.zeros((32, 6, 6, 8), "float32"))
-    dare.tune(classifier, "conv2", mined, x, y, tmp_path, 1e-3, 1)
+    mined = MinedImages(np.arange(32), None, None, None, np.zeros((32, 6, 6, 8), "float32"))
+    tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-3, 1))
     with pytest.raises(UserError, match=r"was made with .* it is kept"):
-        dare.tune(classifier, "conv2", mined, x, y, tmp_path, 1e-2, 1)
+        tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-2, 1))
 
 
 def test_an_adapted_normalization_stays_adapted():

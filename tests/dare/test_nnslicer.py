@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import patterns
 
-from dare import nnslicer
-from dare.nnslicer import ceil_share, key_neurons, largest, slice_model
+from dare.nnslicer import ceil_share, key_neurons, slice_model
+from dare.slicing import ranking
+from dare.slicing.ranking import largest
 from train.backend import keras
 from train.flags import UserError
 from train.utils import set_seed
@@ -103,9 +104,8 @@ def naive(model, x, y, per):
 @pytest.mark.parametrize("per", [0.05, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("chain", [dense_chain, conv_chain, global_chain])
 def test_against_the_naive_loop(chain, per, monkeypatch):
-    monkeypatch.setattr(
-        nnslicer, "SYNAPSES_AT_ONCE", 100
-    )  # blocks of a few neurons, the last one smaller
+    # Blocks of a few neurons, the last one smaller.
+    monkeypatch.setattr(ranking, "BLOCK_SYNAPSES", 100)
     set_seed(3)
     x, y = patterns(40)
     x = x.astype("float32") / 255
@@ -152,15 +152,15 @@ def test_refuses_what_it_cannot_slice(classifier):
     flat = layers.Flatten()(inputs)
     first = layers.Dense(5, name="first")(flat)
     around = layers.Dense(4, name="around")(flat)
-    with pytest.raises(UserError, match="it does not take just what the layer before it gives"):
+    with pytest.raises(UserError, match="its input is not the output of the layer before it"):
         slice_model(keras.Model(inputs, [around, first]), x, y, 0.5)
     both = layers.Add()([flat, flat])
-    with pytest.raises(UserError, match="a Add: it knows"):
+    with pytest.raises(UserError, match="a Add: it handles"):
         slice_model(keras.Model(inputs, layers.Dense(4)(both)), x, y, 0.5)
     with pytest.raises(UserError, match="one group"):
         grouped = layers.Conv2D(4, 3, groups=2)(layers.Conv2D(4, 3)(inputs))
         slice_model(keras.Model(inputs, layers.Dense(4)(layers.Flatten()(grouped))), x, y, 0.5)
-    with pytest.raises(UserError, match="each of the 4 classes"):
+    with pytest.raises(UserError, match="images of all 4 classes"):
         slice_model(classifier, x[y > 0], y[y > 0], 0.5)
     for per in (0, -1, 1.5, float("nan")):
         with pytest.raises(UserError, match="per is"):

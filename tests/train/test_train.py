@@ -10,7 +10,7 @@ from conftest import ROOT, weights_of, write_data
 from train import params
 from train.artifacts import attributes, epochs_in
 from train.backend import keras, ops
-from train.checkpoints import load_classifier, load_weights, values_of_layers
+from train.checkpoints import load_classifier, load_weights, values_by_layer
 from train.flags import UserError
 from train.models import build_model, statistics
 from train.precision import in_precision
@@ -53,15 +53,18 @@ def test_the_first_layer_normalises():
 
 
 def test_learning_rates_scale_with_the_epochs():
-    full, short = params.learning_rate("alexnet", 200), params.learning_rate("alexnet", 20)
+    full, short = (
+        params.learning_rate_schedule("alexnet", 200),
+        params.learning_rate_schedule("alexnet", 20),
+    )
     assert [full(e) for e in (0, 79, 80, 159, 160)] == [0.01, 0.01, 0.005, 0.005, 0.001]
     assert [short(e) for e in (0, 7, 8, 15, 16)] == [0.01, 0.01, 0.005, 0.005, 0.001]
-    assert params.learning_rate("vgg19", 200)(160) == 0.00008
+    assert params.learning_rate_schedule("vgg19", 200)(160) == 0.00008
 
 
 def test_the_rates_of_vgg_decay_with_the_steps():
     """Released: rate / (1 + 5e-4 * steps), 196 steps an epoch; a shorter run ends as low."""
-    full, short = (params.learning_rate("vgg16", n, 196) for n in (200, 20))
+    full, short = (params.learning_rate_schedule("vgg16", n, 196) for n in (200, 20))
     assert full(0) == 0.01
     assert full(10) == pytest.approx(0.01 / (1 + 5e-4 * 1960))
     assert short(19) == pytest.approx(full(190))
@@ -246,7 +249,9 @@ def test_keep_from(home):
 def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
     write_data(home)
     monkeypatch.setattr(
-        params, "learning_rate", lambda *_: lambda epoch, _=None: 0.01 if epoch < 2 else 1e38
+        params,
+        "learning_rate_schedule",
+        lambda *_: lambda epoch, _=None: 0.01 if epoch < 2 else 1e38,
     )
     with pytest.raises(UserError, match=r"epoch 3.*epochs 1 to 2 are kept"):
         train_network("toy", "tiny", 0, 4)
@@ -263,7 +268,7 @@ def test_weights_are_loaded_as_keras_does(classifier, tmp_path, nested):
     model.save_weights(path)
     model.set_weights([np.zeros(w.shape) for w in model.weights])
     with h5py.File(path) as file:
-        assert (values_of_layers(model, file) is None) == nested
+        assert (values_by_layer(model, file) is None) == nested
     for found, expected in zip(load_weights(model, path).get_weights(), saved, strict=True):
         np.testing.assert_array_equal(found, expected.astype("float32"))
 
@@ -282,7 +287,7 @@ def test_the_first_steps_do_not_kill_a_vgg(name, shape):
     model = build_model(name, shape, 10, 0.5, 0.3)
     model.compile(
         keras.optimizers.SGD(
-            params.learning_rate(name, 200)(0), momentum=params.momentum, nesterov=True
+            params.learning_rate_schedule(name, 200)(0), momentum=params.momentum, nesterov=True
         ),
         "sparse_categorical_crossentropy",
     )

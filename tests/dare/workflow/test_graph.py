@@ -2,68 +2,16 @@
 
 import os
 import re
-import subprocess
 import sys
 
-import pandas as pd
 import pytest
 from conftest import ROOT
-from PIL import Image
-from sklearn.datasets import load_digits
-from snakemake.cli import args_to_api, parse_args
+from dry_runs import AT, CONTROLS, DARE, OF_LAYER, OF_RATE, OF_RUN, ONE, SLICED, counts, jobs
 
-import dare.workflow.methods
 from adv import ATTACKS
 from train.artifacts import tuned_name
 
-# Without the profile, which hides the jobs that the tests count.
-SNAKEFILE = ["--snakefile", str(ROOT / "dare/Snakefile"), "--workflow-profile", "none"]
-
-
-@pytest.fixture
-def dry_run(home, monkeypatch, capsys):
-    """flags of snakemake -> (whether it made a graph, what it printed), all in this process."""
-    monkeypatch.chdir(home)
-
-    def run(*flags, only="--dry-run"):
-        parser, args = parse_args([*SNAKEFILE, "--cores", "2", only, "--printshellcmds", *flags])
-        done = args_to_api(args, parser)
-        return done, "".join(capsys.readouterr())
-
-    return run
-
-
-def counts(text):
-    """{rule: number of its jobs} of a dry run."""
-    table = text.split("Job stats:")[1].split("total")[0]
-    return {rule: int(n) for rule, n in re.findall(r"^([\w-]+) +(\d+)$", table, re.MULTILINE)}
-
-
-def jobs(text, rule):
-    """[{input, output, resources, command}] of the jobs of a rule, or of some, in a dry run."""
-    rules = [rule] if isinstance(rule, str) else rule
-    found = []
-    for job in re.split(r"^(?=rule [\w-]+:$)", text, flags=re.MULTILINE):
-        if job.startswith(tuple(f"rule {rule}:" for rule in rules)):
-            about = dict(re.findall(r"^    (\w+): (.*)$", job, re.MULTILINE))
-            command = re.search(r"^Shell command: (.*)$", job, re.MULTILINE).group(1)
-            files = {k: about.get(k, "").replace(" (update)", "") for k in ("input", "output")}
-            files = {k: [f for f in v.split(", ") if f] for k, v in files.items()}
-            resources = about["resources"].split(", ")
-            found.append(files | {"command": command, "resources": resources})
-    return found
-
-
-CONTROLS = [f"control-{name}" for name in dare.workflow.methods.CONTROLS]
-AT = [f"at-{attack}" for attack in ATTACKS]
-DARE = ["dare", "dare-s", "dare-sl", "dare-last", "dare-released"]
-SLICED = ["dare", "dare-last", "dare-released", "control-self", "control-single", "control-noise"]
-OF_LAYER = {"dare", "dare-s", "dare-released", *CONTROLS} - {"control-swa"}
-OF_RATE = {*DARE, *CONTROLS} - {"dare-released", "control-batchnorm", "control-swa"}
-OF_RUN = {*DARE, *CONTROLS, *AT} - {"control-swa"}
-
-ONE = {"prepare": 1, "train": 1, "attack": 5, "slice": 1, "mine": 2, "score": 1, "tables": 1}
-ONE |= dict.fromkeys([*DARE, *CONTROLS, *AT], 1) | {"all": 1}
+pytest_plugins = ["dry_runs"]
 
 
 def twice(methods, n=2):
@@ -261,7 +209,7 @@ REFUSED = {
     "attacks=": r"attacks is \[\], but .*",
     "model=vgg61": r"model=vgg61 has no chosen layer: choose from alexnet, lenet, vgg16, .*",
     "dataset=../etc": r"dataset is '../etc', but it takes names of data sets",
-    "per=0.5,1.5": r"per is 1.5, but it takes shares above 0 and up to 1, each once",
+    "per=0.5,1.5": r"per is 1.5, but it takes shares above 0 and up to 1, each once, or null",
     "per=0": r"per is 0, but .*",
     "per=half": r"per is 'half', but .*",
     "runs=0,0": r"runs is \[0, 0\], but it takes whole numbers of 0 or more, each once",
@@ -300,7 +248,7 @@ def test_what_is_left_to_do(home, dry_run, monkeypatch, before, after, left):
     for rule in ONE:
         for path in [home / path for job in jobs(text, rule) for path in job["output"]]:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_text("{}" if path.suffix == ".json" else "")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "true")  # jobs that do nothing: their files are there
         done, text = dry_run("--config", "gpu=0", *before.split(), only="--forceall")
@@ -324,71 +272,3 @@ def test_resources(dry_run):
             names = {resource.split("=")[0] for resource in job["resources"]}
             assert names >= {"mem_mb", "runtime"}
             assert ("gpu" in names) == (rule not in ("prepare", "tables"))
-
-
-# ---------------------------------------------------------------------------------- the whole graph
-
-SUBMIT = """#!/bin/sh
-nohup sh "$1" > "$(basename "$1").log" 2>&1 &
-echo $! | tee -a pids
-"""
-SMALL = "dataset=toy methods=dare-s,at-fgsm,control-noise,control-swa attacks=fgsm,cw samples=20"
-SMALL = f"{SMALL} cw_steps=5 epochs=20 tune_epochs=2 adv_epochs=2 adaptive=false".split() + [
-    "source=my images"
-]
-
-
-def write_images(folder):
-    """Digits as a folder of images for data/prepare.py: 200 to train on, 26 to test."""
-    digits = load_digits()
-    for i, (image, label) in enumerate(zip(digits.images[:226], digits.target, strict=False)):
-        path = folder / ("train" if i < 200 else "test") / str(label) / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 15).astype("uint8")).resize((28, 28)).save(path)
-
-
-def snakemake(home, *flags):
-    command = [sys.executable, "-m", "snakemake", *SNAKEFILE, *flags]
-    environment = os.environ | {"DARE_HOME": str(home)}
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-
-
-def test_whole_graph_on_a_cluster(home, dry_run):
-    """Every job as a process of its own; then nothing is left to do, and nothing is overwritten."""
-    write_images(home / "my images")
-    submit = home / "submit.sh"
-    submit.write_text(SUBMIT)
-    submit.chmod(0o755)
-    cluster = ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", str(submit)]
-    quick = ["--jobs", "2", "--seconds-between-status-checks", "1"]
-    _, planned = dry_run("--config", *SMALL)
-    result = snakemake(home, *quick, *cluster, "--config", *SMALL)
-    logs = "".join(path.read_text() for path in home.glob("*.log"))
-    assert result.returncode == 0, result.stderr + logs
-    assert (home / "models/report.html").exists()
-    study = home / "models/toy_lenet_seed0"
-    # Without --cores threads do not depend on this machine.
-    assert set(re.findall(r"threads: (\d+)", result.stderr)) == {"4", "8"}
-    pids = (home / "pids").read_text().split()
-    assert len(pids) == len(set(pids)) == sum(counts(planned).values()) - 1  # `all` does nothing
-    methods = {
-        "dare": "_conv3_per0.95_lr0.001_run0",
-        "dare-s": "_conv3_lr0.001_run0",
-        "control-noise": "_conv3_per0.95_lr0.001_run0",
-        "control-swa": "",
-        "at-fgsm": "_lr0.0001_run0",
-    }
-    tuned = {folder.name for folder in (study / "tuned").iterdir()}
-    assert tuned == {method + settings for method, settings in methods.items()}
-    rows = pd.read_csv(study / "robustness.csv")
-    assert {"original", "control-checkpoint", *methods} == {*rows["method"]}
-    assert "Nothing to be done" in dry_run("--config", *SMALL)[1]
-
-    # Other settings that are in no path: the step refuses them, and Snakemake deletes nothing.
-    samples = study / "adv/fgsm.h5"
-    content = samples.read_bytes()
-    target = str(samples.relative_to(home))
-    more = snakemake(home, target, "--cores", "1", "--config", *SMALL, "samples=21")
-    assert more.returncode == 1
-    assert re.search(r"fgsm.h5 was made with samples 20, not 21", more.stderr)
-    assert samples.read_bytes() == content

@@ -1,0 +1,59 @@
+"""The control models: what they lack, and what they share with DARE."""
+
+import h5py
+import numpy as np
+import pytest
+from conftest import weights_of
+from tuned_models import RATE, moved, tuned_model
+
+from dare import controls, dare
+from train.artifacts import attributes, tuned_folder, weights_path
+from train.checkpoints import load_classifier
+from train.utils import predict, up_to
+
+
+def test_controls(study):
+    _, folder, flags = study
+    original = weights_of(load_classifier(folder))
+    dare.main([*flags, *RATE, "--epoch", "2"])
+    controls.main([*flags, *RATE, "--epoch", "2"])
+    run = {"choose_layer": "conv2", "lr_rate": 1e-3, "run": 0}
+    after = weights_of(tuned_model(folder, 2, method="dare", per=0.95, **run))
+    noise = weights_of(tuned_model(folder, 2, method="control-noise", per=0.95, **run))
+    for name, before in original.items():
+        if "moving" in name:
+            np.testing.assert_array_equal(noise[name], before)
+            continue
+        np.testing.assert_array_equal(before != noise[name], before != after[name])
+        size = [np.linalg.norm(w[name] - before) for w in (after, noise)]
+        assert size[0] == pytest.approx(size[1], rel=1e-3, abs=1e-6)
+
+    drift = weights_of(
+        tuned_model(folder, 2, method="control-batchnorm", choose_layer="conv2", run=0)
+    )
+    changed = {name for name in original if (drift[name] != original[name]).any()}
+    assert changed == {"conv1_bn/moving_mean", "conv1_bn/moving_variance"}
+
+    finetune = weights_of(tuned_model(folder, 2, method="control-finetune", **run))
+    assert moved(original, finetune) == {"conv1", "conv1_bn", "conv2"}
+
+    swa = weights_of(tuned_model(folder, 1, method="control-swa"))
+    history = [weights_of(load_classifier(folder, e))["conv1/kernel"] for e in (4, 5, 6, 7)]
+    np.testing.assert_allclose(swa["conv1/kernel"], np.mean(history, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_targets_without_history_or_choice(study):
+    """control-self aims at the original's activations, control-single at one checkpoint's."""
+    home, folder, flags = study
+    controls.main([*flags, *RATE, "--control", "self,single", "--epoch", "1"])
+    x = np.load(home / "data/toy/x_validation.npy")
+    with h5py.File(folder / "ats_conv2.h5") as file:
+        index, most_frequent = file["index"][()], int(np.bincount(file["epoch"][()]).argmax())
+    for name, epoch in ("self", None), ("single", most_frequent):
+        expected = predict(up_to(load_classifier(folder, epoch), "conv2"), x[index])
+        with h5py.File(folder / f"ats_conv2_{name}.h5") as file:
+            np.testing.assert_array_equal(file["index"][()], index)
+            np.testing.assert_allclose(file["activation"][()], expected, rtol=1e-5, atol=1e-6)
+        settings = {"choose_layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
+        path = tuned_folder(folder, f"control-{name}", **settings)
+        assert attributes(weights_path(path, 1))["method"] == f"control-{name}"

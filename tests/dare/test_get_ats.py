@@ -1,0 +1,92 @@
+"""Mining the training history: the best checkpoint of every image, and its activations."""
+
+import h5py
+import numpy as np
+
+from dare import get_ats
+from dare.get_ats import best_checkpoint, mine
+from train import params
+from train.backend import keras
+from train.checkpoints import load_classifier, save_weights
+from train.models import build_model
+from train.utils import predict, up_to
+
+layers = keras.layers
+
+
+def test_best_checkpoint_follows_the_rule():
+    #             better  equal   wrong-final: surer but wrong / right   never   tie: the first
+    history = [[0.9, 0.6, 0.45, 0.2, 0.9, 0.7], [0.7, 0.5, 0.40, 0.5, 0.8, 0.7]]
+    right = [[1, 1, 0, 0, 1, 1], [1, 1, 1, 0, 1, 1]]
+    final, final_right = [0.6, 0.6, 0.3, 0.1, 0.95, 0.6], [1, 1, 0, 0, 1, 1]
+    best = best_checkpoint(np.array([*history, final]), np.array([*right, final_right], bool))
+    assert best.tolist() == [0, -1, 1, -1, -1, 0]
+
+
+def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
+    """Checkpoints whose only layer is known: each is surest about the images of one class."""
+    model = keras.Sequential(
+        [
+            keras.Input((2, 2, 1)),
+            layers.Flatten(),
+            layers.Dense(3, name="hidden"),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    x = np.zeros((6, 2, 2, 1), "float32")
+    y = np.array([0, 1, 2, 0, 1, 2])
+    x[np.arange(6), y // 2, y % 2] = 1
+    paths = {}
+    for epoch, gains in {3: (5, 1, 1), 4: (1, 4, 1), 5: (1, 1, 1), 6: (2, 2, 2)}.items():
+        kernel = np.zeros((4, 3), "float32")
+        kernel[:3] = np.diag(gains)
+        model.set_weights([kernel, np.zeros(3), np.eye(3), np.zeros(3)])
+        paths[epoch] = tmp_path / f"model.{epoch:03d}.weights.h5"
+        save_weights(model, str(paths[epoch]), {"epoch": epoch})
+    mined = mine(paths, x, y, model, "hidden")
+    # The final model is surest of class 2.
+    expected = {0: [5, 0, 0], 3: [5, 0, 0], 1: [0, 4, 0], 4: [0, 4, 0]}
+    found = zip(mined.index.tolist(), mined.epoch.tolist(), mined.activation, strict=True)
+    found = {i: (epoch, activation.tolist()) for i, epoch, activation in found}
+    assert found == {i: (3 if i in (0, 3) else 4, a) for i, a in expected.items()}
+    assert (mined.probability > mined.final_probability).all()
+    np.testing.assert_array_equal(model.get_weights()[0], kernel)
+
+
+def test_artifact_equals_the_activations_of_the_best_epochs(study):
+    home, folder, _ = study
+    x = np.load(home / "data/toy/x_validation.npy")
+    with h5py.File(folder / "ats_conv2.h5") as file:
+        epochs, index = file["epoch"][()], file["index"][()]
+        assert set(epochs) <= {4, 5, 6, 7} and len(set(index)) == len(index)
+        for epoch in set(epochs):
+            rows = np.flatnonzero(epochs == epoch)
+            part = up_to(load_classifier(str(folder), int(epoch)), "conv2")
+            expected = predict(part, x[index[rows]])
+            np.testing.assert_allclose(file["activation"][rows], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mining_again_uses_the_history(study, monkeypatch):
+    _, folder, flags = study
+    (folder / "ats_predictions.h5").unlink()
+    models = []
+
+    def counted(model, x, **more):
+        models.append(model)
+        return predict(model, x, **more)
+
+    monkeypatch.setattr(get_ats, "predict", counted)
+    get_ats.main([*flags, "--choose_layer", "predictions"])
+    with h5py.File(folder / "ats_predictions.h5") as file:
+        assert len(models) == len(set(file["epoch"][()]))  # the second pass alone
+
+
+def test_default_layers(home):
+    names = {("alexnet", 28): "conv5", ("vgg16", 32): "block5_conv3_relu"}
+    names |= {("vgg19", 32): "block5_conv4_relu", ("vgg16", 28): "block4_conv3_relu"}
+    names |= {("vgg19", 28): "block5_conv3_relu", ("lenet", 28): "conv3"}
+    for (name, size), layer in names.items():
+        (home / "data" / str(size)).mkdir(parents=True, exist_ok=True)
+        (home / "data" / str(size) / "info.json").write_text(f'{{"shape": [{size}, {size}, 3]}}')
+        assert params.default_layer(str(size), name) == layer
+        assert layer in [known.name for known in build_model(name, (size, size, 3), 10).layers]

@@ -1,0 +1,17 @@
+"""Shared by the tests of tuning."""
+
+from train.artifacts import tuned_folder, weights_path
+from train.checkpoints import load_classifier, load_weights
+
+RATE = ("--lr_rate", "0.001")  # faster than the default of the toy network
+
+
+def tuned_model(folder, epoch, **settings):
+    """The classifier in a tuned folder, after an epoch."""
+    path = weights_path(tuned_folder(folder, **settings), epoch)
+    return load_weights(load_classifier(folder), path)
+
+
+def moved(before, after):
+    """Names of layers of which any weight differs."""
+    return {name.split("/")[0] for name in before if (before[name] != after[name]).any()}

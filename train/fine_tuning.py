@@ -1,0 +1,100 @@
+"""Fine-tuning of the classifier itself: adversarial training, dare-sl and control-finetune."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from train.artifacts import tuned_folder
+from train.backend import keras
+from train.fit import Run, fit
+from train.log import stage
+from train.utils import Batches, pixels, set_seed
+
+
+@dataclass
+class FineTuning:
+    """Settings of `fine_tune`.
+
+    loss: "mse" (on the softmax and one-hot labels) or "categorical_crossentropy".
+    lr_rate: of Adam.
+    frozen: how many of the first layers are frozen. The input counts, the normalisation does not.
+    last_layer: name of the last layer that is tuned; None: the last layer of the network.
+    batch: images in a step. 32 is the default of Keras's fit, which the released code uses.
+    seed: of the order of the images, a tuple of numbers.
+    """
+
+    loss: str
+    lr_rate: float
+    frozen: int = 0
+    last_layer: str | None = None
+    batch: int = 32
+    seed: tuple = (0,)
+
+
+@dataclass
+class LabelledImages:
+    """Images (n, h, w, c) and labels (n,) to tune on, and the provenance that they add.
+
+    images: an array, or anything that is indexed like one with sorted rows.
+    """
+
+    images: object
+    labels: np.ndarray
+    provenance: dict
+
+
+def fine_tune(classifier, data, tuning, run):
+    """Tune a classifier in place with Adam.
+
+    Args:
+        classifier: Keras softmax classifier on pixels in [0, 1].
+        data: LabelledImages. tuning: FineTuning. run: train.fit.Run.
+
+    Returns:
+        True if anything was left to do.
+    """
+    set_seed(*tuning.seed)
+    drop_weight_penalties(classifier)
+    freeze_layers(classifier, tuning.frozen, tuning.last_layer)
+    # A model of the same layers, so that the classifier stays uncompiled and is saved that way.
+    trained = keras.Model(classifier.inputs[0], classifier.outputs[0])
+    trained.compile(keras.optimizers.Adam(tuning.lr_rate), tuning.loss, metrics=["accuracy"])
+    one_hot = np.eye(classifier.output_shape[-1], dtype="float32")
+
+    def make_batch(rows, _):
+        return pixels(data.images[rows]), one_hot[data.labels[rows]]
+
+    batches = Batches(len(data.labels), make_batch, tuning.batch, (*tuning.seed, 1))
+    return fit(trained, batches, run, classifier)
+
+
+def freeze_layers(classifier, frozen, last_layer=None):
+    """Freeze the first layers of a classifier, and those after `last_layer`."""
+    layers = [layer for layer in classifier.layers if type(layer).__name__ != "Normalization"]
+    names = [layer.name for layer in layers]
+    end = len(layers) if last_layer is None else names.index(last_layer) + 1
+    for number, layer in enumerate(layers):
+        layer.trainable = frozen <= number < end
+
+
+def drop_weight_penalties(model):
+    """Drop the l2 terms of training, which are not part of the losses of tuning."""
+    for variable in model.variables:
+        variable.regularizer = None
+
+
+def fine_tune_study(study, data, settings, tuning, epochs):
+    """Fine-tune a study's network into the folder that the settings name.
+
+    Args:
+        study: train.study.Study. data: LabelledImages.
+        settings: the method, and the settings that the folder's name spells out.
+        tuning: FineTuning, with the seed of the run.
+        epochs: more than before continue the earlier run.
+    """
+    folder = tuned_folder(study.folder, **settings)
+    provenance = study.provenance | settings | data.provenance
+    logged = study.names | settings | {"epochs": epochs}
+    with stage(folder / "tune.log", settings["method"], logged) as log:
+        run = Run(folder, epochs, provenance, extendable=True)
+        log.idle = not fine_tune(study.original(), data, tuning, run)
