@@ -4,10 +4,10 @@
     python adv/generate_adv.py --dataset digits --attack pgd --mode fixed --epsilon 0.03
 
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
-adv/<attack>.h5 there, and adv/<attack>.png, a picture of some samples. Finished chunks are kept:
-interrupted, the same command goes on after the last one and writes the same file. All attacks start
-from the same images, which the model classifies correctly, and share their split 60/20/20 into
-train (adversarial training), validation (selection) and test (reported).
+adv/<attack>.h5 there, and adv/<attack>.png, a picture of some samples. All attacks start from the
+same images, which the model classifies correctly. They share their split 60/20/20 into train (for
+adversarial training), validation (for selection) and test (reported). Finished chunks are kept:
+after an interruption the same command continues, and writes the same file.
 """
 
 import shutil
@@ -19,13 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py
-import matplotlib
 import numpy as np
 
 from adv import ATTACKS
 from adv.attacks import attack as run_attack
 from adv.attacks import norms
-from adv.attacks.classifier import BatchedModel, per_image
+from adv.attacks.classifier import BatchedModel
 from train.artifacts import (
     already_made,
     atomic_write,
@@ -39,35 +38,34 @@ from train.log import progress, stage
 from train.study import Study
 from train.utils import class_names, pixels, predict
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 dataset = "digits"
 model = "lenet"
 seed = 0
-attack = "all"  # fgsm, bim, pgd, cw, jsma, several with commas, or all
+attack = "all"  # fgsm, bim, pgd, cw, jsma, a list with commas, or all
 samples = 5000
 mode = "minimal"  # minimal: the smallest perturbation of each image; fixed: one epsilon
-epsilon = None  # mode fixed: Linf for fgsm, bim, pgd; L2 for cw; features for jsma
-steps = None  # iterations, instead of the attack's own
+epsilon = None  # for mode fixed: Linf for fgsm, bim, pgd; L2 for cw; number of features for jsma
+steps = None  # number of iterations; None: the attack's own
 
-# Images that an interruption can cost. More keep the batches full for longer; cw has a quarter.
+# Images that are attacked again after an interruption, at most. Larger chunks keep batches full for
+# longer. For cw it is a quarter.
 CHUNK = 1000
-SPLIT = (0.6, 0.8)  # shares of the samples where validation and test begin
+SPLIT = (0.6, 0.8)  # where the validation and the test part of the samples begin
 SHOWN = 8  # samples in a picture
 
 
-# ------------------------------------------------------------------------------ images and splits
+# ----------------------------------------------------------------------------- images and splits
 
 
-def choose(classifier, x, y, samples, seed):
-    """Indices of `samples` random images of x (n, h, w, c) that the classifier gets right.
+def choose_images(classifier, x, y, samples, seed):
+    """Indices of random images of x (n, h, w, c) that the classifier gets right.
 
-    Returns int64 (samples,), ascending. Raises UserError if there are fewer.
+    Returns int64 (samples,), ascending. Raises UserError if there are too few.
     """
     order = np.random.default_rng([seed, 2]).permutation(len(x))
     chosen = np.empty(0, "int64")
-    for first in range(0, len(x), 4 * samples):  # most are right: no need to classify all of x
+    # In blocks, because most images are right and not all of x has to be classified.
+    for first in range(0, len(x), 4 * samples):
         block = order[first : first + 4 * samples]
         rows = np.sort(block)
         right = rows[predict(classifier, x[rows]).argmax(axis=1) == y[rows]]
@@ -80,8 +78,8 @@ def choose(classifier, x, y, samples, seed):
     )
 
 
-def splits(n, seed):
-    """uint8 (n,): 0 train, 1 validation, 2 test, at random; the same for every attack."""
+def random_splits(n, seed):
+    """The part of every sample, uint8 (n,): 0 train, 1 validation, 2 test; for all attacks."""
     rank = np.random.default_rng([seed, 3]).permutation(n)
     begins = [round(share * n) for share in SPLIT]
     return np.searchsorted(begins, rank, side="right").astype("uint8")
@@ -91,11 +89,11 @@ def splits(n, seed):
 
 
 @dataclass
-class Chunk:
-    """What an attack found for some images, and what it took.
+class Samples:
+    """What an attack found for some images.
 
-    image: float32 (n, h, w, c). success: bool (n,). seconds: of the attack; inside: of these, in
-    the model.
+    image: float32 (n, h, w, c). success: bool (n,).
+    seconds: duration of the attack. inside: seconds of it in the model.
     """
 
     image: np.ndarray
@@ -106,113 +104,130 @@ class Chunk:
     @classmethod
     def read(cls, path):
         with h5py.File(path, "r") as file:
-            seconds, inside = float(file.attrs["seconds"]), float(file.attrs["inside"])
+            seconds = float(file.attrs["seconds"])
+            inside = float(file.attrs["inside"])
             return cls(file["image"][()], file["success"][()], seconds, inside)
 
     def write(self, path, provenance):
         with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
             set_attributes(file, provenance)
             file.attrs.update(seconds=self.seconds, inside=self.inside)
-            file["image"], file["success"] = self.image, self.success
+            file["image"] = self.image
+            file["success"] = self.success
 
     @classmethod
     def join(cls, chunks):
-        image, success = (
-            np.concatenate([getattr(chunk, name) for chunk in chunks])
-            for name in ("image", "success")
+        return cls(
+            np.concatenate([chunk.image for chunk in chunks]),
+            np.concatenate([chunk.success for chunk in chunks]),
+            sum(chunk.seconds for chunk in chunks),
+            sum(chunk.inside for chunk in chunks),
         )
-        seconds, inside = sum(c.seconds for c in chunks), sum(c.inside for c in chunks)
-        return cls(image, success, seconds, inside)
+
+
+@dataclass
+class Images:
+    """Images x[index] to attack; x: uint8 (n, h, w, c), y: labels (n,), index: int64, sorted."""
+
+    x: np.ndarray
+    y: np.ndarray
+    index: np.ndarray
+
+    def chunks(self, size):
+        """[(number of the first image, indices)] of chunks of this size."""
+        starts = range(0, len(self.index), size)
+        return [(first, self.index[first : first + size]) for first in starts]
 
 
 def parts_folder(path):
-    """Where the finished chunks of the samples file `path` wait for the others."""
+    """Where finished chunks of the samples file `path` are kept until all are finished."""
     return path.parent / f".{path.stem}.parts"
 
 
-def attack_chunk(name, calls, classifier, x, y, provenance, seed, progress):
-    """One attack on images x (n, h, w, c), uint8, with labels y (n,). Returns a Chunk."""
-    begun, calls.seconds = time.perf_counter(), 0.0
-    image, success = run_attack(
-        name, classifier, pixels(x), y, provenance["mode"], provenance["epsilon"], seed,
-        provenance["steps"], progress, calls,
-    )  # fmt: skip
-    return Chunk(image, success, time.perf_counter() - begun, calls.seconds)
+def attack_images(name, batched_model, images, path, provenance):
+    """Run one attack in chunks that survive the end of the process at any moment.
 
+    Args:
+        name: of the attack. batched_model: BatchedModel. images: Images.
+        path: the samples file; finished chunks are kept in parts_folder(path).
+        provenance: of the file, with mode, epsilon, steps and seed. A chunk with another one is
+            made anew.
 
-def attack_all(name, calls, classifier, x, y, index, path, provenance):
-    """One attack on images x[index], in chunks that survive the end of the process at any moment.
-
-    A finished chunk waits in parts_folder(path), with provenance as its attributes; one that was
-    made from something else is made anew. Returns a Chunk of all.
+    Returns:
+        Samples of all images.
     """
-    parts, chunks, hits = parts_folder(path), [], 0
+    parts = parts_folder(path)
     parts.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(parts)
-    size = CHUNK // 4 if name == "cw" else CHUNK
-    with progress(total=len(index), desc=name, unit="image") as bar:
-        for first in range(0, len(index), size):
-            rows, part = index[first : first + size], parts / f"{first:06d}.h5"
-            made_so, there = provenance | {"images": len(rows)}, attributes(part)
-            if all(there.get(name) == wanted for name, wanted in made_so.items()):
+    chunks = []
+    with progress(total=len(images.index), desc=name, unit="image") as bar:
+        for first, rows in images.chunks(CHUNK // 4 if name == "cw" else CHUNK):
+            part = parts / f"{first:06d}.h5"
+            expected = provenance | {"images": len(rows)}
+            found = attributes(part)
+            if all(found.get(key) == value for key, value in expected.items()):
                 bar.update(len(rows))
             else:
-                seed = provenance["seed"] + first
-                one = x[rows], y[rows], provenance, seed, bar.update
-                attack_chunk(name, calls, classifier, *one).write(part, made_so)
-            chunks.append(Chunk.read(part))
-            hits += chunks[-1].success.sum()
-            bar.set_postfix_str(f"success {100 * hits / (first + len(rows)):.1f}%")
-    return Chunk.join(chunks)
+                x = pixels(images.x[rows])
+                chunk_seed = provenance["seed"] + first
+                chunk = attack_chunk(
+                    name, batched_model, x, images.y[rows], provenance, chunk_seed, bar.update
+                )
+                chunk.write(part, expected)
+            chunks.append(Samples.read(part))
+            success = np.mean(np.concatenate([chunk.success for chunk in chunks]))
+            bar.set_postfix_str(f"success {100 * success:.1f}%")
+    return Samples.join(chunks)
+
+
+def attack_chunk(name, batched_model, x, y, provenance, seed, progress):
+    """One attack on images x, float32 (n, h, w, c), with labels y (n,), as Samples."""
+    start_time = time.perf_counter()
+    batched_model.seconds = 0.0
+    image, success = run_attack(
+        name, batched_model, x, y, provenance["mode"], provenance["epsilon"], seed,
+        steps=provenance["steps"], progress=progress,
+    )  # fmt: skip
+    return Samples(image, success, time.perf_counter() - start_time, batched_model.seconds)
 
 
 # ------------------------------------------------------------------------------------- the result
 
 
-def write_samples(path, found, original, label, index, provenance):
-    """The samples file, last of all: where it is, the samples are complete.
+def write_samples(path, found, images, provenance):
+    """Write the samples file, last of all: if it exists, the samples are complete.
 
-    found: Chunk. original: the pixels it started from. label, index: int (n,).
+    found: Samples. images: Images.
     """
+    original = pixels(images.x[images.index])
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, provenance)
-        file["image"], file["success"], file["index"] = found.image, found.success, index
-        file["label"], file["split"] = label, splits(len(index), provenance["seed"])
+        file["image"] = found.image
+        file["success"] = found.success
+        file["index"] = images.index
+        file["label"] = images.y[images.index]
+        file["split"] = random_splits(len(images.index), provenance["seed"])
         for norm, size in norms(found.image - original).items():
             file[norm] = size
 
 
-def picture(path, original, adversarial, label, classifier, name, names):
-    """A grid: originals, adversarials, their differences, and what the classifier takes them for.
+def draw_some(path, name, study, found, images):
+    """Draw the first successful samples."""
+    from adv.attacks.picture import draw_samples  # matplotlib takes half a second to import
 
-    Each difference is magnified to full contrast. names: of the classes.
-    """
-    difference = adversarial - original
-    largest = np.abs(difference).max(axis=(1, 2, 3))
-    magnified = 0.5 + 0.5 * difference / per_image(largest)
-    predicted = predict(classifier, adversarial).argmax(axis=1)
-    rows = {
-        "original": (original, [names[k] for k in label]),
-        name: (adversarial, [f"taken for\n{names[k]}" for k in predicted]),
-        "difference": (magnified, [f"x{0.5 / size:.3g}" for size in largest]),
-    }
-    figure, axes = plt.subplots(
-        3, len(label), figsize=(1.2 * len(label) + 0.6, 4.6), squeeze=False, layout="constrained"
-    )
-    for row, (title, (images, captions)) in zip(axes, rows.items(), strict=True):
-        row[0].set_ylabel(title)
-        for axis, image, caption in zip(row, images, captions, strict=True):
-            axis.imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-            axis.set_title(caption, fontsize=7)
-    with atomic_write(path, ".png") as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
+    rows = np.flatnonzero(found.success)[:SHOWN]
+    index = images.index[rows]
+    names = class_names(study.dataset, study.classifier.output_shape[-1])
+    predicted = predict(study.classifier, found.image[rows]).argmax(axis=1)
+    captions = [names[k] for k in images.y[index]], [names[k] for k in predicted]
+    draw_samples(path, name, pixels(images.x[index]), found.image[rows], captions)
 
 
-def report(path, found):
-    """Say how it went, and warn where it means little. Returns what the log records."""
-    n, hits, share = len(found.success), int(found.success.sum()), float(found.success.mean())
+def summarise(path, found):
+    """Print success and speed, with a warning if they are low; returns them for the log."""
+    n = len(found.success)
+    hits = int(found.success.sum())
+    share = float(found.success.mean())
     speed = n / found.seconds
     outside = 100 * (1 - found.inside / found.seconds)
     print(
@@ -222,8 +237,8 @@ def report(path, found):
     )
     if share < 0.5:
         print(
-            f"Warning: {path.stem} succeeds on less than half of the images: what is made from "
-            f"its samples rests on the easy ones.",
+            f"Warning: {path.stem} succeeds on less than half of the images, so that its samples "
+            f"are the easy ones.",
             flush=True,
         )
     return {
@@ -233,25 +248,20 @@ def report(path, found):
     }
 
 
-def generate(name, calls, study, x, y, index, path, provenance):
-    """Attack images x[index] and write the samples file `path`, its picture first.
+def generate(name, batched_model, study, images, path, provenance):
+    """Attack images and write the picture and the samples file; returns what the log records.
 
-    provenance: attributes of the file, with mode, epsilon, steps and seed. Returns what the log
-    records. Raises UserError if not one image can be attacked.
+    Raises UserError if the attack succeeds on no image.
     """
-    found = attack_all(name, calls, study.classifier, x, y, index, path, provenance)
+    found = attack_images(name, batched_model, images, path, provenance)
     if not found.success.any():
         raise UserError(
-            f"{name} changed the decision on none of {len(index)} images: attack with a larger "
-            f"epsilon, or check the model's gradients."
+            f"{name} changed the decision on none of {len(images.index)} images: attack with a "
+            f"larger epsilon, or check the model's gradients."
         )
-    original, label = pixels(x[index]), y[index]
-    shown = np.flatnonzero(found.success)[:SHOWN]
-    names = class_names(study.dataset, study.classifier.output_shape[-1])
-    some = original[shown], found.image[shown], label[shown]
-    picture(path.with_suffix(".png"), *some, study.classifier, name, names)
-    write_samples(path, found, original, label, index, provenance)
-    return report(path, found)
+    draw_some(path.with_suffix(".png"), name, study, found, images)
+    write_samples(path, found, images, provenance)
+    return summarise(path, found)
 
 
 def main(argv=None):
@@ -267,20 +277,22 @@ def main(argv=None):
         raise UserError(
             f"--samples {args.samples} is more than the {len(x)} images of x_train: ask for fewer."
         )
-    calls, index = BatchedModel.of(study.classifier), None
-    settings = {k: getattr(args, k) for k in ("samples", "mode", "epsilon", "steps")}
+    batched_model = BatchedModel.of(study.classifier)
+    images = None
+    settings = {name: getattr(args, name) for name in ("samples", "mode", "epsilon", "steps")}
     for name in chosen_names(args.attack, ATTACKS):
         path = samples_path(study.folder, name)
         provenance = study.provenance | settings | {"attack": name}
-        with stage(path.with_suffix(".log"), name, vars(args) | {"attack": name}) as record:
-            record.idle = already_made(path, provenance)
-            if record.idle:
-                print(f"{path} is there.")
+        with stage(path.with_suffix(".log"), name, vars(args) | {"attack": name}) as log:
+            log.idle = already_made(path, provenance)
+            if log.idle:
+                print(f"{path} already exists.")
             else:
-                if index is None:
-                    index = choose(study.classifier, x, y, args.samples, args.seed)
-                record |= generate(name, calls, study, x, y, index, path, provenance)
-        # Not in generate: a run that was killed after its last write leaves them.
+                if images is None:
+                    index = choose_images(study.classifier, x, y, args.samples, args.seed)
+                    images = Images(x, y, index)
+                log |= generate(name, batched_model, study, images, path, provenance)
+        # Here and not in generate, because a run that is killed after its last write leaves them.
         shutil.rmtree(parts_folder(path), ignore_errors=True)
 
 

@@ -1,15 +1,15 @@
-"""Robust, broken or unknown: a classifier attacked itself, and the worst case over the attacks.
+"""The worst case over several attacks on one classifier: is an image robust, broken or unknown?
 
-Attacks, at several epsilons of Linf and of L2: fgsm; pgd with random starts, both on the log-odds;
-and rays (adv/rays.py), which sees decisions only, so that a model that hides its gradients shows.
+The attacks, at several epsilons of Linf and of L2, are fgsm, pgd with random starts (both on the
+log-odds) and rays.py, which sees decisions only and so exposes a model that hides its gradients.
 
-An image is robust (1), broken (0) or unknown (2): the attack could not start, as all gradients were
-zero or, for rays, no direction changed the decision. In the worst case it is broken where any
-attack broke it, unknown where none did and any could not start, and robust where all tried and
-failed. An image broken at one epsilon counts as broken at all larger ones. Epsilon 0 is clean.
+An image is robust (1), broken (0), or unknown (2) if the attack could not start: all gradients were
+zero or, for rays, no direction changed the decision. In the worst case it is broken if any attack
+broke it, robust if all attacks tried and failed, and else unknown. An image that is broken at one
+epsilon is broken at all larger ones. Epsilon 0 is clean accuracy.
 
 Robust in % of 177 digits that a lenet gets right, at Linf 0.01, 0.02, 0.05, 0.1, and at L2 0.25,
-0.5, 1, 2; one search of rays serves both:
+0.5, 1, 2; one search of rays serves both norms:
 
                                          Linf            L2
     fgsm                                 98 94 77 47     96 93 75 43
@@ -20,145 +20,207 @@ Robust in % of 177 digits that a lenet gets right, at Linf 0.01, 0.02, 0.05, 0.1
     Foolbox's HopSkipJump, 7,000         99 98 90 66
     Foolbox's BoundaryAttack, 1,200                      99 99 99 99
 
-So rays it is: the only one that comes near one step of fgsm, and at 0.1 below it, with a fraction
-of the decisions. 40 steps of epsilon / 30, Foolbox's pgd as it is, leave 98 94 76 29 in Linf.
+So rays is used: of the attacks on decisions only it comes near one step of fgsm, and is better at
+0.1, with a fraction of the decisions. Foolbox's own pgd, 40 steps of epsilon / 30, leaves 98 94 76
+29 in Linf.
 """
 
 import threading
+from dataclasses import dataclass
 
 import eagerpy as ep
 import foolbox
 import numpy as np
 
-from adv.attacks import norms
-from adv.attacks.classifier import BatchedModel, log_odds
-from adv.attacks.rays import Rays
+from adv.attacks.classifier import BatchedModel
+from adv.attacks.losses import log_odds
+from adv.attacks.perturbations import norms
+from adv.attacks.rays import Rays, RaysLimits
 from train.utils import seed_number
 
-PGD_STEPS, REACH = 20, 2.5  # all steps together go 2.5 epsilon far (Madry et al. 2018)
-DECISIONS = 1000  # of rays, an image
+PGD_STEPS = 20
+REACH = 2.5  # all steps of pgd together go 2.5 epsilon far (Madry et al. 2018)
+DECISIONS = 1000  # of rays, for each image
 BROKEN, ROBUST, UNKNOWN = 0, 1, 2
-ONE_AT_A_TIME = threading.Lock()  # of the threads that attack a model each
+RANDOM_LOCK = threading.Lock()  # for the threads that attack a model each
 
 
-def attack_model(classifier, x, y, epsilons, restarts, seed=0, tick=lambda: None, calls=None):
+@dataclass
+class WorstCase:
+    """How to attack: epsilons {"linf", "l2": ascending sizes}, restarts of pgd, the seed."""
+
+    epsilons: dict
+    restarts: int = 1
+    seed: int = 0
+
+
+def attempts(how):
+    """How many attempts attack_model makes, for progress."""
+    return sum((1 + how.restarts) * len(sizes) for sizes in how.epsilons.values()) + 1
+
+
+def attack_model(classifier, x, y, how, tick=lambda: None, model=None):
     """Attack a Keras softmax classifier on pixels in [0, 1].
 
     Args:
-        x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). epsilons: {norm: ascending sizes},
-            of "linf" and "l2". restarts: random starts of pgd. tick: called after every attempt,
-            ticks(epsilons, restarts) times. calls: BatchedModel of the classifier, to use again.
+        x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). how: WorstCase.
+        tick: called after every attempt, attempts(how) times.
+        model: a BatchedModel of the classifier, to use again; None: a new one.
 
     Returns:
-        {"<norm>/<attack>/<epsilon>": uint8 (n,)}, see the docstring of this file.
+        {"<norm>/<attack>/<epsilon>": uint8 (n,)}, ROBUST, BROKEN or UNKNOWN.
     """
-    calls = calls or BatchedModel.of(classifier)
-    right = calls.logits(x).argmax(axis=1) == y
+    model = model or BatchedModel.of(classifier)
+    is_right = model.logits(x).argmax(axis=1) == y
     results = {}
-    for norm, by_attack in attack_right(calls, x[right], y[right], epsilons, restarts, seed, tick):
-        by_attack["worst"] = worst_case(by_attack.values())
+    for norm, by_attack in attack_right_images(model, x[is_right], y[is_right], how, tick).items():
+        by_attack["worst"] = worst_of(by_attack.values())
         for name, result in by_attack.items():
-            for epsilon, of_right in zip((0, *epsilons[norm]), (ROBUST, *result), strict=True):
-                results[f"{norm}/{name}/{epsilon:g}"] = of_all = np.zeros(len(right), "uint8")
-                of_all[right] = of_right
+            # At epsilon 0 every image that is classified correctly is robust.
+            for epsilon, of_right in zip((0, *how.epsilons[norm]), (ROBUST, *result), strict=True):
+                of_all = np.zeros(len(is_right), "uint8")
+                of_all[is_right] = of_right
+                results[f"{norm}/{name}/{epsilon:g}"] = of_all
     return results
 
 
-def attack_right(calls, x, y, epsilons, restarts, seed, tick):
-    """[(norm, {attack: results (epsilons, n)})] of images that the model gets right."""
-    found = {}
-    for norm, sizes in epsilons.items():
-        fgsm = by_gradient(calls, norm, x, y, sizes, 1, 1, seed, tick)
-        pgd = by_gradient(calls, norm, x, y, sizes, PGD_STEPS, restarts, seed, tick)
-        found[norm] = {"fgsm": fgsm, "pgd": pgd}
-    left = worst_case(found["linf"].values()) != BROKEN
-    for norm, result in by_decisions(calls, x, y, epsilons, left).items():
-        found[norm]["rays"] = result
+def attack_right_images(model, x, y, how, tick):
+    """{norm: {attack: results (epsilons, n)}} of images that the model gets right."""
+    results = {}
+    for norm in how.epsilons:
+        fgsm = attack_by_gradient(model, x, y, GradientAttack.fgsm(norm, how), tick)
+        pgd = attack_by_gradient(model, x, y, GradientAttack.pgd(norm, how), tick)
+        results[norm] = {"fgsm": fgsm, "pgd": pgd}
+    unbroken = worst_of(results["linf"].values()) != BROKEN
+    for norm, result in attack_by_decisions(model, x, y, how.epsilons, unbroken).items():
+        results[norm]["rays"] = result
     tick()
-    return found.items()
+    return results
 
 
-def ticks(epsilons, restarts):
-    """How many attempts attack_model makes."""
-    return sum((1 + restarts) * len(sizes) for sizes in epsilons.values()) + 1
-
-
-def worst_case(results):
+def worst_of(results):
     """Broken by any attack, else unknown to any, else robust; of arrays of one shape."""
     results = np.stack(list(results))
     return np.where((results == BROKEN).any(axis=0), BROKEN, results.max(axis=0))
 
 
-def outcome(broken, started):
+def outcome(is_broken, has_started):
     """Results of one attack: bool (epsilons, n) and (n,) -> (epsilons, n)."""
-    return np.where(broken, BROKEN, np.where(started, ROBUST, UNKNOWN))
+    return np.where(is_broken, BROKEN, np.where(has_started, ROBUST, UNKNOWN))
 
 
-def by_gradient(calls, norm, x, y, sizes, steps, starts, seed, tick):
-    """fgsm (one step) or pgd (several, from `starts` random starts): results (epsilons, n).
+# ------------------------------------------------------------------------------- gradient attacks
 
-    pgd goes from the largest epsilon down, and attacks an image no further where it stands: the
-    smaller balls lie inside. One step can overshoot, so that fgsm tries every epsilon.
+
+@dataclass
+class GradientAttack:
+    """fgsm (one step) or pgd (several steps, from random starts) in one norm.
+
+    foolbox_attack: gives the steps, projections and random starts of the norm.
+    sizes: epsilons, ascending.
     """
-    attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]()
-    broken, started = np.zeros((len(sizes), len(x)), bool), np.zeros(len(x), bool)
-    within_reach = np.ones(len(x), bool)
-    for level in reversed(range(len(sizes))):
-        for number in range(starts):
-            rows = np.flatnonzero(within_reach & ~broken[level])
+
+    foolbox_attack: object
+    sizes: tuple
+    steps: int
+    starts: int
+    seed: int
+
+    @classmethod
+    def fgsm(cls, norm, how):
+        return cls(foolbox_attack_of(norm), how.epsilons[norm], 1, 1, how.seed)
+
+    @classmethod
+    def pgd(cls, norm, how):
+        sizes = how.epsilons[norm]
+        return cls(foolbox_attack_of(norm), sizes, PGD_STEPS, how.restarts, how.seed)
+
+    def random_start(self, x, level, number):
+        """Pixels in the ball around images x, of the epsilon sizes[level]."""
+        with RANDOM_LOCK:
+            # Foolbox draws from this stream. set_seed would also empty TensorFlow's caches.
+            np.random.seed(seed_number(self.seed, level, number))  # noqa: NPY002
+            start = self.foolbox_attack.get_random_start(ep.astensor(x), self.sizes[level])
+        return start.clip(0, 1).numpy().astype("float32")
+
+
+def foolbox_attack_of(norm):
+    return {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]()
+
+
+def attack_by_gradient(model, x, y, attack, tick):
+    """Results (epsilons, n) of a GradientAttack.
+
+    pgd goes from the largest epsilon down and leaves out images that resist it, because the smaller
+    balls lie inside. One step can overshoot, so fgsm tries every epsilon.
+    """
+    is_broken = np.zeros((len(attack.sizes), len(x)), bool)
+    has_started = np.zeros(len(x), bool)
+    may_break = np.ones(len(x), bool)
+    is_pgd = attack.steps > 1
+    for level in reversed(range(len(attack.sizes))):
+        for number in range(attack.starts):
+            rows = np.flatnonzero(may_break & ~is_broken[level])
             if len(rows):
-                start = x[rows]
-                if steps > 1:
-                    start = random_start(attack, start, sizes[level], (seed, level, number))
-                hit, moved = ascend(calls, attack, start, x[rows], y[rows], sizes[level], steps)
-                broken[level, rows], started[rows] = hit, started[rows] | moved
+                start = attack.random_start(x[rows], level, number) if is_pgd else x[rows]
+                hit, moved = ascend(model, attack, start, x[rows], y[rows], attack.sizes[level])
+                is_broken[level, rows] = hit
+                has_started[rows] |= moved
             tick()
-        if steps > 1:
-            within_reach = broken[level].copy()
-    return outcome(np.logical_or.accumulate(broken), started)
+        if is_pgd:
+            may_break = is_broken[level].copy()
+    return outcome(np.logical_or.accumulate(is_broken), has_started)
 
 
-def random_start(attack, x, epsilon, seed):
-    """Pixels in a Foolbox attack's ball around images x; the seed is the whole process's."""
-    with ONE_AT_A_TIME:
-        # Foolbox draws from this stream; set_seed would empty TensorFlow's caches as well.
-        np.random.seed(seed_number(*seed))  # noqa: NPY002
-        start = attack.get_random_start(ep.astensor(x), epsilon)
-    return start.clip(0, 1).numpy().astype("float32")
+def ascend(model, attack, start, x0, y, epsilon):
+    """Steps up the log-odds from `start`, projected on the epsilon ball around x0.
 
-
-def ascend(calls, attack, start, x, y, epsilon, steps):
-    """Steps up the log-odds from `start`, with a Foolbox attack's own steps and projections.
-
-    An image leaves at its first success. Returns broken (n,) and whether any gradient moved it.
+    An image leaves at its first success. Returns whether it was broken, and whether any gradient
+    moved it, bool (n,).
     """
-    at, rate = start.copy(), epsilon * min(1, REACH / steps)
-    broken, moved, rows = np.zeros(len(x), bool), np.zeros(len(x), bool), np.arange(len(x))
-    for _ in range(steps):
-        z, gradient = calls.gradient(at[rows], y[rows], log_odds)
-        hit = z.argmax(axis=1) != y[rows]
-        broken[rows], moved[rows] = hit, moved[rows] | gradient.any(axis=(1, 2, 3))
-        rows, gradient = rows[~hit], ep.astensor(gradient[~hit])
+    x = start.copy()
+    step_size = epsilon * min(1, REACH / attack.steps)
+    is_broken = np.zeros(len(x), bool)
+    was_moved = np.zeros(len(x), bool)
+    rows = np.arange(len(x))
+    for _ in range(attack.steps):
+        z, gradient = model.gradient(x[rows], y[rows], log_odds)
+        is_hit = z.argmax(axis=1) != y[rows]
+        is_broken[rows] = is_hit
+        was_moved[rows] |= gradient.any(axis=(1, 2, 3))
+        rows = rows[~is_hit]
         if not len(rows):
-            return broken, moved
-        here = ep.astensor(at[rows])
-        there = here + rate * attack.normalize(gradient, x=here, bounds=(0, 1))
-        at[rows] = attack.project(there, ep.astensor(x[rows]), epsilon).clip(0, 1).numpy()
-    broken[rows] = calls.logits(at[rows]).argmax(axis=1) != y[rows]
-    return broken, moved
+            return is_broken, was_moved
+        before = ep.astensor(x[rows])
+        direction = attack.foolbox_attack.normalize(
+            ep.astensor(gradient[~is_hit]), x=before, bounds=(0, 1)
+        )
+        after = before + step_size * direction
+        projected = attack.foolbox_attack.project(after, ep.astensor(x0[rows]), epsilon)
+        x[rows] = projected.clip(0, 1).numpy()
+    is_broken[rows] = model.logits(x[rows]).argmax(axis=1) != y[rows]
+    return is_broken, was_moved
 
 
-def by_decisions(calls, x, y, epsilons, left):
-    """{norm: results (epsilons, n)} of rays. One search, in Linf; what it finds counts in L2, too.
+# -------------------------------------------------------------------------------------- decisions
 
-    left: bool (Linf epsilons, n), what gradient attacks did not break. rays gives an image up when
-    it will not get below the largest of these: there it would change nothing.
+
+def attack_by_decisions(model, x, y, epsilons, unbroken):
+    """{norm: results (epsilons, n)} of rays. One search in Linf also counts in L2.
+
+    unbroken: bool (Linf epsilons, n), what the gradient attacks did not break. rays gives an image
+    up when it will not get below the largest of these, because that would change nothing.
     """
     if not len(x):
         return {norm: outcome(np.zeros((len(sizes), 0)), []) for norm, sizes in epsilons.items()}
-    smallest, sizes = epsilons["linf"][0], np.array(epsilons["linf"])[:, None]
-    wanted = np.where(left, sizes, smallest).max(axis=0)
-    found, started = Rays(calls, x, y, DECISIONS, enough=smallest, wanted=wanted).run()
+    smallest = epsilons["linf"][0]
+    linf_sizes = np.array(epsilons["linf"])[:, None]
+    needed = np.where(unbroken, linf_sizes, smallest).max(axis=0)
+    limits = RaysLimits(DECISIONS, enough=smallest, needed=needed)
+    found, has_started = Rays(model, x, y, limits).run()
     size = norms(found - x)
-    within = {norm: np.array(sizes)[:, None] + 1e-6 for norm, sizes in epsilons.items()}
-    return {norm: outcome(started & (size[norm] <= e), started) for norm, e in within.items()}
+    results = {}
+    for norm, sizes in epsilons.items():
+        is_within = size[norm] <= np.array(sizes)[:, None] + 1e-6
+        results[norm] = outcome(has_started & is_within, has_started)
+    return results

@@ -1,0 +1,65 @@
+"""Mode fixed: attacks at given epsilons, with Foolbox 3's own attacks."""
+
+from functools import partial
+
+import eagerpy as ep
+import foolbox
+import numpy as np
+
+from adv.attacks.losses import log_odds
+from adv.attacks.perturbations import norms, per_image
+
+
+def attack_at_epsilons(name, minimal_attack, epsilons, start, steps=None, progress=None):
+    """Attack at given epsilons; if there are several, the first that succeeds counts.
+
+    Args:
+        name: of the attack. minimal_attack: the same attack in mode minimal.
+        epsilons: array of sizes. start: StartingPoint. steps, progress: as in `attack`.
+
+    Returns:
+        Adversarial images, where the attack failed the image itself, and success, bool (n,).
+    """
+    if name in ("cw", "jsma"):  # they minimise: what they find counts if it is small enough
+        found, success = minimal_attack(start, steps=steps, progress=progress)
+        norm = "l2" if name == "cw" else "l0"
+        success &= norms(found - start.x)[norm] <= max(epsilons)
+        return np.where(per_image(success), found, start.x), success
+    settings = {"steps": steps} if steps else {}
+    attacks = {
+        "fgsm": foolbox.attacks.LinfFastGradientAttack,
+        "bim": partial(foolbox.attacks.LinfBasicIterativeAttack, **settings),
+        "pgd": partial(foolbox.attacks.LinfPGD, **settings),
+    }
+    return run_foolbox_attack(on_log_odds(attacks[name]()), epsilons, start, progress)
+
+
+def run_foolbox_attack(foolbox_attack, epsilons, start, progress=None):
+    """One of Foolbox's Linf attacks, in batches; returns adversarial images and success."""
+    model = start.model
+    result = start.x.copy()
+    success = np.zeros(len(result), bool)
+    for first in range(0, len(result), model.batch):
+        rows = slice(first, first + model.batch)
+        inputs, labels = (ep.from_numpy(model.like, a[rows]).raw for a in (start.x, start.y))
+        _, images, hits = foolbox_attack(
+            model.fmodel, inputs, labels, epsilons=[float(epsilon) for epsilon in epsilons]
+        )
+        hits = ep.astensor(hits).numpy()
+        # In reverse, so that the first epsilon that succeeds is written last.
+        for found, hit in zip(images[::-1], hits[::-1], strict=True):
+            result[rows][hit] = ep.astensor(found).numpy()[hit]
+            success[rows] |= hit
+        if progress is not None:
+            progress(len(hits[0]))
+    return result, success
+
+
+def on_log_odds(foolbox_attack):
+    """Make a Foolbox gradient attack increase the log-odds, because its cross-entropy saturates."""
+
+    def get_loss_fn(model, labels):
+        return lambda inputs: log_odds(model(inputs), labels)
+
+    foolbox_attack.get_loss_fn = get_loss_fn
+    return foolbox_attack
