@@ -44,7 +44,9 @@ def test_the_readme_s_lines(tmp_path, monkeypatch, capsys):
         "x_unseen": x_unseen / np.float32(255), "y_unseen": y_unseen,
     }  # fmt: skip
     before = [w.copy() for w in model.get_weights()]
-    section = (ROOT / "README.md").read_text().split("## On your own Keras model")[1]
+    section = (
+        (ROOT / "README.md").read_text().split("## Your own images, network or Keras model")[1]
+    )
     exec(re.search(r"```python\n(.*?)```", section, re.S)[1], names)
     robust = float(re.search(r"([0-9.]+)% robust", capsys.readouterr().out)[1])
     assert 0 < robust <= 100 and names["success"].mean() > 0.5

@@ -8,115 +8,128 @@ from scipy.optimize import isotonic_regression
 
 from adv import ATTACKS
 from dare.evaluation.claims import ALL
-from dare.evaluation.runs import FAMILIES, family, methods_in_order
+from dare.evaluation.runs import labels_in_order
+from dare.workflow.methods import FAMILIES, family
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 plt.rcParams |= {"font.size": 9, "svg.hashsalt": "dare", "axes.grid": True, "grid.alpha": 0.3}
 
-# A colour for each family (Okabe and Ito's, which the colour-blind can tell apart); within one,
+# A colour for each family, from the colour-blind safe palette of Okabe and Ito. Within a family
 # methods are told apart by their place and their label.
 COLOURS = dict(zip(FAMILIES, ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73"), strict=True))
-BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}  # legends
+LEGEND_BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
 NORMS = {"linf": "Linf", "l2": "L2"}
-FARTHEST = 12  # points of clean accuracy below the best, where the trade-off picture ends
+MAX_DISTANCE = 12  # points of clean accuracy below the best, where the trade-off picture ends
 
 
-def dots(cells):
-    """Robustness with its interval: a row a method, a panel an attack; hollow: loses 1 point."""
+def robustness(cells):
+    """Robustness with its interval: a row for each method, a panel for each attack.
+
+    cells: of robustness_table. Hollow: loses more than 1 point of clean accuracy.
+    """
     cells = cells[cells["method"] != "original"]
-    attacks = [a for a in (*ATTACKS, "mean") if a in set(cells["attack"])]
-    names = methods_in_order(cells["method"])[::-1]
+    attacks = [attack for attack in (*ATTACKS, "mean") if attack in set(cells["attack"])]
+    labels = labels_in_order(cells)[::-1]
     figure, axes = plt.subplots(
         1, len(attacks), sharey=True, squeeze=False, layout="constrained",
-        figsize=(1.5 + 1.6 * len(attacks), 0.9 + 0.23 * len(names)),
+        figsize=(1.5 + 1.6 * len(attacks), 0.9 + 0.23 * len(labels)),
     )  # fmt: skip
     for axis, attack in zip(axes[0], attacks, strict=True):
         for row in cells[cells["attack"] == attack].itertuples():
-            colour, y = COLOURS[family(row.method)], names.index(row.method)
-            low, high = (row.low, row.high) if np.isfinite(row.low) else (
-                row.mean - row.std, row.mean + row.std)  # fmt: skip
+            colour = COLOURS[family(row.method)]
+            y = labels.index(row.label)
+            low, high = row.low, row.high
+            if not np.isfinite(low):
+                low, high = row.mean - row.std, row.mean + row.std
             axis.plot([low, high], [y, y], color=colour, lw=1.2)
-            face = "white" if row.loses else colour
-            axis.plot(row.mean, y, "o", color=colour, mfc=face, ms=5)
-        axis.set(xlim=(-3, 103), xticks=(0, 50, 100), yticks=range(len(names)))
-        axis.set_yticklabels(names)
+            axis.plot(row.mean, y, "o", color=colour, mfc="white" if row.loses else colour, ms=5)
+        axis.set(xlim=(-3, 103), xticks=(0, 50, 100), yticks=range(len(labels)))
+        axis.set_yticklabels(labels)
         axis.set_title(attack, fontsize=9)
     figure.supxlabel("empirical robustness (%)", fontsize=9)
-    present = [name for name in FAMILIES if name in set(map(family, names))]
-    for name in present:
+    present = set(map(family, cells["method"]))
+    for name in [name for name in FAMILIES if name in present]:
         axes[0, 0].plot([], [], "o", color=COLOURS[name], label=name)
     figure.legend(loc="outside upper right", ncols=len(present), frameon=False, fontsize=8)
     return figure
 
 
 def claims(table):
-    """A row a claim, by the rule that decides it: over all cells and, below, every cell.
+    """A row for each comparison, by the rule that decides: over all cells and, below, every cell.
 
-    table: of claims_table. Hollow: a cell in which the two methods cannot be compared, at the edge
-    where it lies outside. Dotted: what clean accuracy may be lost.
+    table: of claims_table. Hollow: a cell in which the two methods cannot be compared; outside the
+    axes it is drawn at the edge. Dotted: the clean accuracy that may be lost.
     """
     table = table[table["decides"] & table["difference"].notna()]
-    names = list(dict.fromkeys(table["claim"]))[::-1]
+    rows = [*dict.fromkeys(zip(table["component"], table["setting"], strict=True))][::-1]
     cells = sorted(set(zip(table["model"], table["dataset"], strict=True)) - {(ALL, ALL)})
-    lines = [(ALL, ALL), *cells]  # of every claim, from above
+    lines = [(ALL, ALL), *cells]  # of every comparison, from above
     heights = dict(zip(lines, np.linspace(0.4, -0.3, len(lines)), strict=True))
     hues = dict(zip(cells, plt.colormaps["tab10"].colors * len(cells), strict=False))
-    shown = table[table["why_not"].isna()] if table["why_not"].isna().any() else table
-    edges = shown["low"].min() - 3, shown["high"].max() + 3
-    figure, axis = plt.subplots(figsize=(10, 1 + 0.6 * len(names)), layout="constrained")
+    is_comparable = table["conclusion"] != "not comparable"
+    visible = table[is_comparable] if is_comparable.any() else table
+    edges = visible["low"].min() - 3, visible["high"].max() + 3
+    figure, axis = plt.subplots(figsize=(10, 1 + 0.5 * len(rows)), layout="constrained")
     for row in table.itertuples():
-        cell, claim = (row.model, row.dataset), names.index(row.claim)
-        y, colour = claim + heights[cell], hues.get(cell, "black")
+        cell = row.model, row.dataset
+        number = rows.index((row.component, row.setting))
+        y = number + heights[cell]
+        colour = hues.get(cell, "black")
         size, width, shape = (3.5, 0.9, "o") if cell in hues else (6, 2.2, "D")
         axis.plot(np.clip([row.low, row.high], *edges), [y, y], color=colour, lw=width)
-        x, face = np.clip(row.difference, *edges), colour if pd.isna(row.why_not) else "white"
+        face = "white" if row.conclusion == "not comparable" else colour
+        x = np.clip(row.difference, *edges)
         axis.plot(x, y, shape, color=colour, mfc=face, ms=size, clip_on=False)
-        if row.claim.startswith("clean"):
-            axis.plot([-1, -1], [claim - 0.5, claim + 0.5], ":", color="#555555", lw=1)
+        if row.component.startswith("clean"):
+            axis.plot([-1, -1], [number - 0.5, number + 0.5], ":", color="#555555", lw=1)
     axis.axvline(0, color="#555555", lw=1)
-    for between in range(1, len(names)):
-        axis.axhline(between - 0.5, color="#cccccc", lw=0.8)
+    for number in range(1, len(rows)):
+        axis.axhline(number - 0.5, color="#cccccc", lw=0.8)
     for cell, colour in hues.items():
         axis.plot([], [], "o", color=colour, label=", ".join(cell))
-    axis.plot([], [], "D", color="black", label="over all that compare")
-    minus = table.drop_duplicates("claim").set_index("claim")["minus"]
-    axis.set(xlim=edges, ylim=(-0.5, len(names) - 0.5), yticks=range(len(names)))
-    axis.set_yticklabels([f"{name}\n(dare minus {minus[name]})" for name in names], fontsize=8)
+    axis.plot([], [], "D", color="black", label="over all comparable")
+    others = table.drop_duplicates("component").set_index("component")["compared_with"]
+    axis.set(xlim=edges, ylim=(-0.5, len(rows) - 0.5), yticks=range(len(rows)))
+    axis.set_yticklabels(
+        [f"{name} {setting}\n(DARE minus {others[name]})" for name, setting in rows], fontsize=8
+    )
     axis.set_xlabel("points")
     axis.grid(axis="y", visible=False)
-    axis.legend(**BESIDE)
+    axis.legend(**LEGEND_BESIDE)
     return figure
 
 
 def trade_off(cells):
-    """Clean accuracy against mean robustness: a labelled point a method."""
+    """Clean accuracy against mean robustness: a labelled point for each method."""
     points = cells[cells["attack"] == "mean"].sort_values("mean")
-    edge = max(points["clean"].max() - FARTHEST, points["clean"].min() - 1)
-    height = max(3.6, 0.24 * len(points) + 0.8)
-    bottom, top = -4, max(points["mean"].max() * 1.06, 10)
-    figure, axis = plt.subplots(figsize=(8, height), layout="constrained")
+    left = max(points["clean"].max() - MAX_DISTANCE, points["clean"].min() - 1)
     right = points["clean"].max() + 0.8
-    outside = points["clean"] < edge
-    line = {"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.6, "relpos": (0, 0.5)}
-    for side, x_of_labels in (points[outside], edge + 0.5), (points[~outside], right + 0.25):
-        gap = 0.2 * (top - bottom) / (height - 0.8)  # a line of text
-        places = spread(side["mean"].to_numpy(), gap, bottom, top)
-        for row, place in zip(side.itertuples(), places, strict=True):
-            colour, beyond = COLOURS[family(row.method)], row.clean < edge
-            x = max(row.clean, edge)
-            axis.plot(x, row.mean, "<" if beyond else "o", color=colour, ms=6)
+    bottom = -4
+    top = max(points["mean"].max() * 1.06, 10)
+    height = max(3.6, 0.24 * len(points) + 0.8)
+    line_height = 0.2 * (top - bottom) / (height - 0.8)  # of a line of text
+    figure, axis = plt.subplots(figsize=(8, height), layout="constrained")
+    arrow = {"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.6, "relpos": (0, 0.5)}
+    is_outside = points["clean"] < left
+    # Points outside get their labels at the left edge, the others at the right.
+    for side, label_x in (points[is_outside], left + 0.5), (points[~is_outside], right + 0.25):
+        label_y = spread(side["mean"].to_numpy(), line_height, bottom, top)
+        for row, y in zip(side.itertuples(), label_y, strict=True):
+            colour = COLOURS[family(row.method)]
+            x = max(row.clean, left)
+            marker, note = ("<", f" ({row.clean:.1f}% clean)") if row.clean < left else ("o", "")
+            axis.plot(x, row.mean, marker, color=colour, ms=6)
             axis.annotate(
-                row.method + (f" ({row.clean:.1f}% clean)" if beyond else ""), (x, row.mean),
-                (x_of_labels, place), color=colour, va="center", fontsize=8,
-                annotation_clip=False, arrowprops=line,
+                row.label + note, (x, row.mean), (label_x, y), color=colour, va="center",
+                fontsize=8, annotation_clip=False, arrowprops=arrow,
             )  # fmt: skip
     original = points.loc[points["method"] == "original", "clean"]
     if len(original):
         axis.axvline(original.iloc[0] - 1, color="#555555", ls=":", lw=1)
         axis.set_title("dotted: 1 point below the original", fontsize=8, loc="left")
-    axis.set(xlim=(edge - 0.3, right), ylim=(bottom, top))
+    axis.set(xlim=(left - 0.3, right), ylim=(bottom, top))
     axis.set(xlabel="clean accuracy (%)", ylabel="mean empirical robustness (%)")
     return figure
 
@@ -132,42 +145,47 @@ def spread(values, gap, low, high):
 
 
 def adaptive_curves(table):
-    """Worst-case robust accuracy over epsilon of models attacked themselves, a panel a norm.
+    """Worst-case robust accuracy over epsilon under adaptive attack, a panel for each norm.
 
-    table: label, norm, epsilon, robust_accuracy, low, high, of the worst case over the attacks.
+    table: of adaptive_table. Named are DARE, the original, the best control and at-pgd.
     """
     norms = [norm for norm in NORMS if norm in set(table["norm"])]
     curves = table.groupby(["norm", "label", "epsilon"])[["robust_accuracy", "low", "high"]].mean()
     areas = curves["robust_accuracy"].groupby("label").mean()
-    controls = [name for name in areas.index if family(name) == "controls"]
-    best = [areas[controls].idxmax()] if controls else []
-    named = [n for n in ("dare", "original", *best, "at-pgd") if n in areas.index]
+    families = {
+        row.label: family(row.method) for row in table.drop_duplicates("label").itertuples()
+    }
+    controls = [label for label in areas.index if families[label] == "controls"]
+    best_control = [areas[controls].idxmax()] if controls else []
+    dare = [label for label in labels_in_order(table) if families[label] == "dare"][:1]
+    named = [name for name in (*dare, "original", *best_control, "at-pgd") if name in areas.index]
     figure, axes = plt.subplots(
         1, len(norms), figsize=(3.6 * len(norms) + 2, 3.4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axis, norm in zip(axes[0], norms, strict=True):
         sizes = np.unique(table.loc[table["norm"] == norm, "epsilon"])
-        here = curves.loc[norm]
-        for name in [n for n in areas.index if n in here.index.unique("label")]:
-            line = here.loc[name].reindex(sizes)
-            if name not in named:
-                axis.plot(line["robust_accuracy"].to_numpy(), color="#cccccc", lw=0.8, zorder=1)
+        places = range(len(sizes))  # at even distances, so that small epsilons can be told apart
+        of_norm = curves.loc[norm]
+        for label in [label for label in areas.index if label in of_norm.index.unique("label")]:
+            curve = of_norm.loc[label].reindex(sizes)
+            values = curve["robust_accuracy"].to_numpy()
+            if label not in named:
+                axis.plot(values, color="#cccccc", lw=0.8, zorder=1)
                 continue
-            colour, places = COLOURS[family(name)], range(len(sizes))
-            axis.plot(line["robust_accuracy"].to_numpy(), "o-", ms=3, color=colour, label=name)
-            axis.fill_between(places, line["low"], line["high"], color=colour, alpha=0.15, lw=0)
-        # Epsilons stand at even distances, so that small ones can be told apart.
-        axis.set(title=NORMS[norm], xlabel="epsilon", xticks=range(len(sizes)), ylim=(-2, 102))
+            colour = COLOURS[families[label]]
+            axis.plot(values, "o-", ms=3, color=colour, label=label)
+            axis.fill_between(places, curve["low"], curve["high"], color=colour, alpha=0.15, lw=0)
+        axis.set(title=NORMS[norm], xlabel="epsilon", xticks=places, ylim=(-2, 102))
         axis.set_xticklabels([f"{size:.3g}" for size in sizes])
     axes[0, 0].set_ylabel("robust accuracy, worst case (%)")
     axes[0, -1].plot([], [], color="#cccccc", label="other methods")
-    axes[0, -1].legend(**BESIDE)
+    axes[0, -1].legend(**LEGEND_BESIDE)
     return figure
 
 
 def history(folder):
-    """Training history, and below it how many mined images have their best epoch where."""
+    """Training history, and below it how many mined images take their target from each epoch."""
     log = pd.read_csv(folder / "log.csv")
     mined = sorted(folder.glob("ats_*.h5"))[:1]
     figure, axes = plt.subplots(
@@ -180,37 +198,43 @@ def history(folder):
         log["epoch"], 100 * log["val_accuracy"], color="#D55E00", ls="--", label="selection images"
     )
     top.set_ylabel("accuracy (%)")
-    top.legend(**BESIDE)
+    top.legend(**LEGEND_BESIDE)
     for path in mined:
         with h5py.File(path, "r") as file:
-            best, count = np.unique(file["epoch"][()], return_counts=True)
-        axes[1, 0].bar(best, count, color="#009E73", label="best epoch of\nmined images")
+            epochs, counts = np.unique(file["epoch"][()], return_counts=True)
+        axes[1, 0].bar(epochs, counts, color="#009E73", label="targets of\nmined images")
         axes[1, 0].set_ylabel("images")
-        axes[1, 0].legend(**BESIDE)
+        axes[1, 0].legend(**LEGEND_BESIDE)
     axes[-1, 0].set_xlabel("epoch")
     axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def slice_shares(path):
-    """Per layer: the share of synapses in the slices of all classes, the model's, of any class."""
+    """For every layer, the share of synapses in all class slices, in the model's, and in any."""
     with h5py.File(path, "r") as file:
-        names = sorted(file, key=lambda name: file[name].attrs["order"])
-        shares = []
-        for name in names:
-            masks = file[name]["class_mask"]
-            every, some = masks[0], masks[0]
-            for c in range(1, len(masks)):  # one at a time: a dense layer of VGG has 16 M synapses
-                every, some = every & masks[c], some | masks[c]
-            shares.append([100 * m.mean() for m in (every, file[name]["mask"][()], some)])
+        layers = sorted(file, key=lambda name: file[name].attrs["order"])
+        shares = [layer_shares(file[name]) for name in layers]
     figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
-    titles = ("the slices of all classes", "the model's slice", "the slice of any class")
-    for i, (title, colour) in enumerate(
-        zip(titles, ("#E69F00", "#0072B2", "#56B4E9"), strict=True)
-    ):
-        places = np.arange(len(names)) + (i - 1) * 0.28
+    bars = {
+        "the slices of all classes": "#E69F00",
+        "the model's slice": "#0072B2",
+        "the slice of any class": "#56B4E9",
+    }
+    for i, (title, colour) in enumerate(bars.items()):
+        places = np.arange(len(layers)) + (i - 1) * 0.28
         axis.bar(places, [share[i] for share in shares], 0.28, label=title, color=colour)
-    axis.set(ylabel="share of synapses (%)", xticks=range(len(names)))
-    axis.set_xticklabels(names, rotation=45, ha="right")
-    axis.legend(title="synapses in", **BESIDE)
+    axis.set(ylabel="share of synapses (%)", xticks=range(len(layers)))
+    axis.set_xticklabels(layers, rotation=45, ha="right")
+    axis.legend(title="synapses in", **LEGEND_BESIDE)
     return figure
+
+
+def layer_shares(group):
+    """Shares in % of a layer's synapses in all class slices, in the model's slice and in any."""
+    class_masks = group["class_mask"]
+    in_all = in_any = class_masks[0]
+    for c in range(1, len(class_masks)):  # one at a time: a layer of VGG has 16 million synapses
+        in_all = in_all & class_masks[c]
+        in_any = in_any | class_masks[c]
+    return [100 * mask.mean() for mask in (in_all, group["mask"][()], in_any)]

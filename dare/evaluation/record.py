@@ -1,26 +1,24 @@
-"""The small part of a study that its tables need, to be kept beside the code: dare/results/.
+"""The small part of a study that its tables need, kept beside the code in dare/results/.
 
-Called by `python dare/tables.py --record NAME`. Of every study it keeps robustness.csv, log.csv,
-adaptive.csv, and of the reported models scores.h5 (right or wrong, image by image) and the worst
-cases of adaptive.h5; commands.csv has the recorded commands, with versions, device and times. No
-weights and no images.
+Called by `python dare/tables.py --record NAME`. For every study it keeps robustness.csv, log.csv
+and adaptive.csv, and for the reported models scores.h5 (which images each gets right) and the worst
+cases of adaptive.h5. commands.csv holds the recorded commands, with versions, device and times. No
+weights and no images are kept.
 """
 
 import shutil
-from pathlib import Path
 
 import h5py
 
-from dare.evaluation.report import commands
-from dare.evaluation.runs import RULES, RecordedRuns
+from dare.evaluation.runs import ROOT, RULES, RecordedRuns, commands
 from dare.evaluation.scores import Scores, arrays_in
 from train.artifacts import atomic_write, set_attributes
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = ROOT / "dare" / "results"
 
 
 def record(folders, name):
-    """Copy the small part of the studies in `folders` into dare/results/<name>/<study>/.
+    """Copy the small part of the studies in `folders` to dare/results/<name>/<study>/.
 
     Other studies that were recorded under this name stay.
     """
@@ -42,6 +40,7 @@ def record(folders, name):
 
 
 def copy_worst_cases(source, target, reported):
+    """Copy the worst cases of the reported models from one adaptive.h5 to another."""
     with h5py.File(source, "r") as file, atomic_write(target) as temporary:
         with h5py.File(temporary, "w") as copy:
             set_attributes(copy, file.attrs)

@@ -1,218 +1,172 @@
-"""The report: tables and figures in one file, by report.html.j2. Called by tables.py."""
+"""The report: tables and figures as one HTML file, and the tables as CSV, Markdown and LaTeX."""
 
-import base64
-import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 import markupsafe
-import matplotlib.pyplot as plt
 import pandas as pd
 
-from dare.evaluation import figures
-from dare.evaluation.runs import label_rows, of_network
-from train.artifacts import atomic_write, attributes, write_text
+from dare.evaluation.checks import warnings
+from dare.evaluation.claims import claims_table
+from dare.evaluation.comparisons import verdict, verdict_sentences
+from dare.evaluation.differences import differences_table, paper_differences
+from dare.evaluation.pictures import (
+    FigureFolder,
+    claims_pictures,
+    network_pictures,
+    study_pictures,
+)
+from dare.evaluation.runs import NETWORK, RULES, RecordedRuns, of_network, paper_runs
+from dare.evaluation.sections import (
+    LEARNING_RATES_NOTE,
+    PAPER_NOTE,
+    Content,
+    Section,
+    as_text,
+    claims_section,
+    differences_section,
+    network_sections,
+    robustness_section,
+    wins_sentence,
+)
+from dare.evaluation.tables import (
+    learning_rates_table,
+    models_table,
+    published_means,
+    robustness_table,
+    wins,
+)
+from train.artifacts import atomic_write, write_text
 
-ROOT = Path(__file__).resolve().parents[2]
 
+def make_report_of_paper(target, command):
+    """All tables and figures from dare/paper alone; returns the report's path.
 
-@dataclass
-class Section:
-    """A table of strings with its title and a note; `folded`: only a title until it is opened."""
-
-    title: str
-    table: pd.DataFrame
-    note: str = ""
-    folded: bool = False
-
-
-@dataclass
-class Content:
-    """What the report shows: sentences, warnings, {(dataset, model): [Section]}, [Section].
-
-    overview, claims: the section and the table of claims_table, of several networks.
+    target: folder. command: the command line, which the report shows.
     """
-
-    sentences: list
-    warnings: list
-    networks: dict
-    common: list
-    command: str
-    overview: list = field(default_factory=list)
-    claims: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-
-@dataclass
-class Picture:
-    caption: str
-    source: str  # a data URI
-    picture: bool = False  # of samples: shown in its own size
+    runs = paper_runs()
+    cells = robustness_table(runs)
+    differences = paper_differences(runs)
+    networks = {}
+    for network in runs[NETWORK].drop_duplicates().itertuples(index=False, name=None):
+        table = robustness_section(of_network(cells, *network), "paper", None, PAPER_NOTE)
+        networks[network] = [table, differences_section(of_network(differences, *network))]
+    write_csv(target, {"table": cells, "table_differences": differences})
+    sentences = ["The paper's own figures (doi 10.1145/3630011).", wins_sentence(wins(cells))]
+    return write_report(target, Content(sentences, [], networks, [], command), cells)
 
 
-@dataclass
-class OfStudy:
-    name: str
-    figures: list = field(default_factory=list)
-    sections: list = field(default_factory=list)
-
-
-def table_html(table):
-    """A table of strings by pandas' writer; ** around a text makes it bold."""
-    text = table.to_html(index=False, border=0, escape=True)
-    return markupsafe.Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text))
-
-
-def commands(folder, versions=False):
-    """The recorded commands of a study: the last run of each stage that did its work."""
-    if (folder / "commands.csv").exists():  # in dare/results
-        table = pd.read_csv(folder / "commands.csv", dtype=str)
-        return table if versions else table[["stage", "command", "start", "seconds", "memory (GB)"]]
-    found = {}
-    for path in sorted(folder.glob("**/*.log")):
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # of a killed process
-                continue
-            if entry.get("ended") == "done":
-                found[path, entry["stage"]] = entry
-    rows = [
-        {"stage": entry["stage"], "command": command_of(entry), "start": entry["start"]}
-        | {"seconds": f"{entry['seconds']:g}", "memory (GB)": f"{entry['peak_memory_gb']:g}"}
-        | (entry["settings"] | entry["packages"] | {"device": entry["device"]} if versions else {})
-        for entry in sorted(found.values(), key=lambda entry: entry["start"])
-    ]
-    return pd.DataFrame(rows)
-
-
-def command_of(entry):
-    """The command of a log entry, its script as seen from the repository."""
-    script, *flags = entry["command"]
-    script = Path(script)
-    inside = script.is_absolute() and script.is_relative_to(ROOT)
-    return " ".join(["python", str(script.relative_to(ROOT) if inside else script), *flags])
-
-
-class Saved:
-    """Saves figures as PNG and SVG in a folder and gives them back as Pictures."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __call__(self, name, caption, figure):
-        for kind in "png", "svg":
-            with atomic_write(self.folder / f"{name}.{kind}", f".{kind}") as temporary:
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(temporary, dpi=150, metadata=metadata)
-            figure.set_layout_engine("none")  # as laid out for the first
-        plt.close(figure)
-        return Picture(caption, data_uri(self.folder / f"{name}.svg"))
-
-
-def data_uri(path):
-    kind = "svg+xml" if path.suffix == ".svg" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def of_one_network(save, cells, dataset, model, recorded):
-    """The figures of a network: robustness, trade-off, adaptive curves."""
-    here, name = of_network(cells, dataset, model), f"{dataset}_{model}"
-    rule = (
-        "epochs within 1 point of clean accuracy where there are any"
-        if recorded
-        else "the paper's runs"
+def make_report_of_runs(target, folders, command):
+    """All tables and figures from the recorded runs in `folders`; returns the report's path."""
+    recorded = RecordedRuns(folders)
+    networks = recorded.networks()
+    cells = {rule: robustness_table(recorded.chosen[rule], recorded) for rule in RULES}
+    differences = {rule: differences_table(recorded, rule) for rule in RULES}
+    verdicts = {network: verdict(recorded, *network) for network in networks}
+    published = published_means()
+    claims = claims_table(recorded, published) if len(networks) > 1 else pd.DataFrame()
+    write_csv(
+        target,
+        {
+            "table": pd.concat([table.assign(rule=rule) for rule, table in cells.items()]),
+            "table_differences": pd.concat(differences.values()),
+            "table_verdict": pd.concat(
+                [rows.assign(dataset=d, model=m) for (d, m), rows in verdicts.items()]
+            ),
+            "table_claims": claims,
+        },
     )
-    found = [
-        save(
-            f"robustness_{name}",
-            f"Empirical robustness of {model} on {dataset}, {rule}, with 95% intervals (several "
-            f"runs: standard deviation). Hollow: loses more than 1 point of clean accuracy.",
-            figures.dots(here),
-        ),
-        save(
-            f"trade_off_{name}",
-            f"Clean accuracy and mean robustness of {model} on {dataset}, {rule}. At the left "
-            f"edge: more than {figures.FARTHEST} points below the best.",
-            figures.trade_off(here),
-        ),
-    ]
-    table = recorded and adaptive_table(recorded, dataset, model)
-    if table is not None:
-        caption = (
-            f"{model} on {dataset}, every model attacked itself: worst case over the attacks. An "
-            f"image on which no attack could start does not count as robust."
-        )
-        found.append(save(f"adaptive_{name}", caption, figures.adaptive_curves(table)))
-    return found
-
-
-def of_all_networks(save, claims):
-    """The figure of the claims, where there are several networks."""
-    caption = (
-        "Claims: DARE minus the other method, in points, with 95% intervals. Small: a "
-        "network and data set; hollow: the two cannot be compared there. Black: over all that can."
+    sentences = [f"{m} on {d}: {verdict_sentences(rows)}" for (d, m), rows in verdicts.items()]
+    count = wins(cells["selected"])
+    sentences.append(wins_sentence(count, wins(robustness_table(paper_runs()))))
+    models = as_text(models_table(recorded), **{"parameters (M)": "{:.2f}", "images": "{:.0f}"})
+    rates = as_text(learning_rates_table(recorded), lr_rate="{:g}")
+    content = Content(
+        sentences,
+        warnings(recorded),
+        {
+            network: network_sections(network, cells, differences, verdicts[network], published)
+            for network in networks
+        },
+        [
+            Section("Trained networks, beside the authors' table", models),
+            Section("Learning rates and selected epochs", rates, LEARNING_RATES_NOTE, True),
+        ],
+        command,
+        [claims_section(claims)] if len(claims) else [],
+        claims,
     )
-    return [save("claims", caption, figures.claims(claims))] if len(claims) else []
+    compared = robustness_table(recorded.all_compared(), recorded)
+    return write_report(target, content, compared, recorded)
 
 
-def adaptive_table(recorded, dataset, model):
-    """The worst cases of adaptive.csv of a network's compared models, or None."""
-    paths = [folder / "adaptive.csv" for folder in recorded.folders.values()]
-    tables = [pd.read_csv(path, dtype={"sha256": str}) for path in paths if path.exists()]
-    if not tables:
-        return None
-    table = of_network(pd.concat(tables, ignore_index=True), dataset, model)
-    compared = set(recorded.compared()["sha256"])
-    table = table[(table["attack"] == "worst") & table["sha256"].isin(compared)]
-    return table.assign(label=label_rows(table)) if len(table) else None
+def write_csv(target, tables):
+    """Write {name: DataFrame} as CSV files, those with rows."""
+    for name, table in tables.items():
+        if len(table):
+            with atomic_write(target / f"{name}.csv") as temporary:
+                table.round(6).to_csv(temporary, index=False)
 
 
-def of_one_study(save, folder):
-    """History, slices, samples and recorded commands of a study."""
-    study = OfStudy(folder.name)
-    if (folder / "log.csv").exists():
-        caption = "Training, and the best epochs of the mined images."
-        study.figures.append(save(f"history_{folder.name}", caption, figures.history(folder)))
-    for path in sorted(folder.glob("slice_*.h5")):
-        caption = f"Synapses in the slices of {path.name}, by layer."
-        figure = save(f"{path.stem}_{folder.name}", caption, figures.slice_shares(path))
-        study.figures.append(figure)
-    for path in sorted((folder / "adv").glob("*.png")):
-        known = attributes(path.with_suffix(".h5"))
-        settings = [
-            f"{k} {known[k]}" for k in ("samples", "mode", "epsilon", "steps") if k in known
-        ]
-        caption = f"Adversarial examples of {path.stem} ({', '.join(settings)})."
-        study.figures.append(Picture(caption, data_uri(path), picture=True))
-    recorded = commands(folder)
-    if len(recorded):
-        study.sections.append(Section("RecordedRuns commands and times", recorded, folded=True))
-    return study
+def write_report(target, content, cells, recorded=None):
+    """Print the tables, and write table.md, table.tex and report.html; returns its path.
 
-
-def write(target, content, cells, recorded=None):
-    """Write figures/ and report.html into `target`; returns the report's path.
-
-    content: Content. cells: of robustness_table. recorded: of dare/runs.py, None for the paper's.
+    Args:
+        target: folder. content: Content. cells: of robustness_table, for the figures.
+        recorded: RecordedRuns; None: the paper's.
     """
-    save = Saved(target / "figures")
-    networks = {n: of_one_network(save, cells, *n, recorded) for n in content.networks}
-    folders = recorded.folders.values() if recorded else ()
-    studies = [of_one_study(save, folder) for folder in folders]
+    of_networks = [section for sections in content.networks.values() for section in sections]
+    sections = content.overview + of_networks + content.common
+    for warning in content.warnings:
+        print(f"Warning: {warning}")
+    for section in sections:
+        if not section.folded:
+            print(f"\n{section.title}\n\n{markdown(section.table)}")
+    print("\n" + "\n".join(content.sentences) + "\n")
+    head = [f"**Warning**: {warning}" for warning in content.warnings] + content.sentences
+    parts = [f"## {s.title}\n\n{s.note}\n\n{markdown(s.table)}" for s in sections]
+    write_text(target / "table.md", "\n\n".join([*head, *parts]) + "\n")
+    write_text(target / "table.tex", "\n\n".join(map(latex, sections)) + "\n")
+    return write_html(target, content, cells, recorded)
+
+
+def write_html(target, content, cells, recorded):
+    """Write figures/ and report.html; returns its path."""
+    folder = FigureFolder(target / "figures")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["table_html"] = table_html
-    title = {"models": "all recorded runs", "paper": "the paper's runs"}.get(
-        target.name, target.name
-    )
+    titles = {"models": "all recorded runs", "paper": "the paper's runs"}
+    study_folders = recorded.folders.values() if recorded else ()
     text = environment.get_template("report.html.j2").render(
-        title=title, content=content, overview=of_all_networks(save, content.claims),
-        figures=networks, studies=studies,
-    )  # fmt: skip
+        title=titles.get(target.name, target.name),
+        content=content,
+        overview=claims_pictures(folder, content.claims),
+        figures={n: network_pictures(folder, cells, *n, recorded) for n in content.networks},
+        studies=[study_pictures(folder, study_folder) for study_folder in study_folders],
+    )
     path = target / "report.html"
     write_text(path, text + "\n")
     return path
+
+
+def table_html(table):
+    """A table of strings as HTML; ** around a text makes it bold."""
+    text = table.to_html(index=False, border=0, escape=True)
+    return markupsafe.Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text))
+
+
+def markdown(table):
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
+def latex(section):
+    """A section's table for LaTeX with booktabs."""
+    columns = "l" + "r" * (section.table.shape[1] - 1)
+    text = section.table.to_latex(
+        index=False, escape=True, caption=section.title, column_format=columns
+    )
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)

@@ -1,5 +1,10 @@
-"""The recorded runs that tables, verdict and report are made from, also image by image."""
+"""The recorded runs of some studies, from which all tables and figures are made.
 
+Methods are compared by their settings. Their labels, such as "dare per 0.5", are for display.
+"""
+
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -8,74 +13,97 @@ import pandas as pd
 
 from adv import ATTACKS
 from dare.evaluation.scores import Scores
+from dare.workflow.methods import FAMILIES, METHODS, family
 from train import params
-from train.artifacts import data_info, require
+from train.artifacts import require
 from train.flags import UserError
 
-PAPER = Path(__file__).resolve().parents[1] / "paper"
-KEYS = ["dataset", "model"]
-LOSS_ALLOWED = 1.0  # points of clean accuracy that a model of selected_within_1 may lose
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "dare" / "paper"
+NETWORK = ["dataset", "model"]
+SETTING = ("per", "choose_layer")  # the settings in which two methods must agree
 RULES = {
     "selected_within_1": "the most robust epoch that loses at most 1 point of clean accuracy",
     "selected": "the most robust epoch, whatever clean accuracy it loses",
 }
-# What is one model for all runs: paired with every run of DARE.
-WITHOUT_RUNS = ("original", "control-checkpoint", "control-swa", "control-seed")
-FAMILIES = ("original", "dare", "ablations of dare", "adversarial training", "controls")
 
 
-def family(method):
-    """The family in FAMILIES of a method; another slice or layer of DARE is still `dare`."""
-    if method.startswith("control-"):
-        return "controls"
-    if method.startswith("at-"):
-        return "adversarial training"
-    if method.startswith("dare-"):
-        return "ablations of dare"
-    return "dare" if method.startswith("dare") else "original"
+# ----------------------------------------------------------------------------- settings and labels
 
 
-def methods_in_order(names):
-    return sorted(set(names), key=lambda name: (FAMILIES.index(family(name)), name))
+def setting_text(row):
+    """What a row's per and choose_layer are, if not the defaults: "per 0.5 at conv4".
 
-
-def label_rows(rows):
-    """Names of the methods of robustness.csv: "dare" is the default setting, others say theirs.
-
-    The defaults are in train/params.py: "dare per 0.5", "control-self at conv2". dare-last has a
-    layer of its own.
+    Settings that the method does not have, or decides itself, are left out. The default layer of
+    each network counts as the same setting.
     """
-    pairs = set(zip(rows["dataset"], rows["model"], strict=True))
-    default = {pair: params.layer_of(pair[1], has_small_images(pair[0])) for pair in pairs}
-
-    def name(dataset, model, method, per, layer, batches):
-        usual, last = default[dataset, model], method == "dare-last"
-        if not pd.isna(per) and not np.isclose(per, params.per):
-            method += f" per {per:g}"
-        if usual and isinstance(layer, str) and layer != usual and not last:
-            method += f" at {layer}"
-        return method if pd.isna(batches) or batches == 1 else f"{method} batches {batches:g}"
-
-    columns = [*KEYS, "method", "per", "choose_layer", "batches"]
-    return [name(*row) for row in rows[columns].itertuples(index=False)]
+    parts = []
+    settings = METHODS[row.method].settings
+    if "per" in settings and not pd.isna(row.per) and not np.isclose(row.per, params.per):
+        parts.append(f"per {row.per:g}")
+    if "choose_layer" in settings and isinstance(row.choose_layer, str):
+        default = params.choose_layer or params.default_layer(row.dataset, row.model)
+        if default and row.choose_layer != default:
+            parts.append(f"at {row.choose_layer}")
+    return " ".join(parts)
 
 
-def has_small_images(dataset):
-    """Whether a data set's images have less than 32 pixels, by its info.json or train/params.py."""
-    shape = data_info(dataset).get("shape")
-    return params.is_small_image(shape) if shape else dataset in params.small_images
+def label(row):
+    """The name of a method in tables and figures: "dare", "dare per 0.5", "dare batches 5"."""
+    parts = [row.method, setting_text(row)]
+    if not pd.isna(row.batches) and "batches" not in METHODS[row.method].fixed:
+        parts.append(f"batches {row.batches:g}")
+    return " ".join(part for part in parts if part)
+
+
+def with_labels(rows):
+    """Rows of robustness.csv or adaptive.csv with the columns `label` and `setting`."""
+    columns = [*NETWORK, "method", *SETTING, "batches"]
+    named = list(rows[columns].itertuples(index=False))
+    texts = {row: (label(row), setting_text(row)) for row in set(named)}
+    return rows.assign(
+        label=[texts[row][0] for row in named], setting=[texts[row][1] for row in named]
+    )
+
+
+def labels_in_order(rows):
+    """The labels of some rows, in the order of the tables: by family, then by name."""
+    methods = rows.drop_duplicates("label").set_index("label")["method"]
+    return sorted(methods.index, key=lambda name: (FAMILIES.index(family(methods[name])), name))
+
+
+@dataclass(frozen=True)
+class DareSetting:
+    """A setting at which DARE was run in a network; `text` is the same in all networks."""
+
+    text: str
+    per: float
+    choose_layer: str
+
+    def matches(self, rows):
+        """Which rows are of this setting, in the settings that their method has."""
+        is_match = ~((rows["method"] == "dare") & rows["batches"].notna())
+        for column in SETTING:
+            with_column = [name for name, m in METHODS.items() if column in m.settings]
+            is_equal = rows[column] == getattr(self, column)
+            is_match &= is_equal | ~rows["method"].isin(with_column)
+        return is_match
+
+
+# ------------------------------------------------------------------------------------ the records
 
 
 class RecordedRuns:
     """What was recorded of the studies in some folders.
 
-    rows: robustness.csv of all of them, with the columns `folder`, `label` (method and setting),
-    `change` (clean accuracy minus the original's, points). chosen: {rule: the rows of the test
-    part that the rule of this name selected}.
+    rows: robustness.csv of all of them, with the columns `folder`, `label`, `setting`, and `change`
+        (clean accuracy minus the original's, in points).
+    chosen: {rule: the rows of the test part that the rule selected}.
     """
 
     def __init__(self, folders):
-        self.folders, self.read = {folder.name: folder for folder in folders}, {}
+        self.folders = {folder.name: folder for folder in folders}
+        self.scores_of = {}
         tables = [
             pd.read_csv(f / "robustness.csv", dtype={"sha256": str}).assign(folder=f.name)
             for f in folders
@@ -86,46 +114,69 @@ class RecordedRuns:
         for rule in RULES:
             rows[rule] = rows[rule].fillna(False).astype(bool)
         original = rows[rows["method"] == "original"].groupby("folder")["test_accuracy"].first()
-        rows["label"] = label_rows(rows)
         rows["change"] = rows["test_accuracy"] - rows["folder"].map(original)
-        self.rows = rows
-        tested = rows[rows["split"] == "test"]
+        self.rows = with_labels(rows)
+        tested = self.rows[self.rows["split"] == "test"]
         self.chosen = {rule: tested[tested[rule]] for rule in RULES}
-
-    def compared(self):
-        """The rows of the models that verdict and figures compare, one set for every run.
-
-        Those within 1 point of clean accuracy, by the selection half; a run that has none is
-        judged by its most robust epoch. Where DARE has none in any run, so are all others: both
-        sides of a difference may lose as much.
-        """
-        within, highest = (self.chosen[rule] for rule in ("selected_within_1", "selected"))
-        of_dare = [networks_of(table[table["label"] == "dare"]) for table in (highest, within)]
-        for network in set(of_dare[0]) - set(of_dare[1]):
-            within = within.drop(of_network(within, *network).index)
-        has_one = set(within[["folder", "label", "run"]].itertuples(index=False, name=None))
-        keys = highest[["folder", "label", "run"]].itertuples(index=False, name=None)
-        return pd.concat([within, highest[[key not in has_one for key in keys]]])
 
     def networks(self):
         """[(dataset, model)] of the rows."""
-        return networks_of(self.rows)
+        return list(self.rows[NETWORK].drop_duplicates().itertuples(index=False, name=None))
+
+    def settings(self, dataset, model):
+        """The DareSettings at which DARE was run in a network, the default first."""
+        rows = of_network(self.chosen["selected"], dataset, model)
+        rows = rows[(rows["method"] == "dare") & rows["batches"].isna()]
+        rows = rows.drop_duplicates("setting").sort_values("setting")
+        return [DareSetting(row.setting, row.per, row.choose_layer) for row in rows.itertuples()]
+
+    def compared(self, dataset, model, setting=None):
+        """The rows of a network's models that are compared, one set for every run.
+
+        Those within 1 point of clean accuracy. A run without one is compared at its most robust
+        epoch. Where DARE has none in any run, every method is: both sides may then lose as much.
+
+        setting: DareSetting of all methods; None: all settings.
+        """
+        within, highest = (of_network(self.chosen[rule], dataset, model) for rule in RULES)
+        if setting is not None:
+            within = within[setting.matches(within)]
+            highest = highest[setting.matches(highest)]
+            if not (within["method"] == "dare").any():
+                within = within[:0]
+        run = ["folder", "label", "run"]
+        has_one = set(within[run].itertuples(index=False, name=None))
+        is_other = [key not in has_one for key in highest[run].itertuples(index=False, name=None)]
+        return pd.concat([within, highest[is_other]])
+
+    def all_compared(self):
+        """The compared rows of all networks and settings."""
+        tables = [
+            self.compared(*network, setting)
+            for network in self.networks()
+            for setting in self.settings(*network) or [None]
+        ]
+        found = pd.concat(tables)
+        # Methods that do not have a setting are compared at each of them.
+        return found.drop_duplicates(["folder", "label", "run", "attack"])
 
     def attacks(self, dataset, model):
-        """The attacks whose samples all studies of a network share."""
-        here = of_network(self.rows, dataset, model)
-        here = here[(here["split"] == "test") & (here["n"] > 0)]
-        found = here.groupby("attack")["folder"].nunique()
-        return [a for a in ATTACKS if found.get(a, 0) == here["folder"].nunique()]
+        """The attacks whose samples all studies of a network have."""
+        rows = of_network(self.rows, dataset, model)
+        rows = rows[(rows["split"] == "test") & (rows["n"] > 0)]
+        studies = rows.groupby("attack")["folder"].nunique()
+        return [a for a in ATTACKS if studies.get(a, 0) == rows["folder"].nunique()]
+
+    # ------------------------------------------------------------------------- image by image
 
     def scores(self, folder):
-        if folder not in self.read:
+        if folder not in self.scores_of:
             path = require(self.folders[folder] / "scores.h5", "python dare/test.py")
-            self.read[folder] = Scores(path)
-        return self.read[folder]
+            self.scores_of[folder] = Scores(path)
+        return self.scores_of[folder]
 
     def right_on(self, folder, digest, part):
-        """Right or wrong on one part of scores.h5, bool (n,)."""
+        """Which images of a part a model gets right, bool (n,)."""
         scores = self.scores(folder)
         if scores.missing(digest, [part]):
             raise UserError(
@@ -137,30 +188,29 @@ class RecordedRuns:
     def right(self, folder, digest, attacks):
         """Right (1) or wrong (0) on the test part of the samples, float (images, attacks).
 
-        A row is an image that any of the attacks made a sample of; NaN where another did not.
+        A row is an image of which any of the attacks made a sample; NaN where another did not.
         """
         parts = [f"{attack} test" for attack in attacks]
         index = [self.scores(folder).index[part] for part in parts]
         images = np.unique(np.concatenate(index))
         table = np.full((len(images), len(attacks)), np.nan)
         for column, (part, rows) in enumerate(zip(parts, index, strict=True)):
-            where = np.searchsorted(images, rows)
-            table[where, column] = self.right_on(folder, digest, part)
+            table[np.searchsorted(images, rows), column] = self.right_on(folder, digest, part)
         return table
 
     def clean(self, folder, digest):
         """Right (1) or wrong (0) on the reporting half of the test images, float (images, 1)."""
         return self.right_on(folder, digest, "clean reporting")[:, None].astype(float)
 
-    def reader(self, attacks):
-        """`right` of these attacks, as `paired` calls it."""
+    def right_under(self, attacks):
+        """`right` for these attacks, as `paired` calls it."""
         return lambda folder, digest: self.right(folder, digest, attacks)
 
     def adaptive(self, folder, digest):
         """Robust (1) or not against the worst of the Linf attacks, float (images, epsilons).
 
-        Every epsilon above 0. An image on which no attack could start is not counted as robust.
-        None where the model was not attacked itself.
+        For every epsilon above 0. An image on which no attack could start does not count as
+        robust. None if the model was not attacked itself.
         """
         path = self.folders[folder] / "adaptive.h5"
         if not path.exists():
@@ -173,58 +223,100 @@ class RecordedRuns:
             return np.stack([worst[name][()] == 1 for name in sizes], axis=1).astype(float)
 
 
-def networks_of(rows):
-    """[(dataset, model)] of some rows, each once."""
-    return list(rows[KEYS].drop_duplicates().itertuples(index=False, name=None))
-
-
 def of_network(rows, dataset, model):
     return rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
 
 
-def models_of(chosen, label):
-    """{folder: {run: SHA-256 of the weights}} of a method's selected models."""
-    models = chosen[chosen["label"] == label].drop_duplicates(["folder", "run"])
-    found = {}
-    for row in models.itertuples():
-        found.setdefault(row.folder, {})[row.run] = row.sha256
-    return found
+def models_of(rows):
+    """{folder: {run: SHA-256 of the weights}} of the models in some rows."""
+    models = {}
+    for row in rows.drop_duplicates(["folder", "run"]).itertuples():
+        models.setdefault(row.folder, {})[row.run] = row.sha256
+    return models
 
 
-def paired(first, second, read, shared=False):
-    """Image by image results of two methods, run by run.
+def paired(first, second, read):
+    """Results of two methods image by image, run by run.
 
-    first, second: of models_of. read: (folder, digest) -> (images, columns), or None. shared:
-    the second has one model for all runs.
+    Args:
+        first, second: rows of each method. If the second has no runs, its one model of a source
+            model is paired with every run of the first.
+        read: function (folder, digest) -> (images, columns), or None.
 
-    Returns two lists of (runs, images, columns), one of each source model that has both.
+    Returns:
+        Two lists of (runs, images, columns), one array for each source model that has both.
     """
+    has_runs = second.empty or METHODS[second["method"].iloc[0]].has_runs
     results = [], []
-    for folder, runs in first.items():
-        others = second.get(folder, {})
-        one = next(iter(others.values()), None) if shared else None
-        pairs = [(digest, others.get(run, one)) for run, digest in runs.items()]
-        read_pairs = [[read(folder, d) for d in pair] for pair in pairs if pair[1] is not None]
-        whole = [pair for pair in read_pairs if pair[0] is not None and pair[1] is not None]
-        if whole:
-            for side, values in zip(results, zip(*whole, strict=True), strict=True):
-                side.append(np.stack(values))
+    second_models = models_of(second)
+    for folder, runs in models_of(first).items():
+        others = second_models.get(folder, {})
+        shared = None if has_runs else next(iter(others.values()), None)
+        pairs = [(digest, others.get(run, shared)) for run, digest in runs.items()]
+        values = [[read(folder, digest) for digest in pair] for pair in pairs if pair[1]]
+        values = [pair for pair in values if pair[0] is not None and pair[1] is not None]
+        if values:
+            for side, arrays in zip(results, zip(*values, strict=True), strict=True):
+                side.append(np.stack(arrays))
     return results
 
 
+# ------------------------------------------------------------------------------ the paper, the logs
+
+
 def paper_runs():
-    """The nine runs of every cell of the TOSEM paper, with the columns of `RecordedRuns.chosen`."""
+    """The nine runs of every cell of the TOSEM paper, with the columns of RecordedRuns.chosen."""
     runs = pd.read_csv(PAPER / "robustness.csv").rename(columns={"group": "source"})
     accuracy = paper_accuracy().rename("test_accuracy").reset_index()
-    original = accuracy[accuracy["method"] == "original"].set_index(KEYS)["test_accuracy"]
-    runs = runs.merge(accuracy, on=[*KEYS, "method"], how="left")
-    of_original = pd.MultiIndex.from_frame(runs[KEYS]).map(original)
+    original = accuracy[accuracy["method"] == "original"].set_index(NETWORK)["test_accuracy"]
+    runs = runs.merge(accuracy, on=[*NETWORK, "method"], how="left")
+    of_original = pd.MultiIndex.from_frame(runs[NETWORK]).map(original)
     return runs.assign(
-        label=runs["method"], folder=runs["source"], change=runs["test_accuracy"] - of_original
+        label=runs["method"],
+        setting="",
+        folder=runs["source"],
+        change=runs["test_accuracy"] - of_original,
     )
 
 
 def paper_accuracy():
     """The paper's clean accuracy in %, by dataset, model and method."""
-    table = pd.read_csv(PAPER / "accuracy.csv").set_index([*KEYS, "method"])
+    table = pd.read_csv(PAPER / "accuracy.csv").set_index([*NETWORK, "method"])
     return 100 * table["test_accuracy"]
+
+
+def commands(folder, versions=False):
+    """The recorded commands of a study: the last run of each stage that had something to do.
+
+    versions: also settings, package versions and device.
+    """
+    if (folder / "commands.csv").exists():  # in dare/results
+        table = pd.read_csv(folder / "commands.csv", dtype=str)
+        return table if versions else table[["stage", "command", "start", "seconds", "memory (GB)"]]
+    entries = {}
+    for path in sorted(folder.glob("**/*.log")):
+        for line in path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # of a killed process
+                continue
+            if entry.get("ended") == "done":
+                entries[path, entry["stage"]] = entry
+    rows = []
+    for entry in sorted(entries.values(), key=lambda entry: entry["start"]):
+        row = {"stage": entry["stage"], "command": command_line(entry), "start": entry["start"]}
+        row["seconds"] = f"{entry['seconds']:g}"
+        row["memory (GB)"] = f"{entry['peak_memory_gb']:g}"
+        if versions:
+            row |= entry["settings"] | entry["packages"] | {"device": entry["device"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def command_line(entry):
+    """The command of a log entry, with its script relative to the repository."""
+    script, *flags = entry["command"]
+    script = Path(script)
+    if script.is_absolute() and script.is_relative_to(ROOT):
+        script = script.relative_to(ROOT)
+    return " ".join(["python", script.as_posix(), *flags])

@@ -1,8 +1,8 @@
-"""Right or wrong, image by image, of every scored model: scores.h5.
+"""scores.h5: which images every scored model gets right.
 
-robustness.csv, paired differences and their intervals are all made from it. In the file:
+robustness.csv, paired differences and their intervals are all made from it. The file holds
 
-- /parts/<part>: int64 (n,), the images that a part consists of: indices into x_train for samples,
+- /parts/<part>: int64 (n,), the images of a part, as indices into x_train for samples,
   into x_test for "clean selection" and "clean reporting". Its attribute made_from is the SHA-256 of
   the file that the images come from.
 - /models/<SHA-256 of the weights>/<part>: uint8, the packed bits of right (1) or wrong (0).
@@ -21,24 +21,29 @@ class Scores:
     """
 
     def __init__(self, path):
-        self.path, self.index, self.provenance, self.packed = path, {}, {}, {}
+        self.path = path
+        self.index = {}
+        self.provenance = {}
+        self.packed = {}
         if path.exists():
             with h5py.File(path, "r") as file:
                 for part, data in file["parts"].items():
-                    self.index[part], self.provenance[part] = data[()], data.attrs["made_from"]
+                    self.index[part] = data[()]
+                    self.provenance[part] = data.attrs["made_from"]
                 for model, group in file["models"].items():
                     self.packed[model] = {part: bits[()] for part, bits in group.items()}
 
     def define(self, part, index, provenance):
-        """Name a part; what was scored on another part of this name is forgotten."""
+        """Define a part; scores on another part of the same name are dropped."""
         same = self.provenance.get(part) == provenance and np.array_equal(self.index[part], index)
         if not same:
             for scored in self.packed.values():
                 scored.pop(part, None)
-        self.index[part], self.provenance[part] = np.asarray(index, "int64"), provenance
+        self.index[part] = np.asarray(index, "int64")
+        self.provenance[part] = provenance
 
     def missing(self, model, parts):
-        """Those of the parts that the model, named by the SHA-256 of its weights, lacks."""
+        """The parts that the model, named by the SHA-256 of its weights, has no scores for."""
         return [part for part in parts if part not in self.packed.get(model, {})]
 
     def add(self, model, part, right):
@@ -50,7 +55,7 @@ class Scores:
         return np.unpackbits(self.packed[model][part], count=len(self.index[part])).astype(bool)
 
     def percent(self, model, part):
-        """Share of the part that the model gets right, in %; NaN of no images or not scored."""
+        """Accuracy of the model on the part in %; NaN if it is empty or was not scored."""
         if self.missing(model, [part]) or not len(self.index[part]):
             return np.nan
         return 100 * self.right(model, part).mean()
@@ -58,7 +63,8 @@ class Scores:
     def save(self):
         with atomic_write(self.path) as temporary, h5py.File(temporary, "w") as file:
             set_attributes(file, {})
-            parts, models = file.create_group("parts"), file.create_group("models")
+            parts = file.create_group("parts")
+            models = file.create_group("models")
             for part, index in sorted(self.index.items()):
                 parts[part] = index
                 parts[part].attrs["made_from"] = self.provenance[part]

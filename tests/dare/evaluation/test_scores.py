@@ -10,6 +10,7 @@ import pytest
 
 from adv import fintune_adv
 from dare import controls, dare, test
+from dare.evaluation import selection
 from dare.evaluation.scores import Scores
 from train.artifacts import tuned_folder, weights_path
 from train.checkpoints import load_classifier, load_weights
@@ -35,7 +36,7 @@ def test_selection_rule():
         ("at-fgsm", 1e-4, 1, 90, 80.0),
         ("at-fgsm", 1e-4, 2, 70, 85.0),  # none within one point
     )
-    selected, within_1 = (models[mark][["method", "epoch"]] for mark in test.select(models))
+    selected, within_1 = (models[mark][["method", "epoch"]] for mark in selection.select(models))
     assert selected.to_records(index=False).tolist() == [
         ("original", 20),
         ("dare", 3),
@@ -48,7 +49,7 @@ def test_runs_layers_and_slices_are_selected_separately():
     one = candidates(("original", None, 9, 0, 90.0), ("dare", 1e-3, 1, 50, 90.0))
     others = [one[1:].assign(**{k: v}) for k, v in (("run", 1), ("per", 0.5), ("batches", 1.0))]
     models = pd.concat([one, *others], ignore_index=True)
-    assert [mark.sum() for mark in test.select(models)] == [5, 5]
+    assert [mark.sum() for mark in selection.select(models)] == [5, 5]
 
 
 def test_scores_are_kept_as_bits(tmp_path):
@@ -114,7 +115,9 @@ def test_robustness_csv(scored, capsys, monkeypatch):
     clean = 100 * np.mean(predict(model, x[reporting]).argmax(axis=1) == y[reporting])
     assert row["test_accuracy"] == pytest.approx(clean, abs=1e-3)
 
-    monkeypatch.setattr(test, "score", lambda *_: pytest.fail("scored again what scores.h5 has"))
+    monkeypatch.setattr(
+        selection, "score", lambda *_: pytest.fail("scored again what scores.h5 has")
+    )
     test.main(flags)
     out = capsys.readouterr().out
     assert "at-fgsm" in out and "control-swa" in out
@@ -174,7 +177,7 @@ def test_adversarial_training_on_other_samples_is_refused(study):
     with h5py.File(folder / "adv/fgsm.h5", "a") as file:
         file["split"][...] = file["split"][()][::-1]
     with pytest.raises(
-        UserError, match=r"at-pgd.*was trained on other samples than adv/pgd.h5 holds"
+        UserError, match=r"at-pgd.*was trained on other samples than those in adv/pgd.h5"
     ):
         test.main(flags)
 

@@ -1,0 +1,81 @@
+"""Warnings about recorded runs whose results mean little."""
+
+import h5py
+import pandas as pd
+
+from dare.evaluation.comparisons import lowest_accuracy
+from dare.evaluation.runs import NETWORK, PAPER
+
+POINTS_BELOW_PAPER = 20
+MINED_NEEDED = 100
+SAMPLES_NEEDED = 50
+SUCCESS_NEEDED = 0.5
+
+
+def warnings(recorded):
+    """One sentence for every problem of a study, for the terminal and the top of the report."""
+    paper = pd.read_csv(PAPER / "models.csv").set_index(NETWORK)["test_accuracy_percent"]
+    texts = []
+    for name, folder in recorded.folders.items():
+        rows = recorded.rows[recorded.rows["folder"] == name]
+        problems = [
+            *problems_of_accuracy(rows, paper),
+            *problems_of_samples(folder, rows),
+            *problems_of_mining(folder),
+            *problems_of_selection(rows),
+        ]
+        texts += [f"{name}: {problem}." for problem in problems]
+    return texts
+
+
+def problems_of_accuracy(rows, paper):
+    original = rows[rows["method"] == "original"].iloc[0]
+    clean = original["test_accuracy"]
+    lowest = lowest_accuracy(original["dataset"])
+    published = paper.get((original["dataset"], original["model"]), 0)
+    if clean < lowest:
+        yield (
+            f"the network has {clean:.1f}% clean accuracy, less than twice chance ({lowest:.1f}%)"
+        )
+    elif clean < published - POINTS_BELOW_PAPER:
+        yield (
+            f"the network has {clean:.1f}% clean accuracy, over {POINTS_BELOW_PAPER} points below "
+            f"the paper's {published:g}%"
+        )
+
+
+def problems_of_samples(folder, rows):
+    for path in sorted((folder / "adv").glob("*.h5")):
+        with h5py.File(path, "r") as file:
+            success = file["success"][()].mean()
+        if success < SUCCESS_NEEDED:
+            yield f"{path.stem} succeeds on {100 * success:.0f}% of the images, less than half"
+    tested = rows[(rows["split"] == "test") & (rows["method"] == "original")]
+    too_few = tested[tested["n"] < SAMPLES_NEEDED]
+    if len(too_few):
+        attacks = ", ".join(f"{row.attack} ({row.n})" for row in too_few.itertuples())
+        yield f"fewer than {SAMPLES_NEEDED} reported samples of {attacks}"
+
+
+def problems_of_mining(folder):
+    for path in sorted(folder.glob("ats_*.h5")):
+        with h5py.File(path, "r") as file:
+            is_mined = "first" in file.attrs  # and not the targets of a control
+            mined = len(file["index"])
+        if is_mined and mined < MINED_NEEDED:
+            yield f"{path.name} has {mined} mined images, fewer than {MINED_NEEDED}"
+
+
+def problems_of_selection(rows):
+    validated = rows[(rows["split"] == "validation") & (rows["n"] > 0)]
+    labels = sorted(set(rows["label"]))
+    unselected = [label for label in labels if label not in set(validated["label"])]
+    if unselected:
+        yield (
+            f"{', '.join(unselected)}: no validation sample, so no epoch could be selected; make "
+            f"more samples with adv/generate_adv.py --samples"
+        )
+    within = set(rows.loc[rows["selected_within_1"], "label"])
+    lossy = [label for label in labels if label not in within and label not in unselected]
+    if lossy:
+        yield f"no epoch within 1 point of the original's clean accuracy: {', '.join(lossy)}"

@@ -1,0 +1,271 @@
+"""DARE minus another method on the same images: what each component of DARE is worth.
+
+COMPARISONS is the one table of what is compared. `verdict` is its view of one network, and
+dare/evaluation/claims.py its view over all networks. Methods are compared at the same setting
+(per, choose_layer), as far as they have it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dare.evaluation.intervals import interval, plain_means, resampled_means
+from dare.evaluation.runs import paired
+from dare.evaluation.selection import LOSS_ALLOWED, loses_too_much
+from dare.workflow.methods import family
+from train.artifacts import data_info
+
+BEST = "best at-*"  # the best adversarial training, by its mean over attacks on the validation part
+MATTERS = 1.0  # points; a gain that is smaller with confidence counts as none
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A component of DARE, and the method that lacks it.
+
+    other: the method that is subtracted from DARE.
+    quantity: "robustness" (the paper's metric), "clean" (accuracy) or "adaptive" (robust accuracy
+        under adaptive attack).
+    rule: the epochs that decide over all networks: "compared" (within 1 point of clean accuracy
+        where there are any) or "selected" (the most robust, as in the paper's tables).
+    """
+
+    component: str
+    other: str
+    quantity: str = "robustness"
+    rule: str = "compared"
+
+
+COMPARISONS = (
+    Comparison("DARE as a whole", BEST, rule="selected"),
+    Comparison("clean accuracy is kept", "original", "clean", "selected"),
+    Comparison("mined history", "control-self"),
+    Comparison("choice of a checkpoint for each image", "control-single"),
+    Comparison("regression instead of fine-tuning", "control-finetune"),
+    Comparison("model transformation", "dare-sl"),
+    Comparison("inner layer instead of the last", "dare-last"),
+    Comparison("slicing", "dare-s"),
+    Comparison("tuning, beyond batch normalisation", "control-batchnorm"),
+    Comparison("tuning, beyond an earlier epoch", "control-checkpoint"),
+    Comparison("tuning, beyond averaged epochs", "control-swa"),
+    Comparison("direction of the change", "control-noise"),
+    Comparison("advantage over another training", "control-seed"),
+    Comparison("robustness under adaptive attack", "original", "adaptive"),
+)
+
+
+# -------------------------------------------------------------------------------- one difference
+
+
+@dataclass
+class Difference:
+    """DARE minus another method, in points.
+
+    value, low, high: the difference and its 95% interval.
+    resampled: the resampled differences, (resamples,).
+    sources: number of source models.
+    """
+
+    value: float
+    low: float
+    high: float
+    resampled: np.ndarray
+    sources: int
+
+
+def difference(dare, other, read):
+    """The Difference of two methods, of the mean over the columns of `read`, or None.
+
+    dare, other: rows of the models of each. read: as in `paired`.
+    """
+    first, second = paired(dare, other, read)
+    if not first:
+        return None
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    resampled = 100 * resampled_means(differences).mean(axis=1)
+    value = 100 * plain_means(differences).mean()
+    return Difference(value, *interval(resampled), resampled, len(differences))
+
+
+def readers(recorded, dataset, model):
+    """{quantity: function (folder, digest) -> results image by image} of a network."""
+    return {
+        "robustness": recorded.right_under(recorded.attacks(dataset, model)),
+        "clean": recorded.clean,
+        "adaptive": recorded.adaptive,
+    }
+
+
+# ------------------------------------------------------------------------------- the conclusion
+
+
+def conclusion(difference, quantity="robustness"):
+    """(conclusion, reason) of a Difference: yes, no or undecided.
+
+    A component is worth something if the interval is above 0, and nothing that matters if it is
+    below MATTERS. Clean accuracy is kept if at most LOSS_ALLOWED points are lost.
+    """
+    low, high = difference.low, difference.high
+    if quantity == "clean":
+        if low > -LOSS_ALLOWED:
+            return "yes", f"at most {LOSS_ALLOWED:g} point is lost"
+        if high < -LOSS_ALLOWED:
+            return "no", f"more than {LOSS_ALLOWED:g} point is lost"
+        return "undecided", f"the interval includes a loss of {LOSS_ALLOWED:g} point"
+    if low > 0:
+        return "yes", "the interval is above 0"
+    if high < 0:
+        return "no", "the interval is below 0"
+    if high < MATTERS:
+        return "no", f"the gain is below {MATTERS:g} point"
+    return "undecided", f"the interval includes 0 and gains above {MATTERS:g} point"
+
+
+def why_not_comparable(dataset, methods, transferred):
+    """Why two methods cannot be compared, or None.
+
+    methods: {name: rows of its models}, DARE first. transferred: reader of robustness.
+    """
+    for name, rows in methods.items():
+        models = rows.drop_duplicates(["folder", "run"])
+        clean, change = models["test_accuracy"].mean(), models["change"].mean()
+        if clean < lowest_accuracy(dataset):
+            return f"{name} has {clean:.1f}% clean accuracy, less than twice chance"
+        if loses_too_much(change):
+            return f"{name} loses {-change:.1f} points of clean accuracy, more than 1"
+    return why_unchanged(methods, transferred)
+
+
+def why_unchanged(methods, transferred):
+    """The reason if the second method did not change the network, or None.
+
+    The original is wrong on every sample, and only a network that is still the same can be. In
+    networks without batch normalisation control-self and control-batchnorm change nothing.
+    """
+    name, rows = list(methods.items())[-1]
+    if name == "original":
+        return None
+    models = rows.drop_duplicates(["folder", "run"]).itertuples()
+    if any(np.nansum(transferred(model.folder, model.sha256)) for model in models):
+        return None
+    return f"{name} did not change this network"
+
+
+def lowest_accuracy(dataset):
+    """Clean accuracy in % below which a classifier is useless: twice chance.
+
+    For fewer than four classes, where that is too much, halfway from chance to 100.
+    """
+    chance = 100 / data_info(dataset).get("classes", 10)
+    return min(2 * chance, (chance + 100) / 2)
+
+
+# ------------------------------------------------------------------------------------ the methods
+
+
+def rows_to_compare(recorded, rows, other, is_fair):
+    """{"dare": rows, the other's name: rows}, or None if one of them is missing.
+
+    rows: of one network and setting. is_fair: of the baselines, prefer those that keep clean
+    accuracy.
+    """
+    if other == BEST:
+        other = best_baseline(recorded, rows, is_fair)
+    methods = {name: rows[rows["method"] == name] for name in ("dare", other)}
+    return None if any(found.empty for found in methods.values()) else methods
+
+
+def best_baseline(recorded, rows, is_fair):
+    """The adversarial training with the highest mean over attacks, "" if there is none.
+
+    It is chosen as epochs are, on the validation part, so that the reported part does not judge
+    itself. is_fair: among those that lose at most LOSS_ALLOWED, if there are any.
+    """
+    is_baseline = rows["method"].map(family) == "adversarial training"
+    baselines = rows[is_baseline]
+    keeps = ~loses_too_much(baselines.groupby("method")["change"].transform("mean"))
+    if is_fair and keeps.any():
+        baselines = baselines[keeps]
+    seen = recorded.rows[recorded.rows["split"] == "validation"]
+    seen = seen[seen["sha256"].isin(baselines["sha256"])]
+    means = seen.groupby("method")["empirical_robustness"].mean()
+    return means.idxmax() if len(means) else ""
+
+
+# ------------------------------------------------------------------------ the view of one network
+
+
+def verdict(recorded, dataset, model):
+    """A row for every comparison whose two methods were run, at each setting of DARE.
+
+    The difference by the paper's metric is of the mean over attacks on the test part. The
+    difference under adaptive attack is of the mean, over all Linf epsilons above 0, of the worst
+    case over the attacks: at a single epsilon all models may be at 0 or at 100.
+
+    Returns:
+        DataFrame with the columns component, compared_with, setting, difference, low, high,
+        adaptive_difference, adaptive_low, adaptive_high, change_dare, change_other, conclusion,
+        reason, adaptive_conclusion (None if not evaluated). In points.
+    """
+    rows = []
+    for setting in recorded.settings(dataset, model):
+        compared = recorded.compared(dataset, model, setting)
+        for comparison in COMPARISONS:
+            if comparison.quantity == "robustness":
+                methods = rows_to_compare(recorded, compared, comparison.other, is_fair=True)
+                row = methods and verdict_row(recorded, dataset, model, methods)
+                if row:
+                    about = {"component": comparison.component, "setting": setting.text}
+                    rows.append(about | row)
+    return pd.DataFrame(rows)
+
+
+def verdict_row(recorded, dataset, model, methods):
+    """One comparison in one network, or None; methods: {name: rows}, DARE first."""
+    read = readers(recorded, dataset, model)
+    dare, other = methods.values()
+    by_metric = difference(dare, other, read["robustness"])
+    if by_metric is None:
+        return None
+    adaptive = difference(dare, other, read["adaptive"])
+    row = {"compared_with": list(methods)[1]}
+    row |= {"difference": by_metric.value, "low": by_metric.low, "high": by_metric.high}
+    for name in ("value", "low", "high"):
+        column = "adaptive_difference" if name == "value" else f"adaptive_{name}"
+        row[column] = getattr(adaptive, name) if adaptive else np.nan
+    for name, rows in ("dare", dare), ("other", other):
+        row[f"change_{name}"] = rows.drop_duplicates(["folder", "run"])["change"].mean()
+    obstacle = why_not_comparable(dataset, methods, read["robustness"])
+    if obstacle:
+        row |= {"conclusion": "not comparable", "reason": obstacle}
+        return row | {"adaptive_conclusion": adaptive and "not comparable"}
+    row["conclusion"], row["reason"] = conclusion(by_metric)
+    row["adaptive_conclusion"] = adaptive and conclusion(adaptive)[0]
+    return row
+
+
+def verdict_sentences(rows):
+    """The verdict of one network in short sentences, for each setting of DARE."""
+    if rows.empty:
+        return "DARE and the methods it is compared with have not all been run."
+    texts = []
+    for setting, of_setting in rows.groupby("setting", sort=False):
+        name = f"DARE {setting}" if setting else "DARE"
+        others = of_setting.groupby("conclusion", sort=False)["compared_with"].agg(", ".join)
+        sentences = {
+            "yes": f"{name} is more robust than {others.get('yes')}.",
+            "no": f"It is not more robust than {others.get('no')}.",
+            "undecided": f"Undecided: {others.get('undecided')}.",
+            "not comparable": f"Not comparable: {others.get('not comparable')}.",
+        }
+        if "yes" not in others:
+            texts.append(f"{name} is not shown to be more robust than any other method.")
+        texts += [text for key, text in sentences.items() if key in others]
+        evaluated = of_setting[of_setting["adaptive_conclusion"].notna()]
+        wins = evaluated[evaluated["adaptive_conclusion"] == "yes"]["compared_with"]
+        if len(wins):
+            texts.append(f"Under adaptive attack it is more robust than {', '.join(wins)}.")
+        elif len(evaluated):
+            texts.append("Under adaptive attack no advantage is shown.")
+    return " ".join(texts)

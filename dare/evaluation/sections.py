@@ -1,0 +1,241 @@
+"""The sections of the report: the tables as text, with their headings and notes."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from adv import ATTACKS
+from dare.evaluation.claims import ALL
+from dare.evaluation.runs import NETWORK, RULES, labels_in_order, of_network
+
+ROBUSTNESS_NOTE = (
+    "Empirical robustness in %: accuracy on the n reported samples of an attack. Square brackets "
+    "hold the 95% interval (Wilson's for one run; for the mean over attacks by bootstrap over "
+    "images), ± is the standard deviation over runs, and round brackets hold the paper's mean. "
+    "Clean accuracy is measured on the reporting half of the test images; its change against the "
+    "original is in points. † marks a loss of more than 1 point. Bold: the highest value of the "
+    "other rows, controls included."
+)
+PAPER_NOTE = (
+    "Empirical robustness in %, mean ± standard deviation over nine runs. † marks a loss of more "
+    "than 1 point of clean accuracy. Bold: the highest value of the other rows."
+)
+DIFFERENCES_NOTE = (
+    "Points of empirical robustness on the same samples, with the 95% bootstrap interval over "
+    "images, runs and source models. The corrected p is for all tests of this table (Holm). With r "
+    "runs the uncorrected p cannot be below 2 / 2^r, so with few runs the intervals say more."
+)
+VERDICT_NOTE = (
+    "DARE minus a method that lacks one of its components, in points, with 95% intervals. The "
+    "paper's metric is the mean over attacks of empirical robustness. Under adaptive attack every "
+    "model is attacked itself, and the difference is of worst-case robust accuracy, the mean over "
+    "all Linf epsilons above 0. The conclusion is about the paper's metric. Yes: the interval is "
+    "above 0. No: it is below 1 point. Undecided: neither."
+)
+CLAIMS_NOTE = (
+    "DARE minus another method in points: the mean over the cells (data set and network) in which "
+    "the two can be compared. The 95% interval draws cells, source models, runs and images again. "
+    "Cells with yes: those whose own interval is above 0. Most robust epoch: each method's, as in "
+    "the paper's tables. Within 1 point: the epochs that keep clean accuracy, as in the verdict of "
+    "a network. The difference in bold decides. A conclusion needs three cells, and a yes more "
+    "than half of them. Paper: its nine networks and four attacks. Intervals over few cells are "
+    "too narrow, and they are not corrected for the number of claims."
+)
+LEARNING_RATES_NOTE = (
+    "The most robust epoch of every learning rate, and the selected epochs: mean robustness on the "
+    "validation part and, for selected epochs, on the reported part; clean accuracy on the two "
+    "halves of the test images."
+)
+
+
+@dataclass
+class Section:
+    """A table of strings with its title and a note; `folded` shows only the title at first."""
+
+    title: str
+    table: pd.DataFrame
+    note: str = ""
+    folded: bool = False
+
+
+@dataclass
+class Content:
+    """What the report shows.
+
+    sentences, warnings: text at the top. networks: {(dataset, model): [Section]}. common: Sections
+    after them. command: the command that makes the report. overview, claims: the Sections over all
+    networks and claims_table, if there are several.
+    """
+
+    sentences: list
+    warnings: list
+    networks: dict
+    common: list
+    command: str
+    overview: list = field(default_factory=list)
+    claims: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def as_text(table, **formats):
+    """A table of strings: floats with one digit or as `formats` says; nothing for NaN and None."""
+    text = {}
+    for name, column in table.items():
+        default = "{:.1f}" if pd.api.types.is_float_dtype(column) else "{}"
+        form = formats.get(name, default)
+        text[name] = ["" if pd.isna(value) else form.format(value) for value in column]
+    return pd.DataFrame(text)
+
+
+def with_interval(table, prefix=""):
+    """["+1.0 [-0.5, +2.5]"] of a table's rows, nothing for NaN."""
+    columns = [prefix + name for name in ("difference", "low", "high")]
+    rows = table[columns].itertuples(index=False, name=None)
+    return ["" if pd.isna(row[0]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row) for row in rows]
+
+
+# ------------------------------------------------------------------------------------- robustness
+
+
+def robustness_text(cells, published=None):
+    """The robustness table of one network as strings: a row a method, a column an attack.
+
+    Args:
+        cells: of robustness_table.
+        published: of published_means; the paper's means, in round brackets. None: without.
+    """
+    published = published or {}
+    texts = [cell_text(row, published) for row in cells.itertuples(index=False)]
+    cells = cells.assign(text=texts)
+    methods = cells.drop_duplicates("label").set_index("label", drop=False)
+    methods = methods.loc[labels_in_order(methods)]
+    rows = list(methods.itertuples(index=False))
+    table = pd.DataFrame({"method": [row.label + (" †" if row.loses else "") for row in rows]})
+    if (methods["runs"] > 1).any():
+        table["runs"] = [str(row.runs) for row in rows]
+    table["clean"] = [with_paper(f"{row.clean:.1f}", row, "clean", published) for row in rows]
+    table["change"] = ["" if row.method == "original" else f"{row.change:+.1f}" for row in rows]
+    for attack in [a for a in (*ATTACKS, "mean") if a in set(cells["attack"])]:
+        column = cells[cells["attack"] == attack].set_index("label")
+        title = attack_title(attack, column["n"])
+        table[title] = column["text"].reindex(methods.index).fillna("").to_numpy()
+    return table
+
+
+def cell_text(row, published):
+    text = f"{row.mean:.1f}"
+    text += f" ± {row.std:.1f}" if row.runs > 1 else ""
+    text += f" [{row.low:.1f}, {row.high:.1f}]" if np.isfinite(row.low) else ""
+    return with_paper(f"**{text}**" if row.best else text, row, row.attack, published)
+
+
+def with_paper(text, row, attack, published):
+    """A cell's text, with the paper's mean in round brackets if there is one."""
+    mean = published.get((row.dataset, row.model, row.label, attack))
+    return text if mean is None else f"{text} ({mean:.1f})"
+
+
+def attack_title(attack, n):
+    """The heading of an attack's column, with the number of samples: "pgd, n 60"."""
+    counts = sorted({int(count) for count in (n.min(), n.max()) if count > 0})
+    return f"{attack}, n {'-'.join(map(str, counts))}" if counts else attack
+
+
+def robustness_section(cells, rule, published, note=ROBUSTNESS_NOTE):
+    dataset, model = cells.iloc[0][NETWORK]
+    title = f"Robustness of {model} on {dataset}: {RULES.get(rule, 'the paper')}"
+    return Section(title, robustness_text(cells, published), note)
+
+
+# -------------------------------------------------------------------------------------- comparisons
+
+
+def differences_section(table):
+    dataset, model, rule = table.iloc[0][[*NETWORK, "rule"]]
+    text = as_text(table[["method", "attack", "runs", "test", "p"]], p="{:.2g}")
+    text["p, corrected"] = ["" if pd.isna(p) else f"{p:.2g}" for p in table["p_holm"]]
+    text.insert(3, "DARE minus it", with_interval(table))
+    if table["setting"].any():
+        text.insert(0, "DARE's setting", table["setting"].replace("", "default").to_numpy())
+    title = f"DARE minus every other method, {model} on {dataset}: {RULES.get(rule, 'the paper')}"
+    return Section(title, text, DIFFERENCES_NOTE, folded=True)
+
+
+def verdict_section(rows, dataset, model):
+    columns = {
+        "component tested": rows["component"],
+        "compared with": rows["compared_with"],
+        "difference by the paper's metric": with_interval(rows),
+        "difference under adaptive attack": with_interval(rows, "adaptive_"),
+        "conclusion": rows["conclusion"],
+        "reason": rows["reason"],
+    }
+    if rows["setting"].any():
+        columns = {"DARE's setting": rows["setting"].replace("", "default")} | columns
+    title = f"What each component of DARE is worth: {model} on {dataset}"
+    return Section(title, pd.DataFrame(columns), VERDICT_NOTE)
+
+
+def claims_section(claims):
+    """The rows over all cells: the paper's difference, and ours by two rules."""
+    rows = claims[claims["model"] == ALL]
+    rows = rows.assign(
+        text=with_interval(rows), cells_text=[cells_text(r) for r in rows.itertuples()]
+    )
+    is_bold = rows["decides"] & (rows["text"] != "")
+    rows["text"] = np.where(is_bold, "**" + rows["text"] + "**", rows["text"])
+    key = ["component", "compared_with", "setting"]
+    deciding = rows[rows["decides"]].set_index(key)
+    text = {
+        "component tested": deciding.index.get_level_values("component"),
+        "compared with": deciding.index.get_level_values("compared_with"),
+        "paper": ["" if pd.isna(value) else f"{value:+.1f}" for value in deciding["paper"]],
+    }
+    for rule, title in ("selected", "most robust epoch"), ("compared", "within 1 point"):
+        of_rule = rows[rows["rule"] == rule].set_index(key).reindex(deciding.index)
+        text[title] = of_rule["text"].fillna("").to_numpy()
+        text[f"{title}: cells with yes"] = of_rule["cells_text"].fillna("").to_numpy()
+    text["conclusion"] = deciding["conclusion"].to_numpy()
+    text["reason"] = deciding["reason"].to_numpy()
+    settings = deciding.index.get_level_values("setting")
+    if any(settings):
+        text = {"DARE's setting": settings.where(settings != "", "default")} | text
+    return Section("Claims over all networks", pd.DataFrame(text), CLAIMS_NOTE)
+
+
+def cells_text(row):
+    """ "2 of 3 (6 measured)": cells with yes, of those that are comparable."""
+    text = f"{row.cells_with_yes:.0f} of {row.cells:.0f}"
+    return text + (f" ({row.measured:.0f} measured)" if row.measured > row.cells else "")
+
+
+def network_sections(network, cells, differences, verdict, published):
+    """The Sections of one network.
+
+    cells, differences: {rule: table}. verdict: rows of `verdict`. published: of published_means.
+    """
+    sections = [verdict_section(verdict, *network)] if len(verdict) else []
+    for rule, note in zip(RULES, (ROBUSTNESS_NOTE, "Read like the table above."), strict=True):
+        sections.append(
+            robustness_section(of_network(cells[rule], *network), rule, published, note)
+        )
+    for rule in RULES:
+        table = differences[rule]
+        table = of_network(table, *network) if len(table) else table
+        if len(table):
+            sections.append(differences_section(table))
+    return sections
+
+
+def wins_sentence(count, paper_count=None):
+    """count, paper_count: (scenarios that DARE wins, all of them), ours and the paper's."""
+    won, scenarios = count
+    if not scenarios:
+        return "DARE and adversarial training have not both been run."
+    text = (
+        f"DARE has the highest mean in {won} of {scenarios} scenarios (data set, network and "
+        f"attack) against adversarial training"
+    )
+    return text + (
+        f"; in the paper in {paper_count[0]} of {paper_count[1]}." if paper_count else "."
+    )

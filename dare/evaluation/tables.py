@@ -1,0 +1,158 @@
+"""The tables of the report, as numbers: robustness, networks, learning rates."""
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from dare.evaluation.intervals import bootstrap, wilson
+from dare.evaluation.runs import (
+    NETWORK,
+    PAPER,
+    RULES,
+    commands,
+    models_of,
+    of_network,
+    paper_accuracy,
+    paper_runs,
+)
+from dare.evaluation.selection import loses_too_much
+from train.artifacts import checkpoint_path
+
+
+def robustness_table(runs, recorded=None):
+    """Every cell of the robustness tables: a row for each network, method and attack.
+
+    Args:
+        runs: selected rows of the test part.
+        recorded: RecordedRuns, for the intervals of the mean; None: without these.
+
+    Returns:
+        DataFrame with the columns dataset, model, label, method, setting, attack (also "mean", over
+        the attacks), runs, n, mean, std (over runs), low, high (95%: Wilson's of a single run; of
+        "mean" by bootstrap over images), clean, change (of clean accuracy, points), loses (more
+        than 1 point), best (of the rows that do not lose more). In %.
+    """
+    keys = [*NETWORK, "label", "method", "setting"]
+    runs = runs.assign(n=runs.get("n", np.nan))
+    by_run = runs.groupby([*keys, "folder", "run"], sort=False)
+    means = by_run["empirical_robustness"].mean().reset_index().assign(attack="mean", n=np.nan)
+    cells = pd.concat([runs, means]).groupby([*keys, "attack"], sort=False)
+    cells = cells.agg(
+        runs=("empirical_robustness", "count"), n=("n", "mean"),
+        mean=("empirical_robustness", "mean"), std=("empirical_robustness", "std"),
+    ).reset_index()  # fmt: skip
+    models = runs.drop_duplicates([*keys, "folder", "run"]).groupby(keys)
+    clean = models[["test_accuracy", "change"]].mean().rename(columns={"test_accuracy": "clean"})
+    cells = cells.merge(clean, on=keys)
+    add_intervals(cells, runs, recorded)
+    cells["loses"] = loses_too_much(cells["change"])
+    may_win = cells["mean"].where(~cells["loses"] & (cells["method"] != "original"))
+    best = may_win.groupby([cells[key] for key in (*NETWORK, "attack")]).transform("max")
+    cells["best"] = may_win.eq(best)
+    return cells
+
+
+def add_intervals(cells, runs, recorded):
+    """Set the columns low and high of the robustness table."""
+    low, high = wilson(cells["mean"] * cells["n"] / 100, cells["n"])
+    is_single = (cells["runs"] == 1) & (cells["method"] != "original")
+    cells["low"] = np.where(is_single, 100 * low, np.nan)
+    cells["high"] = np.where(is_single, 100 * high, np.nan)
+    if recorded is None:
+        return
+    for row in cells[cells["attack"] == "mean"].itertuples():
+        if row.method != "original":
+            rows = of_network(runs[runs["label"] == row.label], row.dataset, row.model)
+            interval = mean_interval(recorded, rows, row.dataset, row.model)
+            cells.loc[row.Index, ["low", "high"]] = interval
+
+
+def mean_interval(recorded, rows, dataset, model):
+    """95% interval in % of the mean over attacks of a method's models, over images and runs."""
+    attacks = recorded.attacks(dataset, model)
+    if not attacks:
+        return [np.nan, np.nan]
+    sources = [
+        np.stack([recorded.right(folder, digest, attacks) for digest in runs.values()])
+        for folder, runs in models_of(rows).items()
+    ]
+    _, low, high = bootstrap(sources)
+    return [100 * low[-1], 100 * high[-1]]
+
+
+def wins(cells):
+    """In how many scenarios DARE has a higher mean than every adversarial training, and of how
+    many. A scenario is a network, an attack and a setting of DARE.
+    """
+    cells = cells[cells["attack"] != "mean"]
+    scenario = [*NETWORK, "attack"]
+    is_dare = cells["label"] == ("dare " + cells["setting"]).str.strip()
+    dare = cells[is_dare].set_index(scenario)["mean"]
+    baselines = cells[cells["method"].str.startswith("at-")]
+    best = baselines.groupby(scenario)["mean"].max().rename("best")
+    both = dare.to_frame("dare").join(best, how="inner").dropna()
+    return int((both["dare"] > both["best"]).sum()), len(both)
+
+
+def published_means():
+    """{(dataset, model, method, attack): the paper's mean}; attack also "clean" and "mean"."""
+    cells = robustness_table(paper_runs())
+    means = cells.set_index([*NETWORK, "method", "attack"])["mean"].to_dict()
+    return means | {(*key, "clean"): value for key, value in paper_accuracy().items()}
+
+
+def models_table(recorded):
+    """Sizes of training, parameters and accuracy of the networks, beside the authors' table.
+
+    Recorded results have no checkpoints, and so they lack our numbers of parameters.
+    """
+    theirs = pd.read_csv(PAPER / "models.csv").set_index(NETWORK)
+    originals = recorded.rows[recorded.rows["method"] == "original"].drop_duplicates("folder")
+    table = originals[[*NETWORK, "source", "epoch"]].rename(columns={"epoch": "epochs"})
+    paths = map(checkpoint_path, originals["folder"].map(recorded.folders), originals["epoch"])
+    authors = theirs.reindex(pd.MultiIndex.from_frame(originals[NETWORK]))
+    table["images"] = [training_images(recorded.folders[name]) for name in originals["folder"]]
+    table["parameters (M)"] = [parameters(path) / 1e6 for path in paths]
+    table["authors' parameters"] = authors["params_millions"].to_numpy()
+    table["clean accuracy"] = originals["test_accuracy"]
+    table["authors' accuracy"] = authors["test_accuracy_percent"].to_numpy()
+    return table.dropna(axis=1, how="all")
+
+
+def training_images(folder):
+    """Number of training images, by the recorded training; NaN if it was not recorded."""
+    recorded = commands(folder, versions=True)
+    if not {"stage", "images"} <= set(recorded):
+        return np.nan
+    images = recorded.loc[recorded["stage"].str.startswith("train "), "images"].astype(float)
+    return images.iloc[-1] if len(images) else np.nan
+
+
+def parameters(path):
+    """Number of weights in a checkpoint; NaN if it does not exist."""
+    if not path.exists():
+        return np.nan
+    sizes = []
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
+    return sum(sizes)
+
+
+def learning_rates_table(recorded):
+    """Every method and learning rate at its most robust epoch, and the selected epochs.
+
+    Mean robustness over attacks and clean accuracy, as selection saw them and as they are reported.
+    Only selected epochs are reported.
+    """
+    keys = [*NETWORK, "source", "label", "run", "lr_rate", "epoch"]
+    clean = {"selection_accuracy": "clean, selection", "test_accuracy": "clean, reported"}
+    rows = recorded.rows[recorded.rows["method"] != "original"]
+    by_model = rows.groupby([*keys, "split"], sort=False, dropna=False)["empirical_robustness"]
+    models = by_model.mean().unstack("split").reindex(columns=["validation", "test"])
+    marks = rows.drop_duplicates(keys)[[*keys, *clean, *RULES]]
+    models = models.reset_index().merge(marks, on=keys)
+    best = models.groupby(keys[:-1], sort=False, dropna=False)["validation"].transform("max")
+    table = models[models["validation"].eq(best) | models[[*RULES]].any(axis=1)]
+    for rule in RULES:
+        table = table.assign(**{rule: np.where(table[rule], "yes", "")})
+    return table.rename(columns={"label": "method", "test": "reported"} | clean)

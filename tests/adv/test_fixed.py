@@ -1,0 +1,89 @@
+"""Mode fixed: attacks at given epsilons."""
+
+import foolbox
+import numpy as np
+import pytest
+from attack_cases import by_foolbox, size
+
+from adv import ATTACKS
+from adv.attacks import attack, norms
+from adv.attacks.classifier import (
+    BatchedModel,
+    foolbox_model,
+    logits_model,
+)
+from adv.attacks.losses import log_odds
+from train.backend import keras
+from train.utils import predict
+
+pytest_plugins = ["attack_cases"]
+layers = keras.layers
+
+
+EPSILON = {"fgsm": 0.15, "bim": 0.15, "pgd": 0.15, "cw": 1.0, "jsma": 20}
+
+
+@pytest.fixture(scope="module")
+def fixed_mode(subject):
+    """{attack: (found, success)} of mode fixed on 40 images."""
+    _, x, y, batched = subject
+    return {
+        name: attack(name, batched, x[:40], y[:40], "fixed", epsilon, steps=40)
+        for name, epsilon in EPSILON.items()
+    }
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_fixed_mode_stays_within_epsilon(subject, fixed_mode, name):
+    model, x, y, _ = subject
+    x, y = x[:40], y[:40]
+    found, success = fixed_mode[name]
+    norm = {"cw": "l2", "jsma": "l0"}.get(name, "linf")
+    assert norms(found - x)[norm].max() <= EPSILON[name] + 1e-6
+    np.testing.assert_array_equal(predict(model, found).argmax(axis=1) != y, success)
+
+
+def test_fixed_fgsm_is_one_step_of_the_gradients_sign(subject, fixed_mode):
+    _, x, y, batched = subject
+    x, y = x[:40], y[:40]
+    step = np.clip(x + np.float32(0.15) * np.sign(batched.gradient(x, y, log_odds)[1]), 0, 1)
+    wrong = batched.logits(step).argmax(axis=1) != y
+    found, success = fixed_mode["fgsm"]
+    assert 0 < wrong.sum() < len(x)
+    np.testing.assert_array_equal(success, wrong)
+    np.testing.assert_allclose(found[wrong], step[wrong], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pgd", "cw", "jsma"])
+def test_fixed_mode_breaks_what_a_smaller_perturbation_breaks(subject, fixed_mode, name):
+    _, x, y, batched = subject
+    x, y = x[:40], y[:40]
+    steps = None if name == "pgd" else 40
+    found, success = attack(name, batched, x, y, steps=steps)
+    breakable = success & (size(name, found - x) <= EPSILON[name])
+    assert 0 < breakable.sum()
+    if name == "pgd":  # which starts at random there
+        assert fixed_mode[name][1][breakable].mean() >= 0.9
+    else:
+        np.testing.assert_array_equal(fixed_mode[name][1], breakable)
+
+
+def test_fixed_bim_breaks_what_fixed_fgsm_breaks(fixed_mode):
+    fgsm, bim = fixed_mode["fgsm"][1], fixed_mode["bim"][1]
+    assert bim[fgsm].mean() >= 0.9 and bim.sum() > fgsm.sum()
+
+
+def test_fixed_mode_is_not_fooled_by_large_logits(subject):
+    """Logits times 30: the same decisions; the gradient of the cross-entropy vanishes."""
+    model, x, y, batched = subject
+    logits = logits_model(model)
+    scaled = layers.Softmax()(layers.Rescaling(30.0)(logits.output))
+    scaled = keras.Model(logits.inputs[0], scaled)
+    scaled_model = BatchedModel(foolbox_model(scaled), batch=64)
+    epsilon = 0.2
+    _, plain = attack("pgd", batched, x, y, "fixed", epsilon)
+    _, ours = attack("pgd", scaled_model, x, y, "fixed", epsilon)
+    _, theirs = by_foolbox(foolbox.attacks.LinfPGD(), scaled_model, x, y, [epsilon])
+    assert plain.mean() > 0.7
+    assert abs(int(ours.sum()) - int(plain.sum())) <= 3
+    assert theirs[0].sum() < 0.7 * plain.sum()

@@ -1,0 +1,132 @@
+"""The samples, and adversarial training on them."""
+
+import h5py
+import numpy as np
+import pytest
+
+from adv import fintune_adv, generate_adv
+from train.artifacts import attributes
+from train.checkpoints import load_classifier
+from train.flags import UserError
+from train.utils import predict
+
+
+def arrays_of(path):
+    with h5py.File(path) as file:
+        return {name: file[name][()] for name in file}
+
+
+def interrupt(monkeypatch, after):
+    """Let generate_adv attack so many chunks, then interrupt; returns the list of batched."""
+    real, batched = generate_adv.run_attack, []
+
+    def interrupted(*args, **settings):
+        batched.append(args)
+        if len(batched) == after + 1:
+            raise KeyboardInterrupt
+        return real(*args, **settings)
+
+    monkeypatch.setattr(generate_adv, "run_attack", interrupted)
+    return batched
+
+
+def test_an_interrupted_run_writes_the_same_file(study, monkeypatch):
+    _, folder, flags = study
+    path = folder / "adv/pgd.h5"
+    monkeypatch.setattr(generate_adv, "CHUNK", 16)
+    flags = [*flags, "--attack", "pgd", "--samples", "50"]
+    path.unlink()
+    generate_adv.main(flags)
+    whole, about = arrays_of(path), attributes(path)
+    path.unlink()
+    path.with_suffix(".png").unlink()
+    batched = interrupt(monkeypatch, after=2)
+    with pytest.raises(KeyboardInterrupt):
+        generate_adv.main(flags)
+    assert not path.exists()
+    generate_adv.main(flags)
+    assert len(batched) == 5  # two chunks, an interruption, the other two
+    assert attributes(path) == about
+    for name, value in arrays_of(path).items():
+        np.testing.assert_array_equal(value, whole[name])
+    assert sorted(p.name for p in (folder / "adv").iterdir() if p.name.startswith(".")) == []
+    assert path.with_suffix(".png").stat().st_size > 5000
+
+
+def test_chunks_of_other_settings_are_not_used(study, monkeypatch):
+    _, folder, flags = study
+    monkeypatch.setattr(generate_adv, "CHUNK", 16)
+    flags = [*flags, "--attack", "pgd", "--samples", "32"]
+    (folder / "adv/pgd.h5").unlink()
+    batched = interrupt(monkeypatch, after=1)
+    with pytest.raises(KeyboardInterrupt):
+        generate_adv.main([*flags, "--steps", "10"])
+    generate_adv.main(flags)
+    assert len(batched) == 4  # a chunk, an interruption, both chunks again
+
+
+def test_samples_of_other_settings_are_refused_and_kept(study, capsys):
+    _, folder, flags = study
+    path = folder / "adv/fgsm.h5"
+    before = path.read_bytes()
+    for other, name in (["--samples", "30"], "samples"), (["--steps", "5"], "steps"):
+        with pytest.raises(UserError, match=f"fgsm.h5 was made with {name}"):
+            generate_adv.main([*flags, "--attack", "fgsm", "--samples", "60", *other])
+    generate_adv.main([*flags, "--attack", "fgsm", "--samples", "60"])
+    assert "already exists" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+def test_a_weak_attack_is_warned_of(study, capsys):
+    _, folder, flags = study
+    (folder / "adv/fgsm.h5").unlink()
+    flags = [*flags, "--attack", "fgsm", "--samples", "60", "--mode", "fixed"]
+    generate_adv.main([*flags, "--epsilon", "0.05"])
+    share = arrays_of(folder / "adv/fgsm.h5")["success"].mean()
+    assert 0 < share < 0.5
+    assert "Warning: fgsm succeeds on less than half" in capsys.readouterr().out
+
+
+def test_sample_files(study):
+    home, folder, _ = study
+    x, y = (np.load(home / f"data/toy/{letter}_train.npy") for letter in "xy")
+    fgsm, pgd = (arrays_of(folder / f"adv/{name}.h5") for name in ("fgsm", "pgd"))
+    index, image = fgsm["index"], fgsm["image"]
+    np.testing.assert_array_equal(index, pgd["index"])
+    np.testing.assert_array_equal(fgsm["split"], pgd["split"])
+    assert np.bincount(fgsm["split"]).tolist() == [36, 12, 12]
+    np.testing.assert_array_equal(fgsm["label"], y[index])
+    model = load_classifier(folder)
+    assert (predict(model, x[index]).argmax(axis=1) == y[index]).all()
+    np.testing.assert_array_equal(predict(model, image).argmax(axis=1) != y[index], fgsm["success"])
+    change = np.abs(image - x[index].astype("float32") / 255)
+    np.testing.assert_allclose(fgsm["linf"], change.max(axis=(1, 2, 3)), rtol=1e-5)
+    wanted = {"attack", "mode", "samples", "checkpoint_sha256", "data_sha256", "version"}
+    assert wanted <= set(attributes(folder / "adv/fgsm.h5"))
+
+
+def test_adversarial_training_learns_its_own_samples(study):
+    _, folder, flags = study
+    flags = [*flags, "--lr_rate", "0.003", "--epoch", "12"]
+    fintune_adv.main([*flags, "--attack", "fgsm,pgd"])
+    original = load_classifier(folder)
+    for name in ("fgsm", "pgd"):
+        tuned = folder / f"tuned/at-{name}_lr0.003_run0/model.012.weights.h5"
+        about = attributes(tuned)
+        assert about["method"] == f"at-{name}" and about["run"] == 0
+        samples = arrays_of(folder / f"adv/{name}.h5")
+        rows = (samples["split"] == 0) & samples["success"]
+        images, labels = samples["image"][rows], samples["label"][rows]
+        assert (predict(original, images).argmax(axis=1) != labels).all()
+        model = load_classifier(folder)
+        model.load_weights(tuned)
+        assert (predict(model, images).argmax(axis=1) == labels).mean() > 0.5
+    # Tuning for pgd began from the original, not from what fgsm had made of it.
+    alone = folder / "tuned/at-pgd_lr0.003_run0"
+    alone.rename(folder / "together")
+    fintune_adv.main([*flags, "--attack", "pgd"])
+    ends = [load_classifier(folder) for _ in range(2)]
+    for model, where in zip(ends, (alone, folder / "together"), strict=True):
+        model.load_weights(where / "model.012.weights.h5")
+    for one, other in zip(ends[0].get_weights(), ends[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

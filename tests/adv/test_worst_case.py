@@ -1,0 +1,146 @@
+"""The worst case over attacks: closed forms, hidden gradients, unknown images."""
+
+import eagerpy as ep
+import foolbox
+import numpy as np
+import pytest
+
+from adv.attacks.classifier import BatchedModel, foolbox_model
+from adv.attacks.rays import Rays, RaysLimits
+from adv.attacks.worst_case import BROKEN, ROBUST, UNKNOWN, WorstCase, attack_model, worst_of
+from train.backend import keras, ops
+
+SHAPE = (6, 6, 1)
+EPSILONS = {"linf": (0.004, 0.01, 0.02, 0.04), "l2": (0.02, 0.05, 0.1, 0.2)}
+
+
+def how(restarts):
+    return WorstCase(EPSILONS, restarts)
+
+
+class HiddenGradient(keras.layers.Layer):
+    """Rounds pixels to 1/255: nothing changes but the gradient, which is 0 everywhere."""
+
+    def call(self, x):
+        return ops.stop_gradient(ops.round(x * 255) / 255) + 0 * x
+
+
+def linear(scale=1.0, kernel=None, first=()):
+    """A linear classifier of two classes; its kernel, (36, 2), is random unless given."""
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((36, 2)).astype("float32") if kernel is None else kernel
+    dense = keras.layers.Dense(2, activation="softmax")
+    model = keras.Sequential([keras.Input(SHAPE), *first, keras.layers.Flatten(), dense])
+    bias = -0.5 * kernel.sum(axis=0)  # grey is undecided
+    dense.set_weights([scale * kernel, scale * bias])
+    return model
+
+
+def linear_images(n=60):
+    """Grey images that no perturbation here takes to 0 or 1, labels, a tenth of them wrong, and
+    the distance of every image to the boundary: {norm: (n,)}."""
+    rng = np.random.default_rng(1)
+    x = (0.5 + 0.08 * rng.standard_normal((n, *SHAPE))).clip(0.3, 0.7).astype("float32")
+    kernel = np.random.default_rng(0).standard_normal((36, 2))
+    difference = kernel[:, 1] - kernel[:, 0]
+    margin = (x.reshape(n, -1) - 0.5) @ difference
+    y = (margin > 0).astype(int)
+    y[::10] = 1 - y[::10]
+    size = {"linf": np.abs(difference).sum(), "l2": np.linalg.norm(difference)}
+    return x, y, {norm: np.abs(margin) / length for norm, length in size.items()}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    x, y, distance = linear_images()
+    return x, y, distance, attack_model(linear(), x, y, how(2))
+
+
+def test_linear_classifier_is_as_robust_as_its_margin_says(plain):
+    _, y, distance, results = plain
+    wrong = np.arange(len(y)) % 10 == 0
+    for norm, sizes in EPSILONS.items():
+        for epsilon in sizes:
+            sure = np.abs(distance[norm] / epsilon - 1) > 0.01
+            expected = np.where(~wrong & (distance[norm] > epsilon), ROBUST, BROKEN)
+            assert 0.1 < expected.mean() < 0.9 or epsilon == sizes[-1]
+            for attack in ("fgsm", "pgd", "worst") if norm == "linf" else ("fgsm", "worst"):
+                result = results[f"{norm}/{attack}/{epsilon:g}"]
+                np.testing.assert_array_equal(result[sure], expected[sure], f"{norm} {attack}")
+
+
+def test_epsilon_0_is_clean_accuracy_and_results_fall_with_epsilon(plain):
+    x, y, _, results = plain
+    clean = linear().predict(x, verbose=0).argmax(axis=1) == y
+    for norm, sizes in EPSILONS.items():
+        for attack in ("fgsm", "pgd", "rays", "worst"):
+            rows = np.stack([results[f"{norm}/{attack}/{e:g}"] for e in (0, *sizes)])
+            np.testing.assert_array_equal(rows[0], clean)
+            assert (np.diff(rows.astype(int), axis=0) <= 0).all()
+        attacks = [results[f"{norm}/{a}/{sizes[2]:g}"] for a in ("fgsm", "pgd", "rays")]
+        assert (results[f"{norm}/worst/{sizes[2]:g}"] == np.min(attacks, axis=0)).all()
+
+
+def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
+    x, y, distance = linear_images()
+    right = np.arange(len(y)) % 10 > 0
+    model = BatchedModel(foolbox_model(linear()))
+    found, success = Rays(model, x[right], y[right]).run()
+    assert success.all() and (model.logits(found).argmax(axis=1) != y[right]).all()
+    ratio = np.abs(found - x[right]).max(axis=(1, 2, 3)) / distance["linf"][right]
+    assert ratio.min() > 0.999 and ratio.max() < 1.05
+
+
+def test_rays_gives_up_what_is_out_of_reach_and_stops_at_what_is_enough():
+    x, y, _ = linear_images()
+    right = np.arange(len(y)) % 10 > 0
+    model = BatchedModel(foolbox_model(linear()))
+    search = Rays(model, x[right], y[right], RaysLimits(needed=1e-6))
+    search.run()
+    assert (search.decisions < Rays.CHECKED + 1 + Rays.BISECTIONS).all()
+    search = Rays(model, x[right], y[right], RaysLimits(enough=0.1))
+    search.run()
+    assert (search.size <= 0.1).all() and search.decisions.max() < 100
+
+
+def test_confident_logits_do_not_make_a_classifier_robust(plain):
+    x, y, _, results = plain
+    sure = attack_model(linear(scale=3000), x, y, how(2))
+    for name in (name for name in results if "worst" in name):
+        assert np.mean(sure[name] == ROBUST) <= np.mean(results[name] == ROBUST) + 0.02
+    # Foolbox's own attack, up the cross-entropy, is fooled.
+    fmodel = foolbox_model(linear(scale=3000))
+    images, labels = (ep.from_numpy(fmodel.dummy, a) for a in (x, y))
+    attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=0.125, random_start=False)
+    _, _, hit = attack(fmodel, images, labels, epsilons=0.02)
+    assert np.mean(~hit.numpy()) > np.mean(sure["linf/worst/0.02"] == ROBUST) + 0.2
+
+
+def test_hidden_gradients_are_found_out_by_decisions(plain):
+    x, y, distance, _ = plain
+    hidden = linear(first=[HiddenGradient()])
+    found = attack_model(hidden, x, y, how(2))
+    right = found["linf/worst/0"] == ROBUST
+    assert (found["linf/pgd/0.01"][right] == UNKNOWN).all()
+    expected = distance["linf"] < 0.038  # 5% short of 0.04
+    assert (found["linf/worst/0.04"][right & expected] == BROKEN).all()
+    assert (found["linf/worst/0.04"] != ROBUST).all() and (right & expected).sum() > 30
+
+
+def test_what_cannot_be_attacked_is_unknown_and_not_robust():
+    x, y, _ = linear_images()
+    constant = linear(kernel=np.zeros((36, 2), "float32"))
+    constant.layers[-1].set_weights([np.zeros((36, 2)), np.array([1.0, 0.0])])
+    results = attack_model(constant, x, y, how(1))
+    for name, result in results.items():
+        unknown = ROBUST if name.endswith("/0") else UNKNOWN
+        np.testing.assert_array_equal(result, np.where(y == 0, unknown, BROKEN), name)
+
+
+def test_worst_of_several_and_no_right_image():
+    results = np.array([[1, 1, 2, 0, 2], [1, 2, 2, 2, 0], [1, 1, 2, 1, 1]])
+    assert worst_of(results).tolist() == [1, 2, 2, 0, 0]
+    x = linear_images(20)[0]
+    wrong = 1 - linear().predict(x, verbose=0).argmax(axis=1)
+    results = attack_model(linear(), x, wrong, how(1))
+    assert all((result == BROKEN).all() for result in results.values())

@@ -1,0 +1,211 @@
+"""The verdict of a network: what is compared, by which settings, and what is concluded."""
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import PLAIN, made_up
+
+from dare.evaluation import checks
+from dare.evaluation.comparisons import verdict, verdict_sentences
+from dare.evaluation.runs import RecordedRuns
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """RecordedRuns of one study with one run."""
+    return RecordedRuns([made_up(tmp_path_factory.mktemp("single"))])
+
+
+def judged(home, **changed):
+    """The verdict on a made-up study, by the method compared with, and its sentences."""
+    methods = PLAIN | {name.replace("_", "-"): value for name, value in changed.items()}
+    rows = verdict(RecordedRuns([made_up(home, methods, n=400)]), "digits", "lenet")
+    return rows.set_index("compared_with"), verdict_sentences(rows)
+
+
+def test_a_method_that_is_better_than_every_control(home):
+    rows, text = judged(home)
+    controls = rows[rows.index.str.startswith("control-")]
+    assert len(controls) == 8
+    assert (controls["conclusion"] == "yes").all()
+    assert (controls["adaptive_conclusion"] == "yes").all()
+    assert text.startswith("DARE is more robust than at-pgd, control-self, ")
+    assert "Under adaptive attack it is more robust than control-self" in text
+    assert (rows.loc[controls.index, "reason"] == "the interval is above 0").all()
+
+
+def test_noise_is_no_merit_of_dare(home):
+    rows, text = judged(home, dare=(0.5, 0.95, 0.3), control_noise=(0.5, 0.95, 0.3))
+    assert rows.loc["control-noise", "component"] == "direction of the change"
+    assert rows.loc["control-noise", "conclusion"] != "yes"
+    assert "control-noise" not in text.split(".")[0]
+
+
+def test_a_control_that_changes_nothing_is_not_comparable(home):
+    rows, text = judged(home, dare=(0.5, 0.95, 0.3), control_self=(0.0, 0.95, 0.3))
+    row = rows.loc["control-self"]
+    assert row["conclusion"] == row["adaptive_conclusion"] == "not comparable"
+    assert row["reason"] == "control-self did not change this network"
+    assert "Not comparable: control-self." in text
+
+
+def test_batch_normalisation_s_drift_is_no_merit_of_dare(home):
+    rows, text = judged(home, dare=(0.62, 0.95, 0.3), control_batchnorm=(0.62, 0.95, 0.3))
+    row = rows.loc["control-batchnorm"]
+    assert row["conclusion"] != "yes" and row["adaptive_conclusion"] != "yes"
+    assert "control-batchnorm" not in text.split(".")[0]
+
+
+def test_a_planted_effect_is_found(home):
+    rows, _ = judged(home, dare=(0.65, 0.95, 0.4), control_self=(0.6, 0.95, 0.45))
+    row = rows.loc["control-self"]
+    assert row["difference"] == pytest.approx(5) and 0 < row["low"] < 5 < row["high"] < 10
+    assert row["conclusion"] == "yes" and row["component"] == "mined history"
+    assert row["adaptive_difference"] == pytest.approx(-5) and row["adaptive_high"] < 0
+    assert row["adaptive_conclusion"] == "no"
+
+
+def test_the_same_model_is_no_better(home):
+    folder = made_up(home)
+    rows = pd.read_csv(folder / "robustness.csv")
+    dare = rows.loc[rows["method"] == "dare", "sha256"].iloc[0]
+    rows.loc[rows["method"] == "control-self", "sha256"] = dare
+    rows.to_csv(folder / "robustness.csv", index=False)
+    found = verdict(RecordedRuns([folder]), "digits", "lenet").set_index("compared_with")
+    columns = ["low", "high", "conclusion", "reason"]
+    expected = [0, 0, "no", "the gain is below 1 point"]
+    assert found.loc["control-self", columns].tolist() == expected
+
+
+@pytest.mark.parametrize(("dare_has_one", "epochs"), [(True, [3, 1]), (False, [9, 2])])
+def test_both_sides_of_a_difference_may_lose_as_much(dare_has_one, epochs):
+    """If DARE has no epoch within 1 point, a control is compared at its most robust one, too."""
+    rows = [
+        ("dare", 3, "within"),
+        ("dare", 9, "highest"),
+        ("control-swa", 1, "within"),
+        ("control-swa", 2, "highest"),
+    ]
+    table = pd.DataFrame(rows, columns=["method", "epoch", "rule"])
+    table = table.assign(dataset="digits", model="lenet", folder="seed0", run=0, setting="")
+    table = table.assign(per=np.nan, choose_layer=np.nan, batches=np.nan, label=table["method"])
+    table.loc[table["method"] == "dare", ["per"]] = 0.95
+    table["choose_layer"] = np.where(table["method"] == "dare", "conv3", None)
+    within = table[(table["rule"] == "within") & ((table["label"] != "dare") | dare_has_one)]
+    recorded = RecordedRuns.__new__(RecordedRuns)
+    highest = table[table["rule"] == "highest"]
+    recorded.chosen = {"selected_within_1": within, "selected": highest}
+    (setting,) = recorded.settings("digits", "lenet")
+    found = recorded.compared("digits", "lenet", setting).set_index("label")["epoch"]
+    assert [found["dare"], found["control-swa"]] == epochs and len(found) == 2
+
+
+def test_lost_clean_accuracy_is_not_comparable(home):
+    rows, text = judged(home, dare=(0.9, 0.93, 0.6))
+    assert set(rows["conclusion"]) == {"not comparable"}
+    assert set(rows["adaptive_conclusion"]) == {"not comparable"}
+    assert "dare loses 2.0 points" in rows["reason"].iloc[0]
+    assert text.startswith("DARE is not shown to be more robust than any other method.")
+
+
+def test_under_twice_chance_is_not_comparable(home):
+    guessing = {m: (r, 0.19, a) for m, (r, _, a) in PLAIN.items()}
+    recorded = RecordedRuns([made_up(home, guessing)])
+    rows = verdict(recorded, "digits", "lenet")
+    assert set(rows["conclusion"]) == {"not comparable"}
+    assert rows["reason"].str.contains("less than twice chance").all()
+    assert any("less than twice chance (20.0%)" in text for text in checks.warnings(recorded))
+
+
+def test_the_verdict_has_rows_for_what_was_run(home):
+    methods = {m: v for m, v in PLAIN.items() if m not in ("control-seed", "control-single")}
+    rows = verdict(RecordedRuns([made_up(home, methods)]), "digits", "lenet")
+    assert {"control-seed", "control-single"}.isdisjoint(rows["compared_with"])
+    assert "control-self" in set(rows["compared_with"])
+    assert "have not all been run" in verdict_sentences(rows.iloc[:0])
+
+
+# --------------------------------------------------------------------------------------- settings
+
+SLICED = ("dare", "control-self", "control-single", "control-noise")
+
+
+def at(per=0.95, choose_layer="conv3", methods=PLAIN):
+    """Jobs for made_up: the methods with other settings, as far as they have them."""
+    jobs = []
+    for name, values in methods.items():
+        changed = {"per": per} if name in SLICED else {}
+        if name in (*SLICED, "dare-s", "control-finetune", "control-batchnorm"):
+            changed |= {"choose_layer": choose_layer}
+        jobs.append((name, values, changed))
+    return jobs
+
+
+def test_a_study_at_another_setting_alone_has_a_full_verdict(home):
+    usual = verdict(RecordedRuns([made_up(home / "a")]), "digits", "lenet")
+    for number, job in enumerate((at(per=0.5), at(choose_layer="conv2"))):
+        recorded = RecordedRuns([made_up(home / str(number), {}, more=job)])
+        found = verdict(recorded, "digits", "lenet")
+        assert set(found["setting"]) == {("per 0.5", "at conv2")[number]}
+        pd.testing.assert_frame_equal(
+            found.drop(columns="setting"), usual.drop(columns="setting"), check_exact=False
+        )
+        text = verdict_sentences(found)
+        assert text.startswith(f"DARE {found['setting'].iloc[0]} is more robust than at-pgd")
+
+
+def test_two_settings_are_compared_like_with_like(home):
+    """The dare of per 0.5 is compared with the controls of per 0.5, not with those of 0.95."""
+    weak = PLAIN | {"dare": (0.65, 0.95, 0.4), "control-self": (0.4, 0.95, 0.3)}
+    sliced = {name: weak[name] for name in SLICED}
+    recorded = RecordedRuns([made_up(home, more=at(per=0.5, methods=sliced), n=400)])
+    rows = verdict(recorded, "digits", "lenet").set_index(["setting", "compared_with"])
+    assert rows.loc[("", "control-self"), "difference"] == pytest.approx(10)
+    assert rows.loc[("per 0.5", "control-self"), "difference"] == pytest.approx(25)
+    # Methods without a slice are the same at both.
+    assert rows.loc[("", "dare-s"), "difference"] == pytest.approx(0)
+    assert rows.loc[("per 0.5", "dare-s"), "difference"] == pytest.approx(-5)
+    assert len(rows.loc[""]) == len(rows.loc["per 0.5"])
+    assert "DARE per 0.5 is more robust than" in verdict_sentences(rows.reset_index())
+
+
+def test_dare_with_batches_is_another_method(home):
+    """`--batches 5` is shown under its own name, and is not the DARE that is compared."""
+    more = [("dare", (0.1, 0.95, 0.1), {"batches": 5})]
+    recorded = RecordedRuns([made_up(home, more=more)])
+    assert "dare batches 5" in set(recorded.rows["label"])
+    rows = verdict(recorded, "digits", "lenet").set_index("compared_with")
+    assert rows.loc["control-self", "difference"] == pytest.approx(10)
+
+
+# --------------------------------------------------------------------------------------- warnings
+
+
+def test_warnings(home, monkeypatch):
+    methods = PLAIN | {"at-pgd": (0.5, 0.9, 0.5)}
+    folder = made_up(home, methods, n=40, model="alexnet")
+    rows = pd.read_csv(folder / "robustness.csv").assign(dataset="svhn", test_accuracy=70)
+    rows["choose_layer"] = rows["choose_layer"].replace("conv3", "conv5")
+    rows.loc[(rows["method"] == "dare-s") & (rows["split"] == "validation"), "n"] = 0
+    rows.to_csv(folder / "robustness.csv", index=False)
+    with h5py.File(folder / "adv/cw.h5", "a") as file:
+        file["success"][:25] = False
+    with h5py.File(folder / "ats_conv3.h5", "a") as file:
+        del file["index"]
+        file["index"] = np.arange(99)
+    found = checks.warnings(RecordedRuns([folder]))
+    for text in (
+        "70.0% clean accuracy, over 20 points below the paper's 93.3%",
+        "cw succeeds on 38% of the images",
+        "fewer than 50 reported samples of fgsm (40), pgd (40), cw (40)",
+        "ats_conv3.h5 has 99 mined images",
+        "dare-s: no validation sample",
+        "no epoch within 1 point of the original's clean accuracy: at-pgd.",
+    ):
+        assert sum(text in warning for warning in found) == 1, (text, found)
+    assert len(found) == 6
+
+
+def test_a_good_run_has_no_warnings(single):
+    assert checks.warnings(single) == []

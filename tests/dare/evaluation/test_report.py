@@ -1,0 +1,191 @@
+"""The report, the recorded results, and the figures."""
+
+import html
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from made_up import PLAIN, made_up, sha
+from matplotlib.text import Text
+
+import dare.evaluation.record
+from dare import tables as script
+from dare.evaluation import figures, pictures, runs, sections, tables
+from dare.evaluation.claims import claims_table
+from dare.evaluation.comparisons import verdict, verdict_sentences
+from dare.evaluation.runs import RecordedRuns
+from train.flags import UserError
+
+
+def test_claims_in_the_report(home):
+    for model in ("lenet", "own"):
+        folder = made_up(home, PLAIN, n=100, model=model)
+    script.main([])
+    text = html.unescape((folder.parent / "report.html").read_text())
+    assert text.index("Claims over all networks") < text.index("lenet on digits</h2>")
+    assert (folder.parent / "figures/claims.png").exists()
+    written = pd.read_csv(folder.parent / "table_claims.csv")
+    assert {"cells", "cells_with_yes", "paper", "conclusion", "reason"} <= set(written.columns)
+    assert "2 measured" not in text and "of 2" in text
+
+
+def test_the_figure_of_claims_where_nothing_compares(home):
+    lost = {name: (0.5, 0.8, 0.3) for name in PLAIN if name != "original"}
+    folders = [made_up(home, {"original": PLAIN["original"]} | lost, model=m) for m in "ab"]
+    table = claims_table(RecordedRuns(folders), tables.published_means())
+    figure = figures.claims(table[table["component"] == "slicing"])
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert {line.get_markerfacecolor() for line in dots if len(line.get_xdata())} == {"white"}
+
+
+def test_sizes_of_training_in_the_table(home):
+    folder = made_up(home)
+    assert np.isnan(tables.training_images(folder))
+    entry = json.loads((folder / "get_ats.log").read_text().splitlines()[0])
+    entry |= {"stage": "train lenet", "settings": {"images": 718}}
+    (folder / "train.log").write_text(json.dumps(entry))
+    assert tables.training_images(folder) == 718
+    assert tables.models_table(RecordedRuns([folder]))["images"].tolist() == [718]
+
+
+def test_tables_and_report(home, capsys):
+    folder = made_up(home, PLAIN | {"at-fgsm": (0.6, 0.9, 0.5)}, n=100)
+    script.main([])
+    out = capsys.readouterr().out
+    assert out.index("Warning: digits_lenet_seed0: no epoch within 1 point") < out.index("| method")
+    text = html.unescape((folder.parent / "report.html").read_text())
+    assert 'src="http' not in text and "href" not in text and "data:image/svg+xml;base64" in text
+    assert sha(1) not in text and "seed's table" not in text and "authors' table" in text
+    assert "Read these results with care" in text and "mined history" in text
+    assert "12.5" in text and text.count("python dare/get_ats.py") == 1
+    assert (folder.parent / "table.tex").read_text().count(r"\toprule") >= 5
+    assert r"\textbf{" in (folder.parent / "table.tex").read_text()
+    written = pd.read_csv(folder.parent / "table_differences.csv")
+    assert {"difference", "low", "high", "test", "p", "p_holm"} <= set(written.columns)
+    assert set(pd.read_csv(folder.parent / "table.csv")["rule"]) == set(runs.RULES)
+
+
+def test_one_network(home):
+    for model in ("lenet", "alexnet"):
+        made_up(home, {m: PLAIN[m] for m in ("original", "dare")}, n=40, model=model)
+    script.main(["--dataset", "digits", "--model", "lenet"])
+    target = home / "models/digits_lenet"
+    assert "alexnet" not in (target / "table.md").read_text()
+    assert (target / "report.html").exists() and list((target / "figures").glob("*.svg"))
+
+
+def test_recorded_results_give_the_same_tables(home, monkeypatch):
+    """Also after models/ is gone; what is kept has neither weights nor images."""
+    folder = made_up(home, PLAIN | {"at-fgsm": (0.6, 0.9, 0.5)}, n=100)
+    monkeypatch.setattr(dare.evaluation.record, "RESULTS", home / "results")
+    script.main([])
+    names = ("table.csv", "table_differences.csv", "table_verdict.csv")
+    expected = {name: (folder.parent / name).read_text() for name in names}
+    script.main(["--record", "mine"])
+    kept = home / "results/mine" / folder.name
+    assert {p.name for p in kept.iterdir()} == {
+        "robustness.csv", "adaptive.csv", "log.csv", "commands.csv", "scores.h5", "adaptive.h5",
+    }  # fmt: skip
+    assert "tensorflow" in (kept / "commands.csv").read_text()
+    shutil.rmtree(home / "models")
+    for name in names:
+        (home / "results/mine" / name).unlink()
+    script.main(["--results", "mine"])
+    assert expected == {name: (home / "results/mine" / name).read_text() for name in names}
+    assert "python dare/get_ats.py" in (home / "results/mine/report.html").read_text()
+
+
+def test_a_study_without_dare_or_adaptive_evaluation(home):
+    folder = made_up(home, {m: PLAIN[m] for m in ("original", "at-pgd", "control-swa")}, n=60)
+    for name in ("adaptive.csv", "adaptive.h5", "log.csv", "ats_conv3.h5", "slice_0.95.h5"):
+        (folder / name).unlink()
+    script.main([])
+    text = (folder.parent / "table.md").read_text()
+    assert "have not all been run" in text and "have not both been run" in text
+    assert not (folder.parent / "table_verdict.csv").exists()
+
+
+def test_the_verdict_without_adaptive_evaluation(home):
+    folder = made_up(home)
+    (folder / "adaptive.h5").unlink()
+    rows = verdict(RecordedRuns([folder]), "digits", "lenet")
+    assert rows["adaptive_conclusion"].isna().all() and rows["adaptive_difference"].isna().all()
+    assert "adaptive" not in verdict_sentences(rows)
+
+
+def test_paper_tables(home):
+    script.main(["--paper"])
+    text = (home / "models/paper/table.md").read_text()
+    assert "in 22 of 36 scenarios" in text and "**" in text
+    assert (home / "models/paper/report.html").exists()
+
+
+def test_nothing_to_show(home):
+    with pytest.raises(UserError, match=r"robustness.csv is missing.*dare/test.py"):
+        script.main([])
+    with pytest.raises(UserError, match=r"digits_alexnet_seed"):
+        script.main(["--dataset", "digits", "--model", "alexnet"])
+
+
+def test_a_stage_that_did_nothing_does_not_replace_its_time(home):
+    folder = made_up(home, {m: PLAIN[m] for m in ("original", "dare")}, n=20)
+    found = runs.commands(folder)
+    assert found["command"].tolist() == ["python dare/get_ats.py --seed 0"]
+    assert found["seconds"].tolist() == ["12.5"]
+
+
+def overlaps(figure, texts):
+    """Pairs of the shown texts whose boxes overlap."""
+    figure.canvas.draw()
+    boxes = [(t.get_text(), Text.get_window_extent(t)) for t in texts if t.get_text()]
+    pairs = itertools.combinations(boxes, 2)
+    return [(a, b) for (a, box), (b, other) in pairs if box.overlaps(other)]
+
+
+def test_labels_of_figures_do_not_overlap(home):
+    more = [("dare", (0.7, 0.95, 0.4), {"per": per}) for per in (0.05, 0.1, 0.5, 0.9)]
+    methods = PLAIN | {"control-noise": (0.4, 0.2, 0.1), "at-cw": (0.4, 0.3, 0.1)}
+    recorded = RecordedRuns([made_up(home, methods, n=100, more=more)])
+    cells = tables.robustness_table(recorded.all_compared(), recorded)
+    figure = figures.trade_off(cells)
+    assert len(figure.axes[0].texts) == len(methods) + 4
+    assert overlaps(figure, figure.axes[0].texts) == []
+    figure = figures.robustness(cells)
+    assert overlaps(figure, figure.axes[0].get_yticklabels()) == []
+    figure = figures.adaptive_curves(pictures.adaptive_table(recorded, "digits", "lenet"))
+    labels = figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["0", "0.0001", "0.01"]
+    assert overlaps(figure, labels) == []
+
+
+def test_spread_moves_labels_as_little_as_it_can():
+    places = figures.spread(np.array([10.0, 50.0, 50.0, 51.0, 90.0]), 4, 0, 100)
+    np.testing.assert_allclose(places, [10, 46.333333, 50.333333, 54.333333, 90])
+    assert (np.diff(figures.spread(np.zeros(20), 4, 0, 100)) >= 4 - 1e-9).all()
+
+
+def test_the_readme_shows_the_recorded_demonstration():
+    readme = (ROOT / "README.md").read_text()
+    rows = pd.read_csv(ROOT / "dare/results/demo/table_verdict.csv", converters={"setting": str})
+    table = sections.verdict_section(rows, "digits", "lenet").table
+    for row in table.itertuples(index=False):
+        assert f"{row[0]:39}{row[1]:20}{row[2]:22}{row[4]}" in readme
+
+
+def test_the_readme_shows_recorded_claims():
+    """Every row of its table of claims is as made from what is recorded."""
+    readme = (ROOT / "README.md").read_text()
+    claims = pd.read_csv(ROOT / "dare/results/study/table_claims.csv", converters={"setting": str})
+    expected = set()
+    for row in sections.claims_section(claims).table.to_dict("records"):
+        for title in "most robust epoch", "within 1 point":
+            if row[title].startswith("**"):  # the rule that decides
+                cells = row[f"{title}: cells with yes"].split(" (")[0]
+                values = [row["component tested"], row["compared with"], row[title].strip("*")]
+                expected.add(f"| {' | '.join([*values, cells, row['conclusion']])} |")
+    found = {line for line in readme.splitlines() if " of " in line and line.count("|") == 6}
+    assert 5 <= len(found) <= 10 and found <= expected
