@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from dare.evaluation.intervals import interval, plain_means, resampled_means
-from dare.evaluation.runs import paired
-from dare.evaluation.selection import LOSS_ALLOWED, loses_too_much
+from dare.evaluation.runs import dare_rows, paired
+from dare.evaluation.scores import LOSS_ALLOWED, loses_too_much
 from dare.workflow.methods import family
 from train.artifacts import data_info
 
@@ -172,7 +172,7 @@ def rows_to_compare(recorded, rows, other, is_fair):
     """
     if other == BEST:
         other = best_baseline(recorded, rows, is_fair)
-    methods = {name: rows[rows["method"] == name] for name in ("dare", other)}
+    methods = {"dare": dare_rows(rows), other: rows[rows["method"] == other]}
     return None if any(found.empty for found in methods.values()) else methods
 
 
@@ -257,7 +257,7 @@ def verdict_sentences(rows):
             "yes": f"{name} is more robust than {others.get('yes')}.",
             "no": f"It is not more robust than {others.get('no')}.",
             "undecided": f"Undecided: {others.get('undecided')}.",
-            "not comparable": f"Not comparable: {others.get('not comparable')}.",
+            "not comparable": f"Not comparable: {obstacles_of(of_setting)}.",
         }
         if "yes" not in others:
             texts.append(f"{name} is not shown to be more robust than any other method.")
@@ -268,4 +268,15 @@ def verdict_sentences(rows):
             texts.append(f"Under adaptive attack it is more robust than {', '.join(wins)}.")
         elif len(evaluated):
             texts.append("Under adaptive attack no advantage is shown.")
+        else:
+            texts.append("Adaptive attacks were not run.")
     return " ".join(texts)
+
+
+def obstacles_of(rows):
+    """The methods that are not comparable, and why: "control-swa (loses 1.3 points ...)"."""
+    names = {}
+    for row in rows[rows["conclusion"] == "not comparable"].itertuples():
+        reason = row.reason.removeprefix(f"{row.compared_with} ")
+        names.setdefault(reason, []).append(row.compared_with)
+    return "; ".join(f"{', '.join(of_reason)} ({reason})" for reason, of_reason in names.items())

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from dare.evaluation.intervals import holm, mcnemar, paired_bootstrap, wilcoxon
-from dare.evaluation.runs import NETWORK, labels_in_order, of_network, paired
+from dare.evaluation.runs import NETWORK, dare_rows, labels_in_order, of_network, paired
 
 RUNS_NEEDED = 6  # of a two-sided signed-rank test: with fewer, no outcome has p < 0.05
 
@@ -32,13 +32,13 @@ def differences_table(recorded, rule):
 
 def rows_of_setting(chosen, read, attacks):
     """DARE minus every other method among the chosen rows of a network and setting."""
-    dare = chosen[chosen["method"] == "dare"]
+    dare = dare_rows(chosen)
+    others = chosen.drop(dare.index)
+    others = others[others["method"] != "original"]
     rows = []
-    for label in labels_in_order(chosen):
-        other = chosen[chosen["label"] == label]
-        if other["method"].iloc[0] not in ("dare", "original"):
-            first, second = paired(dare, other, read)
-            rows += compare(first, second, attacks, label) if first else []
+    for label in labels_in_order(others):
+        first, second = paired(dare, others[others["label"] == label], read)
+        rows += compare(first, second, attacks, label) if first else []
     return rows
 
 

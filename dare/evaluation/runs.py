@@ -82,7 +82,7 @@ class DareSetting:
 
     def matches(self, rows):
         """Which rows are of this setting, in the settings that their method has."""
-        is_match = ~((rows["method"] == "dare") & rows["batches"].notna())
+        is_match = pd.Series(True, rows.index)
         for column in SETTING:
             with_column = [name for name, m in METHODS.items() if column in m.settings]
             is_equal = rows[column] == getattr(self, column)
@@ -125,8 +125,7 @@ class RecordedRuns:
 
     def settings(self, dataset, model):
         """The DareSettings at which DARE was run in a network, the default first."""
-        rows = of_network(self.chosen["selected"], dataset, model)
-        rows = rows[(rows["method"] == "dare") & rows["batches"].isna()]
+        rows = dare_rows(of_network(self.chosen["selected"], dataset, model))
         rows = rows.drop_duplicates("setting").sort_values("setting")
         return [DareSetting(row.setting, row.per, row.choose_layer) for row in rows.itertuples()]
 
@@ -142,7 +141,7 @@ class RecordedRuns:
         if setting is not None:
             within = within[setting.matches(within)]
             highest = highest[setting.matches(highest)]
-            if not (within["method"] == "dare").any():
+            if dare_rows(within).empty:
                 within = within[:0]
         run = ["folder", "label", "run"]
         has_one = set(within[run].itertuples(index=False, name=None))
@@ -154,11 +153,11 @@ class RecordedRuns:
         tables = [
             self.compared(*network, setting)
             for network in self.networks()
-            for setting in self.settings(*network) or [None]
+            for setting in [*self.settings(*network), None]
         ]
-        found = pd.concat(tables)
-        # Methods that do not have a setting are compared at each of them.
-        return found.drop_duplicates(["folder", "label", "run", "attack"])
+        # A method that lacks a setting is compared at each of them. The last table of a network
+        # adds the models at whose setting DARE was not run.
+        return pd.concat(tables).drop_duplicates(["folder", "label", "run", "attack"])
 
     def attacks(self, dataset, model):
         """The attacks whose samples all studies of a network have."""
@@ -227,6 +226,11 @@ def of_network(rows, dataset, model):
     return rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
 
 
+def dare_rows(rows):
+    """The rows of DARE as it is compared. With `batches` it counts as another method."""
+    return rows[(rows["method"] == "dare") & rows["batches"].isna()]
+
+
 def models_of(rows):
     """{folder: {run: SHA-256 of the weights}} of the models in some rows."""
     models = {}
@@ -274,6 +278,7 @@ def paper_runs():
     return runs.assign(
         label=runs["method"],
         setting="",
+        batches=np.nan,
         folder=runs["source"],
         change=runs["test_accuracy"] - of_original,
     )

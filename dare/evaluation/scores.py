@@ -13,6 +13,13 @@ import numpy as np
 
 from train.artifacts import atomic_write, set_attributes
 
+LOSS_ALLOWED = 1.0  # points of clean accuracy that a model of selected_within_1 may lose
+
+
+def loses_too_much(change):
+    """Whether a change of clean accuracy, in points, is a loss of more than LOSS_ALLOWED."""
+    return change < -LOSS_ALLOWED - 1e-9  # accuracies are rounded sums
+
 
 class Scores:
     """The scores of one study, in memory; `save` writes them, whole or not at all.

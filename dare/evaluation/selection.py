@@ -12,7 +12,7 @@ import pandas as pd
 
 from adv import ATTACKS
 from dare.controls import mined_checkpoints, other_seeds
-from dare.evaluation.scores import Scores
+from dare.evaluation.scores import Scores, loses_too_much
 from train.artifacts import attributes, data_sha256, epochs_in, samples_path, sha256, weights_path
 from train.flags import UserError
 from train.log import progress
@@ -25,7 +25,6 @@ from train.utils import (
     selection_images,
 )
 
-LOSS_ALLOWED = 1.0  # points of clean accuracy that a model of selected_within_1 may lose
 SAVE_INTERVAL = 25  # models that are scored again after an interruption, at most
 
 # One method with these settings is one row of the tables. Its epochs and learning rates are the
@@ -36,11 +35,6 @@ MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoc
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
 COLUMNS = [*MODEL, *MEASURED, "selected", "selected_within_1"]
 COLUMNS += ["per", "choose_layer", "batches", "selection_accuracy", "sha256"]
-
-
-def loses_too_much(change):
-    """Whether a change of clean accuracy, in points, is a loss of more than LOSS_ALLOWED."""
-    return change < -LOSS_ALLOWED - 1e-9  # accuracies are rounded sums
 
 
 # -------------------------------------------------------------------------------- images to score

@@ -10,12 +10,14 @@ from dare.evaluation.runs import (
     PAPER,
     RULES,
     commands,
+    dare_rows,
     models_of,
     of_network,
     paper_accuracy,
     paper_runs,
 )
-from dare.evaluation.selection import loses_too_much
+from dare.evaluation.scores import loses_too_much
+from dare.workflow.methods import family
 from train.artifacts import checkpoint_path
 
 
@@ -27,21 +29,21 @@ def robustness_table(runs, recorded=None):
         recorded: RecordedRuns, for the intervals of the mean; None: without these.
 
     Returns:
-        DataFrame with the columns dataset, model, label, method, setting, attack (also "mean", over
-        the attacks), runs, n, mean, std (over runs), low, high (95%: Wilson's of a single run; of
-        "mean" by bootstrap over images), clean, change (of clean accuracy, points), loses (more
-        than 1 point), best (of the rows that do not lose more). In %.
+        DataFrame with the columns dataset, model, label, method, setting, batches, attack (also
+        "mean", over the attacks), runs, n, mean, std (over runs), low, high (95%: Wilson's of a
+        single run; of "mean" by bootstrap over images), clean, change (of clean accuracy, points),
+        loses (more than 1 point), best (of the rows that do not lose more). In %.
     """
-    keys = [*NETWORK, "label", "method", "setting"]
+    keys = [*NETWORK, "label", "method", "setting", "batches"]
     runs = runs.assign(n=runs.get("n", np.nan))
-    by_run = runs.groupby([*keys, "folder", "run"], sort=False)
+    by_run = runs.groupby([*keys, "folder", "run"], sort=False, dropna=False)
     means = by_run["empirical_robustness"].mean().reset_index().assign(attack="mean", n=np.nan)
-    cells = pd.concat([runs, means]).groupby([*keys, "attack"], sort=False)
+    cells = pd.concat([runs, means]).groupby([*keys, "attack"], sort=False, dropna=False)
     cells = cells.agg(
         runs=("empirical_robustness", "count"), n=("n", "mean"),
         mean=("empirical_robustness", "mean"), std=("empirical_robustness", "std"),
     ).reset_index()  # fmt: skip
-    models = runs.drop_duplicates([*keys, "folder", "run"]).groupby(keys)
+    models = runs.drop_duplicates([*keys, "folder", "run"]).groupby(keys, dropna=False)
     clean = models[["test_accuracy", "change"]].mean().rename(columns={"test_accuracy": "clean"})
     cells = cells.merge(clean, on=keys)
     add_intervals(cells, runs, recorded)
@@ -86,9 +88,8 @@ def wins(cells):
     """
     cells = cells[cells["attack"] != "mean"]
     scenario = [*NETWORK, "attack"]
-    is_dare = cells["label"] == ("dare " + cells["setting"]).str.strip()
-    dare = cells[is_dare].set_index(scenario)["mean"]
-    baselines = cells[cells["method"].str.startswith("at-")]
+    dare = dare_rows(cells).set_index(scenario)["mean"]
+    baselines = cells[cells["method"].map(family) == "adversarial training"]
     best = baselines.groupby(scenario)["mean"].max().rename("best")
     both = dare.to_frame("dare").join(best, how="inner").dropna()
     return int((both["dare"] > both["best"]).sum()), len(both)

@@ -47,7 +47,7 @@ def test_a_control_that_changes_nothing_is_not_comparable(home):
     row = rows.loc["control-self"]
     assert row["conclusion"] == row["adaptive_conclusion"] == "not comparable"
     assert row["reason"] == "control-self did not change this network"
-    assert "Not comparable: control-self." in text
+    assert "Not comparable: control-self (did not change this network)." in text
 
 
 def test_batch_normalisation_s_drift_is_no_merit_of_dare(home):
