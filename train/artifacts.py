@@ -1,7 +1,7 @@
-"""Where everything lies, whole files, what they were made from, and the log.
+"""Paths of artifacts, files that are written whole, and what they were made from.
 
-Imports no backend, so that the Snakefile can use it too. The settings that make a difference are
-in the path of what they made, or in its attributes: what is there and was made otherwise is
+It imports no backend, so that the Snakefile can use it too. Settings that make a difference are in
+the path of an artifact or in its attributes. An artifact that was made with other settings is
 refused, never overwritten.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from train.flags import UserError
 
 VERSION = "2.0.0"
-# data/ and models/ lie below it.
+# The folder of data/ and models/.
 HOME = Path(os.environ.get("DARE_HOME", Path(__file__).resolve().parents[1]))
 
 # ------------------------------------------------------------------------------------------ paths
@@ -34,7 +34,7 @@ def study_folder(dataset, model, seed=0):
 
 
 def weights_path(folder, epoch):
-    """The classifier after `epoch` epochs, in a folder of checkpoints or of a tuned model."""
+    """The weights after an epoch, in a folder of checkpoints or of a tuned model."""
     return Path(folder) / f"model.{int(epoch):03d}.weights.h5"
 
 
@@ -43,7 +43,7 @@ def checkpoint_path(folder, epoch):
 
 
 def epochs_in(folder):
-    """Epochs whose weights lie in `folder`, ascending."""
+    """The epochs whose weights are in a folder, ascending."""
     return sorted(int(p.name.split(".")[1]) for p in Path(folder).glob("model.[0-9]*.weights.h5"))
 
 
@@ -79,7 +79,7 @@ def tuned_folder(folder, method, **settings):
 
 
 def require(path, step):
-    """`path`, or a UserError that says which step makes it."""
+    """Return `path` if it exists; else raise UserError, which says which step makes it."""
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `{step}`.")
     return path
@@ -90,10 +90,13 @@ def require(path, step):
 
 @contextlib.contextmanager
 def atomic_write(path, suffix=""):
-    """A temporary path to write `path` under: synced and renamed at the end, removed on error."""
+    """A temporary path to write to, which becomes `path` at the end, or is removed on an error.
+
+    So a file that exists is whole.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = f"{platform.node()}.{os.getpid()}"  # hosts of a cluster share the folder
+    owner = f"{platform.node()}.{os.getpid()}"  # several machines may share the folder
     temporary = path.with_name(f".{path.name}.{owner}.tmp{suffix}")
     try:
         yield temporary
@@ -106,11 +109,11 @@ def atomic_write(path, suffix=""):
 
 def write_text(path, text):
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def remove_temporary_files(folder):
-    """Remove the temporary files that a killed process of this machine left in `folder`."""
+    """Remove the temporary files that killed processes of this machine left in a folder."""
     for path in Path(folder).glob(f".*.{platform.node()}.*.tmp*"):
         owner = path.name.split(".tmp")[0].rsplit(".", 1)[1]
         if owner == str(os.getpid()) or not is_running(int(owner)):
@@ -118,17 +121,23 @@ def remove_temporary_files(folder):
 
 
 def is_running(pid):
+    """Whether a process of this machine is running; on Windows, where asking is unsafe, True."""
+    if os.name == "nt":  # there os.kill ends the process
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it runs, for somebody else
+        pass  # it belongs to somebody else
     return True
 
 
 def require_space(folder, needed, what):
-    """Say what will be used; UserError if `folder` cannot be written or has less than that."""
+    """Print how much disk space is needed (bytes, for `what`).
+
+    Raises UserError if the folder cannot be written or has less space.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):
@@ -170,7 +179,7 @@ def data_sha256(dataset, *parts):
 
 
 def set_attributes(file, provenance):
-    """Root attributes of an artifact: the version and what it was made from, without the None."""
+    """Set the root attributes of an artifact: the version and its provenance, without None."""
     file.attrs["version"] = VERSION
     file.attrs.update({k: v for k, v in provenance.items() if v is not None})
 
@@ -185,7 +194,7 @@ def attributes(path):
 
 
 def already_made(path, provenance):
-    """Whether `path` is there, made from just this; UserError if it was made from anything else."""
+    """Whether `path` exists with this provenance; UserError if it has another one."""
     if not path.exists():
         return False
     found = attributes(path)
@@ -196,15 +205,21 @@ def already_made(path, provenance):
 
 
 def refuse_other_settings(path, found, wanted, made="made", make="make it"):
-    """UserError if what was `found` beside `path`, {name: value}, is not what is `wanted`."""
+    """Raise UserError if a setting of an artifact differs from the wanted one.
+
+    Args:
+        path: the artifact, for the message. found, wanted: {name: value}.
+        made, make: the verb of the message.
+    """
     for name, value in wanted.items():
         if found.get(name) != value:
-            other, value = (
-                _short(v) if name.endswith("sha256") else v for v in (found.get(name), value)
-            )
+            other = found.get(name)
+            if name.endswith("sha256"):
+                other = _short(other)
+                value = _short(value)
             raise UserError(
                 f"{path} was {made} with {name} {other}, not {value}: it is kept; move it away or "
-                f"delete it to {make} anew."
+                f"delete it to {make} again."
             )
 
 
@@ -212,7 +227,7 @@ def refuse_other_settings(path, found, wanted, made="made", make="make it"):
 def open_artifact(path, step, **expected):
     """Open an HDF5 artifact for reading, if it was made from what is `expected`.
 
-    Raises UserError if it is missing, corrupt or made from something else, naming both.
+    Raises UserError if it is missing, corrupt or made from something else.
     """
     require(path, step)
     try:

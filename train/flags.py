@@ -1,4 +1,4 @@
-"""A script's constants as flags, and plain errors: one sentence on stderr, exit code 2."""
+"""The constants of a script as flags, and errors as one sentence on stderr with exit code 2."""
 
 import argparse
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text is one plain sentence: what was wrong, what to do."""
+    """An error that the user can mend. Its text is one sentence: what was wrong and what to do."""
 
 
 def _number(kind, low, high, what, low_open=False):
@@ -37,12 +37,12 @@ def _list_of(names):
 
 
 def chosen_names(text, known):
-    """The names that a flag asks for: a list with commas, or all of the known ones."""
+    """The names that a flag asks for: a list with commas, or `all` for the known ones."""
     return list(known) if "all" in text.split(",") else text.split(",")
 
 
 def _folder_name(text):
-    """A data set or model may be the user's own, so any plain folder name will do."""
+    """Any plain folder name, because a data set or network may be the user's own."""
     if not text or text != Path(text).name or text.startswith("."):
         raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name")
     return text
@@ -67,43 +67,46 @@ _size = _number(float, 0, 1e6, "an epsilon above 0", low_open=True)
 FLAGS = {
     "dataset": (
         _folder_name,
-        "data set: digits, fashion_mnist, cifar10, svhn, or the name of your folder of images",
+        "data set: digits, fashion_mnist, cifar10, svhn, or a name for your folder of images",
     ),
     "model": (_folder_name, "network: alexnet, vgg16, vgg19, lenet"),
     "seed": (_index, "training seed (prepare.py: seed of the half split)"),
-    "source": (Path, "folder with the official files, or with train/<class>/ and test/<class>/"),
-    "limit": (_count, "keep this many random training images, balanced over the classes"),
+    "source": (Path, "folder of the official files, or one with train/<class>/ and test/<class>/"),
+    "limit": (_count, "number of random training images to keep, balanced over the classes"),
     "epochs": (_count, "epochs of training; the milestones of the learning rate scale with them"),
-    "keep_from": (_count, "save checkpoints from this epoch on only (mining needs the later ones)"),
+    "keep_from": (
+        _count,
+        "do not keep checkpoints of earlier epochs (mining needs the later ones)",
+    ),
     "precision": (
         _one_of("float32", "bfloat16"),
-        "of training (default: bfloat16 where the hardware has it); checkpoints are float32",
+        "precision of training (default: bfloat16 where the hardware supports it)",
     ),
     "per": (_share, "share of every neuron's synapses in the slice"),
     "first": (_count, "first checkpoint to mine (default: the second half of training)"),
-    "last": (_count, "last checkpoint to mine (default: the last but one)"),
-    "choose_layer": (str, "layer whose activations are the targets (default: by network)"),
-    "lr_rate": (_rate, "learning rate (default: by network)"),
-    "epoch": (_count, "epochs of tuning; more than before go on from there"),
+    "last": (_count, "last checkpoint to mine (default: the one before the final one)"),
+    "choose_layer": (str, "layer whose activations are the targets (default: the network's own)"),
+    "lr_rate": (_rate, "learning rate (default: the network's own)"),
+    "epoch": (_count, "epochs of tuning; more than before continue the earlier run"),
     "batches": (
         _count,
-        "batches of an epoch of tuning (default: all). Given, the method is dare-released, which "
-        "does 1, and has its learning rate",
+        "batches in an epoch of tuning, each epoch with a new Adam (default: all); 1 is what the "
+        "released code does: dare-released, with its learning rate",
     ),
-    "run": (_index, "number of the run: seed of the tuning"),
-    "samples": (_count, "adversarial samples to make"),
+    "run": (_index, "number of the run, the seed of tuning"),
+    "samples": (_count, "number of adversarial samples"),
     "mode": (
         _one_of("minimal", "fixed"),
-        "minimal: smallest perturbation of every image; fixed: one epsilon",
+        "minimal: the smallest perturbation of every image; fixed: one epsilon",
     ),
-    "epsilon": (_size, "size of the perturbation, mode fixed"),
-    "steps": (_count, "iterations (cw: of each search step), instead of the attack's own"),
-    "adaptive": (bool, "attack every selected model itself, too"),
-    "adaptive_images": (_count, "images of x_test that --adaptive attacks"),
+    "epsilon": (_size, "size of the perturbation in mode fixed"),
+    "steps": (_count, "number of iterations (for cw: of each search), instead of the attack's own"),
+    "adaptive": (bool, "also attack every selected model itself"),
+    "adaptive_images": (_count, "number of test images that --adaptive attacks"),
     "restarts": (_count, "random starts of pgd with --adaptive"),
-    "record": (_folder_name, "keep what the tables need of the runs in dare/results/<record>"),
-    "results": (_folder_name, "make the tables from dare/results/<results>, not from models"),
-    "paper": (bool, "make the tables from the paper's figures in dare/paper alone"),
+    "record": (_folder_name, "keep what the tables need in dare/results/<record>"),
+    "results": (_folder_name, "make the tables from dare/results/<results> instead of models/"),
+    "paper": (bool, "make the tables from the paper's figures in dare/paper"),
 }
 
 
@@ -145,7 +148,7 @@ def options(doc, argv, script, **lists):
 
 
 def run_script(main):
-    """Run a script's main(): what the user can mend ends in one sentence on stderr, exit code 2."""
+    """Run a script's main(). A UserError becomes one sentence on stderr, with exit code 2."""
     script = Path(sys.argv[0]).name
     sys.excepthook = _without_hdf5(sys.excepthook)
     sys.unraisablehook = _without_hdf5(sys.unraisablehook)
@@ -155,28 +158,32 @@ def run_script(main):
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
+        # NumPy reports a full disk without an error number: "... requested and ... written".
         if error.errno is None and "requested and" not in str(error):
-            raise  # not how NumPy says that a write was cut short
+            raise
         what = os.strerror(error.errno) if error.errno else f"A file was cut short ({error})"
         where = f" ({error.filename})" if error.filename else ""
         advice = "free some space or mend the folder, then run again."
         print(f"{script}: {what}{where}: {advice}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(2)  # at a normal exit HDF5 would write to its broken file again, and crash
+        os._exit(2)  # an ordinary exit would let HDF5 write to its broken file again, and crash
     except KeyboardInterrupt:
-        print(f"{script}: interrupted; the same command goes on from here.", file=sys.stderr)
+        print(f"{script}: interrupted; the same command continues.", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # without waiting for threads
     sys.stdout.flush()
-    os._exit(0)  # all files are closed, and TensorFlow would take a second to leave
+    os._exit(0)  # all files are closed, and an ordinary exit of TensorFlow takes a second
 
 
-def _without_hdf5(usual):
-    """A hook that leaves out how HDF5 fails to close what it could not write: that is reported."""
+def _without_hdf5(hook):
+    """A hook that drops HDF5's complaint about a file that it could not write, and so not close.
 
-    def hook(*about):
-        error = about[1] if len(about) == 3 else about[0].exc_value
+    run_script has already reported that error.
+    """
+
+    def filtered(*arguments):
+        error = arguments[1] if len(arguments) == 3 else arguments[0].exc_value
         if "Can't decrement id ref count" not in str(error):
-            usual(*about)
+            hook(*arguments)
 
-    return hook
+    return filtered

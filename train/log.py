@@ -5,7 +5,6 @@ import datetime
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from importlib import metadata
@@ -17,24 +16,28 @@ from train.artifacts import VERSION
 
 
 class StageLog(dict):
-    """What a stage adds to its line in the log; `idle` says that all was there already."""
+    """What a stage adds to its line in the log; `idle` says that it had nothing to do."""
 
     idle = False
 
 
 @contextlib.contextmanager
 def stage(path, title, settings):
-    """Log of one stage, a JSON line in `path` beside its artifact, and in short on the terminal.
+    """Log one stage, as a JSON line in `path` and in short on the terminal.
 
-    Records start, settings, versions, device, how it ended, duration and peak memory, also of a
-    stage that fails. "ended": null belongs to one that was killed, "idle" to one that found
-    everything there. Yields a StageLog.
+    The line holds start, settings, versions, device, how the stage ended, its duration and peak
+    memory. "ended" is null for a stage that was killed, "idle" for one that had nothing to do, and
+    the error for one that failed.
+
+    Yields:
+        StageLog.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
-    settings = {k: v for k, v in settings.items() if v is not None}
+    settings = {name: value for name, value in settings.items() if value is not None}
     print(f"{title} ({', '.join(f'{k} {v}' for k, v in settings.items())})", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    begun, record = time.time(), StageLog()
+    start_time = time.time()
+    log = StageLog()
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     entry = {
         "stage": title,
@@ -50,45 +53,58 @@ def stage(path, title, settings):
     }
 
     def write(**end):
-        with open(path, "a") as file:
-            file.write(json.dumps(entry | record | end, default=str) + "\n")
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry | log | end, default=str) + "\n")
+
+    def spent():
+        seconds = round(time.time() - start_time, 1)
+        return {"seconds": seconds, "peak_memory_gb": round(peak_memory(), 2)}
 
     write()
     try:
-        yield record
+        yield log
     except BaseException as error:
-        write(ended=f"{type(error).__name__}: {error}", **_spent(begun))
+        write(ended=f"{type(error).__name__}: {error}", **spent())
         raise
-    spent = _spent(begun)
-    write(ended="idle" if record.idle else "done", **spent)
-    end = "all was there" if record.idle else f"done in {spent['seconds']} s"
-    print(f"{title}: {end}, peak memory {spent['peak_memory_gb']} GB", flush=True)
-
-
-def _spent(begun):
-    return {"seconds": round(time.time() - begun, 1), "peak_memory_gb": round(peak_memory(), 2)}
+    end = spent()
+    write(ended="idle" if log.idle else "done", **end)
+    result = "nothing to do" if log.idle else f"done in {end['seconds']} s"
+    print(f"{title}: {result}, peak memory {end['peak_memory_gb']} GB", flush=True)
 
 
 def peak_memory():
-    """The most memory that this process has held, in GB."""
+    """The most memory that this process has held, in GB; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return windows_peak_memory()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def windows_peak_memory():
+    """The same on Windows, if psutil is installed (Snakemake brings it)."""
+    try:
+        import psutil
+    except ImportError:
+        return 0.0
+    return getattr(psutil.Process().memory_info(), "peak_wset", 0) / 1e9
+
+
 def device():
-    """The accelerators that the backend, if it is imported, sees, or the processor."""
+    """The accelerators that the backend sees, if it is imported, or the processor."""
     backend = sys.modules.get("train.backend")
     names = backend.accelerators() if backend else []
-    return (
-        ", ".join(names) or f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    )
+    processor = platform.processor() or platform.machine()
+    return ", ".join(names) or f"{processor}, {os.cpu_count()} cores"
 
 
+# Without a terminal, a line every half minute takes the place of a progress bar.
 LINES = {"mininterval": 30, "maxinterval": 30, "delay": 10}  # seconds
-LINES |= {"bar_format": "{desc}: {n_fmt} of {total_fmt}, {remaining} to go\n"}
+LINES |= {"bar_format": "{desc}: {n_fmt} of {total_fmt}, {remaining} left\n"}
 
 
-def progress(iterable=None, **about):
-    """A tqdm bar on a terminal; elsewhere a line every half minute, once ten seconds are over."""
-    about |= {} if sys.stderr.isatty() else LINES | {"file": sys.stdout}
-    return tqdm(iterable, **about)
+def progress(iterable=None, **settings):
+    """A tqdm bar on a terminal; elsewhere a line every half minute, from the tenth second on."""
+    settings |= {} if sys.stderr.isatty() else LINES | {"file": sys.stdout}
+    return tqdm(iterable, **settings)

@@ -53,6 +53,8 @@ COMPARISONS = (
     Comparison("advantage over another training", "control-seed"),
     Comparison("robustness under adaptive attack", "original", "adaptive"),
 )
+# {component: the method that lacks it}, of the comparisons by the paper's metric.
+COMPONENTS = {c.component: c.other for c in COMPARISONS if c.quantity == "robustness"}
 
 
 # -------------------------------------------------------------------------------- one difference
@@ -262,6 +264,8 @@ def verdict_sentences(rows):
         if "yes" not in others:
             texts.append(f"{name} is not shown to be more robust than any other method.")
         texts += [text for key, text in sentences.items() if key in others]
+        if not_run := sorted(set(COMPONENTS) - set(of_setting["component"])):
+            texts.append(f"Not run: {', '.join(COMPONENTS[name] for name in not_run)}.")
         evaluated = of_setting[of_setting["adaptive_conclusion"].notna()]
         wins = evaluated[evaluated["adaptive_conclusion"] == "yes"]["compared_with"]
         if len(wins):

@@ -13,7 +13,15 @@ import pandas as pd
 from adv import ATTACKS
 from dare.controls import mined_checkpoints, other_seeds
 from dare.evaluation.scores import Scores, loses_too_much
-from train.artifacts import attributes, data_sha256, epochs_in, samples_path, sha256, weights_path
+from train.artifacts import (
+    attributes,
+    data_sha256,
+    epochs_in,
+    remove_temporary_files,
+    samples_path,
+    sha256,
+    weights_path,
+)
 from train.flags import UserError
 from train.log import progress
 from train.utils import (
@@ -231,6 +239,7 @@ def score_study(study):
     Returns:
         robustness.csv as a DataFrame, and {SHA-256: weights file}.
     """
+    remove_temporary_files(study.folder)
     samples = read_samples(study)
     attacks = [attack for attack in ATTACKS if f"{attack} test" in samples]
     models = models_to_score(study, {a: samples[f"{a} test"].sha256 for a in attacks})

@@ -123,6 +123,11 @@ def test_the_verdict_has_rows_for_what_was_run(home):
     rows = verdict(RecordedRuns([made_up(home, methods)]), "digits", "lenet")
     assert {"control-seed", "control-single"}.isdisjoint(rows["compared_with"])
     assert "control-self" in set(rows["compared_with"])
+    text = verdict_sentences(rows)
+    assert "Not run: " in text
+    assert {"control-seed", "control-single"} <= set(
+        text.split("Not run: ")[1].split(".")[0].split(", ")
+    )
     assert "have not all been run" in verdict_sentences(rows.iloc[:0])
 
 

@@ -1,0 +1,96 @@
+"""Folders of images: train/<class>/*.png and test/<class>/*.png."""
+
+import math
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.parse import LARGEST_DATA, parse
+from train.flags import UserError
+from train.log import progress
+
+LARGEST_IMAGE = 1024 * 1024  # pixels; a file that claims more is refused before it is decoded
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")  # Pillow's names
+
+
+def read_folder(folder):
+    """Read train/<class>/*.png, .jpg or .jpeg and test/<class>/*, with the classes sorted by name.
+
+    Grey images become RGB if others have colours, and so do palettes. Transparent parts are put on
+    white, and 16 bits of a channel become 8. Hidden files and folders and other files are ignored.
+
+    Returns:
+        (x, y) of train, (x, y) of test, and the names of the classes, as the official readers do.
+    """
+    ignored = []
+
+    def visible(folder, is_wanted):
+        paths = sorted(folder.iterdir())
+        found = [path for path in paths if not path.name.startswith(".") and is_wanted(path)]
+        ignored.extend(set(paths) - set(found))
+        return found
+
+    parts = {}
+    for part in "train", "test":
+        classes = visible(folder / part, Path.is_dir)
+        parts[part] = {path.name: visible(path, _is_image) for path in classes}
+    names = sorted(set().union(*parts.values()))
+    for part, name in product(parts, names):
+        if not parts[part].get(name):
+            raise UserError(f"{folder / part / name} has no .png or .jpg: every class needs some.")
+    if ignored:
+        print(f"{len(ignored)} hidden or other files ignored, first {min(ignored)}", flush=True)
+    paths = [path for part in parts.values() for of_class in part.values() for path in of_class]
+    shape = _common_shape(paths)
+    train, test = (_decode_all(part, classes, shape) for part, classes in parts.items())
+    return train, test, names
+
+
+def _is_image(path):
+    return path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.is_file()
+
+
+def _common_shape(paths):
+    """(height, width, channels) of all images, from their headers; UserError if sizes differ."""
+
+    def header(path):
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                raise ValueError(f"it claims {image.width} x {image.height} pixels")
+            return image.size, image.mode in GREY_MODES
+
+    first = None
+    grey = 0
+    for path in progress(paths, desc="headers", unit="image"):
+        size, is_grey = parse(path, header, path)
+        first = first or size
+        grey += is_grey
+        if size != first:
+            what = f"is {size}, {paths[0]} {first} (width, height): bring all images to one size."
+            raise UserError(f"{path} {what}")
+    if 0 < grey < len(paths):
+        print(f"{grey} grey images of {len(paths)} converted to RGB, like the others", flush=True)
+    return first[1], first[0], 1 if grey == len(paths) else 3
+
+
+def _decode_all(part, classes, shape):
+    """Images and labels (x, y) of {class: paths}, all converted to `shape`."""
+    paths = [path for of_class in classes.values() for path in of_class]
+    if len(paths) * math.prod(shape) > LARGEST_DATA:
+        raise UserError(f"{len(paths)} {part} images of {shape} are over 8 GiB: make them smaller.")
+    x = np.empty((len(paths), *shape), "uint8")
+    for i, path in enumerate(progress(paths, desc=part, unit="image")):
+        x[i] = parse(path, _decode, path, shape)
+    return x, np.repeat(np.arange(len(classes)), [len(c) for c in classes.values()])
+
+
+def _decode(path, shape):
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
+        if image.mode.startswith("I"):  # 16-bit grey: the high byte, as Pillow does with colours
+            image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)

@@ -1,0 +1,113 @@
+"""Folders of images."""
+
+import struct
+
+import numpy as np
+from data_files import chunk, images, png, prepared, write_folder
+
+from data import prepare
+from train import log
+from train.utils import class_names, load_data
+
+pytest_plugins = ["data_files"]
+
+
+def write_pngs(folder, files):
+    """A data set of one class, `only`, whose training and test images are `files`."""
+    for part in "train", "test":
+        (folder / part / "only").mkdir(parents=True)
+        for i, file in enumerate(files):
+            (folder / part / "only" / f"{i}.png").write_bytes(file)
+
+
+def read_pngs(source):
+    """The test images, in the order of their names."""
+    return np.asarray(prepared("mine", source)["test"][0])
+
+
+def test_folder_of_images(home, source):
+    write_folder(source)
+    parts = prepared("leaves", source)
+    assert class_names("leaves", 2) == ["ant", "bee"]
+    assert parts["train"][0].shape == (3, 9, 11, 3)
+    expected = [images(1, (9, 11, 3), i)[0][0] for i in (0, 1, 2, 0, 1, 2)]
+    np.testing.assert_array_equal(parts["test"][0], expected)
+    assert parts["test"][1].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_16_bit_images_keep_their_high_byte(home, tmp_path, source, capsys):
+    grey, grey2 = np.random.default_rng(0).integers(0, 2**16, (2, 5, 7))
+    write_pngs(source, [png(grey, 0, 16), png(grey2, 0, 16)])
+    np.testing.assert_array_equal(read_pngs(source)[..., 0], np.stack([grey, grey2]) // 256)
+    colour = np.random.default_rng(1).integers(0, 2**16, (5, 7, 3))
+    write_pngs(tmp_path / "colour", [png(grey, 0, 16), png(colour, 2, 16)])
+    prepare.prepare("colour", tmp_path / "colour")
+    x, _ = load_data("colour", "test")
+    np.testing.assert_array_equal(x[0], np.repeat(grey[..., None] // 256, 3, axis=2))
+    np.testing.assert_array_equal(x[1], colour // 256)
+    assert "2 grey images of 4 converted to RGB" in capsys.readouterr().out
+
+
+def test_grey_images_stay_grey_where_all_are(home, source, capsys):
+    bits = np.array([[0b10100000], [0b01000000]])  # 2 rows of 8 pixels
+    grey = np.arange(16).reshape(2, 8) * 16
+    one_bit = png(bits, 0, 1).replace(
+        chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 2, 1, 0, 0, 0, 0)),
+        chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 2, 1, 0, 0, 0, 0)),
+    )
+    write_pngs(source, [one_bit, png(grey, 0, 8)])
+    x = read_pngs(source)
+    assert x.shape == (2, 2, 8, 1)
+    np.testing.assert_array_equal(x[0, :, :3, 0], [[255, 0, 255], [0, 255, 0]])
+    np.testing.assert_array_equal(x[1, ..., 0], grey)
+    assert "converted" not in capsys.readouterr().out
+
+
+def test_transparent_parts_lie_over_white(home, source):
+    rgba = np.random.default_rng(0).integers(0, 256, (6, 5, 4))
+    grey_alpha = np.random.default_rng(1).integers(0, 256, (6, 5, 2))
+    palette = np.array([[255, 0, 0], [0, 0, 255], [9, 90, 200]])
+    indices = np.random.default_rng(2).integers(0, 3, (6, 5))
+    plte = chunk(b"PLTE", palette.astype("uint8").tobytes())
+    trns = chunk(b"tRNS", bytes([255, 0]))  # the second colour is transparent
+    files = [png(rgba, 6, 8), png(grey_alpha, 4, 8), png(indices, 3, 8, plte)]
+    write_pngs(source, [*files, png(indices, 3, 8, plte + trns)])
+    x = read_pngs(source).astype(float)
+
+    def over_white(colour, alpha):
+        share = alpha[..., None] / 255
+        return colour * share + 255 * (1 - share)
+
+    grey = np.repeat(grey_alpha[..., :1], 3, axis=2)
+    assert np.abs(x[0] - over_white(rgba[..., :3], rgba[..., 3])).max() <= 1
+    assert np.abs(x[1] - over_white(grey, grey_alpha[..., 1])).max() <= 1
+    np.testing.assert_array_equal(x[2], palette[indices])
+    palette[1] = 255
+    np.testing.assert_array_equal(x[3], palette[indices])
+
+
+def test_hidden_and_other_files_are_ignored_with_a_word(home, source, capsys):
+    write_folder(source)
+    prepared("plain", source)
+    assert "ignored" not in capsys.readouterr().out
+    for part in "train", "test":
+        (source / part / ".ipynb_checkpoints").mkdir()
+        (source / part / ".ipynb_checkpoints" / "0.png").write_bytes(b"no image")
+        (source / part / ".DS_Store").write_bytes(b"")
+    (source / "train/ant/._0.png").write_bytes(b"of a Macintosh")
+    (source / "test/bee/readme.txt").write_bytes(b"")
+    parts = prepared("leaves", source)
+    assert "6 hidden or other files ignored" in capsys.readouterr().out
+    assert class_names("leaves", 2) == ["ant", "bee"]
+    assert parts["test"][0].shape == (6, 9, 11, 3)
+
+
+def test_says_how_far_it_is_without_a_terminal(home, source, capsys, monkeypatch):
+    assert log.LINES["mininterval"] == 30  # pytest's stderr is no terminal
+    for name in "mininterval", "delay":
+        monkeypatch.setitem(log.LINES, name, 0)
+    write_folder(source)
+    prepared("leaves", source)
+    out = capsys.readouterr().out
+    for line in ("headers: 7 of 12", "train: 3 of 6", "test: 6 of 6"):
+        assert line in out
