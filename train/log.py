@@ -69,7 +69,8 @@ def stage(path, title, settings):
     end = spent()
     write(ended="idle" if log.idle else "done", **end)
     result = "nothing to do" if log.idle else f"done in {end['seconds']} s"
-    print(f"{title}: {result}, peak memory {end['peak_memory_gb']} GB", flush=True)
+    memory = f", peak memory {end['peak_memory_gb']} GB" if end["peak_memory_gb"] else ""
+    print(f"{title}: {result}{memory}", flush=True)
 
 
 def peak_memory():
