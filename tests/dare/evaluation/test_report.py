@@ -169,11 +169,14 @@ def test_spread_moves_labels_as_little_as_it_can():
 
 
 def test_the_readme_shows_the_recorded_demonstration():
-    readme = (ROOT / "README.md").read_text()
-    rows = pd.read_csv(ROOT / "dare/results/demo/table_verdict.csv", converters={"setting": str})
-    table = sections.verdict_section(rows, "digits", "lenet").table
-    for row in table.itertuples(index=False):
-        assert f"{row[0]:39}{row[1]:20}{row[2]:22}{row[4]}" in readme
+    """Its lines are rows of the verdict that is recorded."""
+    lines = (ROOT / "README.md").read_text().split("component tested  ")[1].split("\n...")[0]
+    path = ROOT / "dare/results/demo/table_verdict.csv"
+    rows = pd.read_csv(path, converters={"setting": str})
+    table = sections.verdict_section(rows, "digits", "lenet").table.itertuples(index=False)
+    expected = {f"{row[0]:39}{row[1]:20}{row[2]:22}{row[4]}" for row in table}
+    shown = set(lines.splitlines()[1:])
+    assert len(shown) >= 5 and shown <= expected
 
 
 def test_the_readme_shows_recorded_claims():
