@@ -1,20 +1,20 @@
-"""How fast each part is, as ratios measured side by side in one run. Not one of the tests.
+"""How fast each part is, as ratios measured side by side in one run. It is not a test.
 
     python tests/benchmark.py --dataset fashion_mnist --model alexnet --samples 64
 
 Needs a trained model (data/prepare.py, train/). Prints:
 
-- slicer: times as fast as the naive loop of tests/test_nnslicer.py, a synapse;
-- mining: its time in forward passes; two predictions of every checkpoint beside it;
-- scoring: seconds a checkpoint on 2,000 images, two at a time as test.py does, beside predictions
-  one after the other that load nothing;
-- training: images a second in float32 and bfloat16, with and without augmentation, and prediction,
-  on every backend that is installed; what saving an epoch costs;
-- attacks: gradients an image, share of the time outside the model, and each against the plain
-  Foolbox 3 way on the same 24 images: a list of epsilons as fine as our search; cw with as many
+- slicer: how many times faster it is, for each synapse, than the naive loop of the tests;
+- mining: its time in forward passes, and the time of two predictions of every checkpoint;
+- scoring: seconds for a checkpoint on 2,000 images, two models at a time as in dare/test.py,
+  compared with predictions one after the other;
+- training: images per second in float32 and bfloat16, with and without augmentation, and
+  prediction, on every backend that is installed; the cost of saving an epoch;
+- attacks: gradients per image, the share of the time outside the model, and each attack against
+  plain Foolbox 3 on the same 24 images: a list of epsilons as fine as our search; cw with as many
   steps at the best of four step sizes; jsma, which Foolbox 3 lacks, with a gradient for every
   change;
-- the peak memory of it all, without the other backends'.
+- the peak memory of all this, without the other backends.
 """
 
 import importlib.util
@@ -27,25 +27,26 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / room) for room in ("", "adv", "dare"))]
 
 import eagerpy as ep
 import foolbox
 import numpy as np
-from test_attacks import size
+from attack_cases import size
 from test_nnslicer import naive
 
 from adv import ATTACKS
 from adv.attacks import attack
-from adv.attacks.classifier import BatchedModel, log_odds
+from adv.attacks.classifier import BatchedModel
+from adv.attacks.losses import log_odds
 from adv.attacks.saliency_map import SaliencyMapAttack
-from dare.get_ats import mine
-from dare.nnslicer import chain, relative_activations, slice_backwards
-from dare.test import score
+from dare.evaluation.selection import Part, score
+from dare.get_ats import historical_checkpoints, mine
+from dare.nnslicer import layer_chain, relative_activations, slice_backwards
 from train import params
 from train.backend import keras
 from train.checkpoints import load_classifier, load_weights
-from train.fit import EveryEpoch
+from train.fit import EpochKeeper, Run
 from train.flags import options, run_script
 from train.log import device, peak_memory
 from train.precision import copy_weights, has_bfloat16, in_precision
@@ -80,7 +81,7 @@ def fastest(call, *args, times=3):
 
 
 def slicer(classifier, x, y):
-    layers = chain(classifier)
+    layers = layer_chain(classifier)
     relative = relative_activations(classifier, layers, x[:256], y[:256])
     fast = fastest(slice_backwards, layers, relative, 0.95, times=5)
     # On the whole network the naive loop would take minutes: a part with as many inputs a neuron.
@@ -101,7 +102,7 @@ def slicer(classifier, x, y):
 
 
 def mining(study, x, y):
-    checkpoints = dict(list(study.history().items())[-4:])
+    checkpoints = dict(list(historical_checkpoints(study).items())[-4:])
     classifier, layer = study.classifier, study.layer(None)
     part = up_to(classifier, layer)
     predict(classifier, x), predict(part, x)
@@ -127,9 +128,9 @@ def mining(study, x, y):
 
 def scoring(study, x, y):
     """test.py's way with every checkpoint of the history: two at a time."""
-    weights = dict(enumerate(study.history().values()))
+    weights = dict(enumerate(historical_checkpoints(study).values()))
     predict(study.classifier, x)
-    parts = {"part": (x, y)}
+    parts = {"part": Part(x, y, None, None)}
     spent = fastest(lambda: list(study.with_weights(weights, lambda c, _: score(c, parts))))
     alone = fastest(predict, study.classifier, x) * len(weights)
     print(
@@ -193,18 +194,19 @@ def saving(study, rate):
     network = compiled(load_classifier(study.folder))
     network.optimizer.build(network.trainable_variables)
     with tempfile.TemporaryDirectory(dir=study.folder) as folder:
-        keeper = EveryEpoch(network, study.classifier, copy_weights, None, folder, 9, {})
+        run = Run(folder, 9, {})
+        keeper = EpochKeeper(run, None, network, study.classifier, copy_weights)
         keeper.set_model(network)
-        keeper.begun = time.time()
+        keeper.start_time = time.time()
         spent = fastest(keeper.on_epoch_end, 0, {"loss": 0.0})
     print(
         f"saving an epoch: {spent:.2f} s, {100 * spent * rate / 25000:.1f}% of one of 25,000 images"
     )
 
 
-def by_foolbox(name, calls, x, y, sizes, steps):
+def by_foolbox(name, batched, x, y, sizes, steps):
     """(seconds, images, success) of the plain Foolbox way; sizes: what ours found."""
-    inputs, labels = (ep.from_numpy(calls.like, a).raw for a in (x, y))
+    inputs, labels = (ep.from_numpy(batched.like, a).raw for a in (x, y))
     if name == "jsma":
         attacks, epsilons = [SaliencyMapAttack(block=0)], [None]
     elif name == "cw":
@@ -217,9 +219,9 @@ def by_foolbox(name, calls, x, y, sizes, steps):
         more = {} if name == "fgsm" else {"random_start": False}
         attacks, epsilons = [FOOLBOX[name](**more)], list(np.exp(fine) * features)
     best = None
-    attacks[0](calls.fmodel, inputs, labels, epsilons=epsilons[:1])  # compiled, as ours is
+    attacks[0](batched.fmodel, inputs, labels, epsilons=epsilons[:1])  # compiled, as ours is
     for one in attacks:
-        run = partial(one, calls.fmodel, inputs, labels, epsilons=epsilons)
+        run = partial(one, batched.fmodel, inputs, labels, epsilons=epsilons)
         spent, (_, clipped, hit) = seconds(run)
         hit = ep.astensor(hit).numpy()
         first = hit.argmax(axis=0)
@@ -231,27 +233,27 @@ def by_foolbox(name, calls, x, y, sizes, steps):
 
 
 def attacks(classifier, x, y, steps):
-    calls = BatchedModel.of(classifier)
+    batched = BatchedModel.of(classifier)
     for name in ATTACKS:  # compile everything
-        attack(name, classifier, x[:8], y[:8], steps=3, calls=calls)
-    for n in [k for k in calls.SIZES if k <= calls.batch]:
-        calls.logits(x[:n]), calls.gradient(x[:n], y[:n], log_odds)
+        attack(name, batched, x[:8], y[:8], steps=3)
+    for n in [k for k in batched.SIZES if k <= batched.batch]:
+        batched.logits(x[:n]), batched.gradient(x[:n], y[:n], log_odds)
     forward, gradient = (
         1e3 * fastest(call, *args) / len(x)
-        for call, *args in ((calls.logits, x), (calls.gradient, x, y, log_odds))
+        for call, *args in ((batched.logits, x), (batched.gradient, x, y, log_odds))
     )
     print(f"\nforward {forward:.2f} ms an image, gradient {gradient:.2f} ms an image\n")
     print("attack  images/s  gradients/image  outside the model  success | on the same images:")
     few = slice(COMPARED)
     for name in ATTACKS:
-        most = steps if name == "cw" else None
-        ours = partial(attack, name, classifier, steps=most, calls=calls)
-        calls.seconds, calls.gradients = 0.0, 0
+        attack_steps = steps if name == "cw" else None
+        ours = partial(attack, name, batched, steps=attack_steps)
+        batched.seconds, batched.gradients = 0.0, 0
         spent, (_, success) = seconds(ours, x, y)
-        outside, gradients = 1 - calls.seconds / spent, calls.gradients / len(x)
+        outside, gradients = 1 - batched.seconds / spent, batched.gradients / len(x)
         again, (found, hit) = seconds(ours, x[few], y[few])
         sizes = size(name, found - x[few])[hit]
-        theirs, images, their_hit = by_foolbox(name, calls, x[few], y[few], sizes, steps)
+        theirs, images, their_hit = by_foolbox(name, batched, x[few], y[few], sizes, steps)
         both = hit & their_hit
         ratio, in_l2 = (
             size(n, found - x[few])[both].mean() / size(n, images - x[few])[both].mean()
@@ -267,9 +269,7 @@ def attacks(classifier, x, y, steps):
 
 
 def arguments(argv):
-    return options(
-        __doc__, argv, dataset=dataset, model=model, seed=seed, samples=samples, steps=steps
-    )
+    return options(__doc__, argv, globals())
 
 
 def main(argv=None):
