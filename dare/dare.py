@@ -20,14 +20,7 @@ import numpy as np
 from dare.get_ats import MinedImages
 from dare.nnslicer import key_neurons, load_slice
 from train import params
-from train.artifacts import (
-    epochs_in,
-    fingerprint,
-    sha256,
-    slice_path,
-    targets_path,
-    tuned_folder,
-)
+from train.artifacts import epochs_in, fingerprint, sha256, slice_path, targets_path, tuned_folder
 from train.backend import keras, ops
 from train.fine_tuning import LabelledImages
 from train.fit import Run, fit

@@ -16,13 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from train import params
-from train.artifacts import (
-    atomic_write,
-    data_sha256,
-    epochs_in,
-    require_space,
-    study_folder,
-)
+from train.artifacts import atomic_write, data_sha256, epochs_in, require_space, study_folder
 from train.backend import keras
 from train.fit import Run, fit
 from train.flags import UserError, options, run_script

@@ -33,13 +33,7 @@ from adv.attacks.worst_case import (
 from dare.evaluation.intervals import wilson
 from dare.evaluation.scores import arrays_in
 from dare.evaluation.selection import MODEL
-from train.artifacts import (
-    already_made,
-    atomic_write,
-    data_sha256,
-    fingerprint,
-    set_attributes,
-)
+from train.artifacts import already_made, atomic_write, data_sha256, fingerprint, set_attributes
 from train.log import progress
 from train.utils import halves_of_test, pixels
 

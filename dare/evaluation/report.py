@@ -11,12 +11,7 @@ from dare.evaluation.checks import warnings
 from dare.evaluation.claims import claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.differences import differences_table, paper_differences
-from dare.evaluation.pictures import (
-    FigureFolder,
-    claims_pictures,
-    network_pictures,
-    study_pictures,
-)
+from dare.evaluation.pictures import FigureFolder, claims_pictures, network_pictures, study_pictures
 from dare.evaluation.runs import NETWORK, RULES, RecordedRuns, of_network, paper_runs
 from dare.evaluation.sections import (
     LEARNING_RATES_NOTE,

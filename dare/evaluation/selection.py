@@ -24,14 +24,7 @@ from train.artifacts import (
 )
 from train.flags import UserError
 from train.log import progress
-from train.utils import (
-    Batches,
-    Rows,
-    halves_of_test,
-    pixels,
-    predict_batches,
-    selection_images,
-)
+from train.utils import Batches, Rows, halves_of_test, pixels, predict_batches, selection_images
 
 SAVE_INTERVAL = 25  # models that are scored again after an interruption, at most
 

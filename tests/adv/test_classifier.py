@@ -7,12 +7,7 @@ from attack_cases import size
 
 import adv.attacks.classifier
 from adv.attacks import attack
-from adv.attacks.classifier import (
-    BatchedModel,
-    attack_batch_size,
-    in_full_batches,
-    logits_model,
-)
+from adv.attacks.classifier import BatchedModel, attack_batch_size, in_full_batches, logits_model
 from adv.attacks.losses import chosen_logit, log_odds, margin, margin_loss
 from train.backend import keras, ops
 from train.flags import UserError

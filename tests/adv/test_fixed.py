@@ -7,11 +7,7 @@ from attack_cases import by_foolbox, size
 
 from adv import ATTACKS
 from adv.attacks import attack, norms
-from adv.attacks.classifier import (
-    BatchedModel,
-    foolbox_model,
-    logits_model,
-)
+from adv.attacks.classifier import BatchedModel, foolbox_model, logits_model
 from adv.attacks.losses import log_odds
 from train.backend import keras
 from train.utils import predict

@@ -7,9 +7,7 @@ import pytest
 from attack_cases import by_foolbox
 
 from adv.attacks import attack, norms
-from adv.attacks.classifier import (
-    StartingPoint,
-)
+from adv.attacks.classifier import StartingPoint
 from adv.attacks.losses import chosen_logit
 from adv.attacks.saliency_map import (
     SaliencyMapAttack,

@@ -11,17 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import (
-    WRITERS,
-    X,
-    Y,
-    chunk,
-    cifar_batch,
-    idx,
-    images,
-    png,
-    prepared,
-)
+from data_files import WRITERS, X, Y, chunk, cifar_batch, idx, images, png, prepared
 from PIL import Image
 from scipy.io import savemat
 

@@ -111,8 +111,7 @@ def test_the_best_baseline_is_chosen_on_the_validation_part(home):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(-0.9, 0.5, "yes"), (-1.5, -0.3, "undecided"), (-3.0, -1.1, "no")],
+    ("low", "high", "expected"), [(-0.9, 0.5, "yes"), (-1.5, -0.3, "undecided"), (-3.0, -1.1, "no")]
 )
 def test_the_claim_that_clean_accuracy_is_kept(low, high, expected):
     kept = next(c for c in comparisons.COMPARISONS if c.quantity == "clean")

@@ -43,17 +43,17 @@ SWEEPS = {
     "adv_lr_rate=1e-3,1e-4": twice(AT),
     "methods=dare": {"mine": 1} | without(DARE, CONTROLS, AT) | {"dare": 1},
     "methods=at-cw,at-fgsm": {
-        **{"slice": 0, "mine": 0} | without(DARE, CONTROLS, AT) | {"at-cw": 1, "at-fgsm": 1},
+        **{"slice": 0, "mine": 0} | without(DARE, CONTROLS, AT) | {"at-cw": 1, "at-fgsm": 1}
     },
     # conv3 comes first: the probabilities that mining it keeps serve predictions, too
     "methods=dare-last": without(DARE, CONTROLS, AT) | {"dare-last": 1},
     "attacks=fgsm,pgd": {"attack": 2} | {f"at-{attack}": 0 for attack in ("bim", "cw", "jsma")},
     # adversarial training on an attack that nobody scores needs its samples all the same
     "attacks=fgsm,pgd methods=at-cw": {
-        **{"attack": 3, "slice": 0, "mine": 0} | without(DARE, CONTROLS, AT) | {"at-cw": 1},
+        **{"attack": 3, "slice": 0, "mine": 0} | without(DARE, CONTROLS, AT) | {"at-cw": 1}
     },
     "seeds=0,1,2": {
-        **{rule: 3 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")},
+        **{rule: 3 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")}
     },
     "dataset=cifar10,svhn model=vgg16,alexnet,lenet": {
         **{rule: 6 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")},
