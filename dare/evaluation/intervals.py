@@ -1,6 +1,6 @@
-"""Intervals and tests: small functions on NumPy arrays, used by the tables and the verdict.
+"""95% intervals and tests of significance, as small functions on NumPy arrays.
 
-All intervals are of 95%. Whatever draws random numbers takes a seed and gives the same again.
+Functions that draw random numbers take a seed and are repeatable.
 """
 
 import numpy as np
@@ -8,13 +8,13 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
-EXACT_PAIRS = 13  # up to so many pairs all 2**pairs signs are tried
+EXACT_PAIRS = 13  # up to this number of pairs, all 2**pairs signs are tried
 
 
 def wilson(right, n):
-    """Wilson's interval of a share (Wilson 1927), which holds for few images and near 0 and 1.
+    """Wilson's interval (1927) of a share, which also holds for few images and near 0 and 1.
 
-    right, n: numbers or arrays: `right` of `n` images. Returns (low, high), shares in [0, 1]; NaN
+    right, n: numbers or arrays, `right` of `n` images. Returns (low, high), shares in [0, 1]; NaN
     where n is 0.
     """
     right, n = np.asarray(right, float), np.asarray(n, float)
@@ -35,13 +35,12 @@ def draws(n, size, resamples, rng):
 def resampled_means(sources, resamples=RESAMPLES, seed=0):
     """Means over images, runs and source models, resampled hierarchically.
 
-    Source models are drawn, of each its runs, and of each its images. An image carries its values
-    under all attacks, and all runs of a source model, which are judged on the same images, share
-    the draw of images. With one source model, or one run of each, that level does not vary.
+    Source models are drawn, then the runs and the images of each. An image is drawn with its values
+    under all attacks and in all runs of its source model. A level with one member does not vary.
 
     Args:
         sources: for every source model a float array (runs, images, attacks); NaN where an image
-            is no sample of an attack.
+            is not a sample of an attack.
 
     Returns:
         float (resamples, attacks), the mean under every attack; NaN where a resample has no image.
@@ -63,7 +62,7 @@ def resampled_means(sources, resamples=RESAMPLES, seed=0):
 
 
 def plain_means(sources):
-    """What `resampled_means` varies: the mean under every attack, float (attacks,)."""
+    """The mean under every attack, which `resampled_means` resamples, float (attacks,)."""
     return np.mean([np.nanmean(values, axis=1).mean(axis=0) for values in sources], axis=0)
 
 
@@ -76,8 +75,8 @@ def interval(resampled):
 def bootstrap(sources, resamples=RESAMPLES, seed=0):
     """Mean and 95% interval under every attack and, last, of the mean over attacks.
 
-    The interval of the mean over attacks resamples images, not cells of a table: the attacks share
-    their images and are not independent. Arguments as `resampled_means`.
+    The mean over attacks is resampled by image, because the attacks share their images and are not
+    independent. Arguments as in `resampled_means`.
 
     Returns (mean, low, high), each float (attacks + 1,).
     """
@@ -87,10 +86,10 @@ def bootstrap(sources, resamples=RESAMPLES, seed=0):
 
 
 def paired_bootstrap(first, second, resamples=RESAMPLES, seed=0):
-    """Difference of two methods on the same images, with its 95% interval.
+    """First minus second method on the same images, with its 95% interval.
 
-    first, second: right (1) or wrong (0) of the two, as `resampled_means` takes them and NaN in
-    the same places. Returns (difference, low, high) as `bootstrap`: first minus second.
+    first, second: right (1) or wrong (0), as in `resampled_means`, with NaN in the same places.
+    Returns (difference, low, high) as `bootstrap` does.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
     return bootstrap(differences, resamples, seed)
@@ -99,8 +98,8 @@ def paired_bootstrap(first, second, resamples=RESAMPLES, seed=0):
 def mcnemar(first, second):
     """Exact two-sided p of McNemar's test: do two models err equally often on the same images?
 
-    first, second: right or wrong, bool (n,). Only images on which they differ count; p is 1 where
-    there are none.
+    first, second: right or wrong, bool (n,). Only images on which they differ count; without any,
+    p is 1.
     """
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     won, lost = int((first & ~second).sum()), int((second & ~first).sum())
@@ -108,10 +107,10 @@ def mcnemar(first, second):
 
 
 def wilcoxon(first, second, alternative="two-sided", approximate=False):
-    """p of Wilcoxon's signed-rank test on pairs of runs (n,), exact also where ranks are tied.
+    """p of Wilcoxon's signed-rank test on pairs of runs (n,), exact even with tied ranks.
 
-    approximate: the normal approximation, which the paper's authors took. Pairs without a
-    difference do not count; p is NaN where none has one.
+    approximate: use the normal approximation, as the paper's authors did. Pairs without a
+    difference do not count; if there are no others, p is NaN.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
     differences = differences[differences != 0]
@@ -124,10 +123,10 @@ def wilcoxon(first, second, alternative="two-sided", approximate=False):
 
 
 def holm(p):
-    """Holm's correction of the p-values (n,) of one table; NaN, no test, stays and does not count.
+    """Holm's correction (1979) of the p-values (n,) of one table. NaN stays and does not count.
 
-    The smallest p is multiplied by the number of tests, the next by one less, and so on; no
-    corrected p is below that of a smaller one (Holm 1979).
+    The smallest p is multiplied by the number of tests, the next by one less, and so on; the
+    corrected values keep the order.
     """
     p = np.asarray(p, float)
     corrected = np.full(p.shape, np.nan)

@@ -1,9 +1,8 @@
 """The networks of the study.
 
-Add one: a module with `build(x, classes) -> softmax output`, its name in NETWORKS, and its chosen
-layer in train/params.py. Every network takes pixels in [0, 1] and normalises them itself in its
-first layer, so that no other code of the project has to know how. The statistics are constants of
-that layer, not weights: they are saved with the architecture.
+To add one, write a module with `build(x, classes) -> softmax output`, and put its name in NETWORKS
+and its chosen layer in train/params.py. Every network takes pixels in [0, 1] and normalises them in
+its first layer. The statistics are constants of that layer and are saved with the architecture.
 """
 
 import numpy as np
@@ -18,8 +17,7 @@ NETWORKS = {
     "vgg19": vgg.build19,
 }
 
-# Which statistics of x_train the first layer takes: these subtract the mean image, the others
-# standardise the channels.
+# Networks that subtract the mean image; the others standardise the channels.
 PER_PIXEL_MEAN = ("alexnet",)
 
 
@@ -46,16 +44,17 @@ def build_model(name, input_shape, classes, mean=0.0, variance=1.0):
 
 
 def statistics(name, x):
-    """(mean, variance) that a network normalises with; float32, of pixels in [0, 1].
+    """The float32 mean and variance, of pixels in [0, 1], that a network normalises with.
 
-    x: uint8 (n, h, w, c). PER_PIXEL_MEAN: the mean of every pixel, (h, w, c), and variance 1. The
-    others: mean and variance of every channel, (c,).
+    x: uint8 (n, h, w, c). For PER_PIXEL_MEAN the mean of every pixel (h, w, c) and variance 1; for
+    the others mean and variance of every channel, (c,).
     """
     if name in PER_PIXEL_MEAN:
         return (x.mean(axis=0, dtype="float64") / 255).astype("float32"), np.float32(1)
-    # From a histogram of the 256 values: one pass, and no float copy of the data set.
+    # From a histogram of the 256 values, without a float copy of the data set.
     channels = [x[..., c].ravel() for c in range(x.shape[-1])]
     counts = np.stack([np.bincount(channel, minlength=256) for channel in channels])
-    share, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
+    share = counts / counts.sum(axis=1, keepdims=True)
+    values = np.arange(256) / 255
     mean = share @ values
     return mean.astype("float32"), (share @ values**2 - mean**2).astype("float32")

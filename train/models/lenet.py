@@ -1,4 +1,4 @@
-"""A small network for the demonstration on digits, none of the paper's."""
+"""A small network for the demonstration on digits; it is not one of the paper's."""
 
 from train.backend import keras
 

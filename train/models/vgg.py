@@ -1,10 +1,10 @@
-"""VGG16 and VGG19: configurations D and E of Simonyan and Zisserman, fitted to small images.
+"""VGG16 and VGG19: configurations D and E of Simonyan and Zisserman, for small images.
 
-On 32x32 images: convolutions without bias, each followed by batch normalisation and ReLU, five
-halvings, 33.6 and 39.0 million parameters. Five halvings of 28x28 leave nothing, so on smaller
-images VGG16 has four blocks (26.6 million parameters; the 22.6 of the authors' table fit neither
-its own file size nor any network we know) and VGG19 five, whose pools look at two pixels of a row
-or of a column in turn (33.6 million). Neither has batch normalisation.
+On 32x32 images they have convolutions without bias, each followed by batch normalisation and ReLU,
+and five pools that halve the image; 33.6 and 39.0 million parameters. Five halvings of 28x28 leave
+nothing, so on smaller images VGG16 has four blocks (26.6 million parameters; the 22.6 million of the
+authors' table fit no network that we know), and the pools of VGG19 look at two pixels of a row or a
+column in turn (33.6 million). These have no batch normalisation.
 """
 
 from train.backend import keras
@@ -36,8 +36,8 @@ def _build(x, classes, convs, pools, batch_norm):
         x = layers.MaxPooling2D(pool, 2, name=f"block{block}_pool")(x)
     x = layers.Flatten(name="flatten")(x)
     for number in 1, 2:
-        # Keras's own initial weights, also in the 28x28 networks: with the larger ones of He et al.
-        # these wide layers die in the first steps at 0.01.
+        # Keras's default initial weights, in the 28x28 networks too. With the larger ones of He et
+        # al. these wide layers die in the first steps at 0.01.
         x = layers.Dense(4096, activation="relu", name=f"dense{number}")(x)
         if batch_norm or number == 2:  # the 28x28 networks have one dropout, the 32x32 ones two
             x = layers.Dropout(0.5, name=f"dropout{number}")(x)
@@ -45,8 +45,8 @@ def _build(x, classes, convs, pools, batch_norm):
 
 
 def _conv(x, filters, name, batch_norm):
-    # Keras's own initial weights (Glorot), as released, where batch normalisation follows. Without
-    # it they halve the signal's variance in every layer: VGG16 is at chance after 60 steps.
+    # Keras's default initial weights (Glorot), as released, if batch normalisation follows. Without
+    # it they halve the variance of the signal in every layer: VGG16 is at chance after 60 steps.
     x = layers.Conv2D(
         filters,
         3,
