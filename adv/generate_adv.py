@@ -134,9 +134,9 @@ class Images:
     index: np.ndarray
 
     def chunks(self, size):
-        """[(number of the first image, indices)] of chunks of this size."""
+        """{number of the first image: Images} of chunks of this size."""
         starts = range(0, len(self.index), size)
-        return [(first, self.index[first : first + size]) for first in starts]
+        return {first: Images(self.x, self.y, self.index[first : first + size]) for first in starts}
 
 
 def parts_folder(path):
@@ -151,7 +151,7 @@ def attack_images(name, batched_model, images, path, provenance):
         name: of the attack. batched_model: BatchedModel. images: Images.
         path: the samples file; finished chunks are kept in parts_folder(path).
         provenance: of the file, with mode, epsilon, steps and seed. A chunk with another one is
-            made anew.
+            made again.
 
     Returns:
         Samples of all images.
@@ -161,27 +161,26 @@ def attack_images(name, batched_model, images, path, provenance):
     remove_temporary_files(parts)
     chunks = []
     with progress(total=len(images.index), desc=name, unit="image") as bar:
-        for first, rows in images.chunks(CHUNK // 4 if name == "cw" else CHUNK):
+        for first, chunk in images.chunks(CHUNK // 4 if name == "cw" else CHUNK).items():
             part = parts / f"{first:06d}.h5"
-            expected = provenance | {"images": len(rows)}
-            found = attributes(part)
-            if all(found.get(key) == value for key, value in expected.items()):
-                bar.update(len(rows))
+            expected = provenance | {"images": len(chunk.index)}
+            kept = attributes(part)
+            if all(kept.get(key) == value for key, value in expected.items()):
+                bar.update(len(chunk.index))
             else:
-                x = pixels(images.x[rows])
-                chunk_seed = provenance["seed"] + first
-                chunk = attack_chunk(
-                    name, batched_model, x, images.y[rows], provenance, chunk_seed, bar.update
-                )
-                chunk.write(part, expected)
+                seed = provenance["seed"] + first
+                found = attack_chunk(name, batched_model, chunk, provenance, seed, bar.update)
+                found.write(part, expected)
             chunks.append(Samples.read(part))
             success = np.mean(np.concatenate([chunk.success for chunk in chunks]))
             bar.set_postfix_str(f"success {100 * success:.1f}%")
     return Samples.join(chunks)
 
 
-def attack_chunk(name, batched_model, x, y, provenance, seed, progress):
-    """One attack on images x, float32 (n, h, w, c), with labels y (n,), as Samples."""
+def attack_chunk(name, batched_model, images, provenance, seed, progress):
+    """One attack on some Images, as Samples."""
+    x = pixels(images.x[images.index])
+    y = images.y[images.index]
     start_time = time.perf_counter()
     batched_model.seconds = 0.0
     image, success = run_attack(

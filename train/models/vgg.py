@@ -2,9 +2,9 @@
 
 On 32x32 images they have convolutions without bias, each followed by batch normalisation and ReLU,
 and five pools that halve the image; 33.6 and 39.0 million parameters. Five halvings of 28x28 leave
-nothing, so on smaller images VGG16 has four blocks (26.6 million parameters; the 22.6 million of the
-authors' table fit no network that we know), and the pools of VGG19 look at two pixels of a row or a
-column in turn (33.6 million). These have no batch normalisation.
+nothing. So on smaller images VGG16 has four blocks (26.6 million parameters; the 22.6 million of
+the authors' table fit no network that we know), and the pools of VGG19 look at two pixels of a row
+or a column in turn (33.6 million). These have no batch normalisation.
 """
 
 from train.backend import keras
