@@ -7,10 +7,12 @@ The adversarial samples were made against the original, so any model that differ
 of them right. Reads what dare.py reads, and tuned/dare_*. Writes tuned/control-<name>_* as dare.py
 does:
 
-- self: DARE, but the targets are the original's own activations. It lacks the mined history.
+- self: DARE, but the targets are the original's own activations. It lacks the mined history. If no
+  layer up to the chosen one behaves differently in training (batch normalisation, dropout, noise),
+  its loss is 0, and it is the original itself.
 - single: DARE, but all targets are those of one earlier checkpoint. It lacks the choice per image.
 - batchnorm: DARE's passes over the images, but no weight moves. Only the statistics of batch
-  normalisation follow the images.
+  normalisation follow the images. Without batch normalisation it is the original itself.
 - finetune: cross-entropy on the same images, layers, optimizer, epochs and rates. It lacks the
   regression, the slice and the key neurons.
 - noise: the weights of the original move as far as DARE's in every epoch, in a random direction.
@@ -52,7 +54,7 @@ from train.fine_tuning import FineTuning, fine_tune_study
 from train.flags import UserError, chosen_names, options, run_script
 from train.log import progress, stage
 from train.study import Study
-from train.utils import Rows, pixels
+from train.utils import Rows, pixels, up_to
 
 dataset = "digits"
 model = "lenet"
@@ -73,6 +75,10 @@ BATCH_NORM_IMAGES = 10_000  # images of x_train from which swa estimates batch s
 
 def control_self(study, epochs, settings):
     """DARE towards the original's own activations."""
+    if not any(map(differs_in_training, layers_up_to(study, settings["choose_layer"]))):
+        # Tuning would turn the rounding of a loss of 0 into steps of full size.
+        keep_original(study, {"method": "control-self"} | settings, epochs)
+        return
     targets = partial(open_targets_of, name="self", choose=lambda mined: study.checkpoint)
     tune_study(study, {"method": "control-self"} | settings, epochs, targets)
 
@@ -90,7 +96,11 @@ def control_single(study, epochs, settings):
 def control_batchnorm(study, epochs, settings):
     """DARE's passes over the images, without moving a weight."""
     settings = {name: settings[name] for name in ("choose_layer", "run")}
-    tune_study(study, {"method": "control-batchnorm"} | settings, epochs)
+    settings = {"method": "control-batchnorm"} | settings
+    if any(map(is_batch_norm, layers_up_to(study, settings["choose_layer"]))):
+        tune_study(study, settings, epochs)
+    else:
+        keep_original(study, settings, epochs)
 
 
 def control_finetune(study, epochs, settings):
@@ -149,6 +159,37 @@ def control_swa(study, epochs, settings):
 
 # A new control is a function above and a row in the table of methods.
 FUNCTIONS = {name: globals()[f"control_{name}"] for name in CONTROLS}
+
+
+# ---------------------------------------------------------- controls that are the original itself
+
+
+def layers_up_to(study, choose_layer):
+    """The layers of a study's network up to the chosen one."""
+    return up_to(study.classifier, choose_layer).layers
+
+
+def is_batch_norm(layer):
+    return type(layer).__name__ == "BatchNormalization"
+
+
+def differs_in_training(layer):
+    """Whether a layer behaves differently in training: batch normalisation, dropout, noise."""
+    return is_batch_norm(layer) or hasattr(layer, "seed_generator")
+
+
+def keep_original(study, settings, epochs):
+    """Save the original's weights as every epoch of a control that cannot differ from it."""
+    folder = tuned_folder(study.folder, **settings)
+    provenance = study.provenance | settings | {"is_original": True}
+    with stage(folder / "tune.log", settings["method"], study.names | settings) as log:
+        remove_temporary_files(folder)
+        print(f"{settings['method']} is the original: nothing in {study.model} can change.")
+        paths = {epoch: weights_path(folder, epoch) for epoch in range(1, epochs + 1)}
+        made = [epoch for epoch, path in paths.items() if already_made(path, provenance)]
+        log.idle = len(made) == epochs
+        for epoch in paths.keys() - made:
+            save_weights(study.original(), paths[epoch], provenance | {"epoch": epoch})
 
 
 # ------------------------------------------------------------- controls that test.py only scores
@@ -217,7 +258,7 @@ def average_weights(classifier, paths):
 
 def estimate_batch_norm(classifier, x, batch=250):
     """Set the statistics of batch normalisation to their mean over batches of x (n, h, w, c)."""
-    layers = [layer for layer in classifier.layers if type(layer).__name__ == "BatchNormalization"]
+    layers = [layer for layer in classifier.layers if is_batch_norm(layer)]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

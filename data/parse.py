@@ -6,7 +6,7 @@ LARGEST_DATA = 8 * 2**30  # bytes of all images of a part
 
 
 def parse(path, read, *arguments):
-    """read(*arguments), with any failure as one sentence about the file `path`."""
+    """Return read(*arguments); any failure becomes a UserError about the file `path`."""
     try:
         return read(*arguments)
     except FileNotFoundError:

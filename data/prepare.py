@@ -53,7 +53,7 @@ def check(name, train, test, class_names):
 
 def balanced(y, limit, rng):
     """`limit` random indices into labels y, as balanced over the classes as they allow."""
-    import pandas as pd
+    import pandas as pd  # half a second that a run without a limit need not spend
 
     order = rng.permutation(len(y))
     rank_in_class = pd.Series(order).groupby(y[order]).cumcount().to_numpy()
@@ -85,6 +85,15 @@ def is_prepared(folder, settings):
     return True
 
 
+def hold(paths, arrays):
+    """Whether the files hold these arrays."""
+    # One file at a time, and none stays mapped: Windows does not remove or replace a mapped file.
+    return all(
+        np.array_equal(artifacts.load_array(path, "python data/prepare.py"), array)
+        for path, array in zip(paths, arrays, strict=True)
+    )
+
+
 def write(folder, arrays, info):
     """Write the arrays, labels last, so that load_data refuses an incomplete data set.
 
@@ -92,10 +101,8 @@ def write(folder, arrays, info):
     made.
     """
     paths = array_paths(folder)
-    if all(path.exists() for path in paths):
-        found = [artifacts.load_array(path, "python data/prepare.py") for path in paths]
-        if not all(map(np.array_equal, found, arrays)):
-            raise UserError(f"{folder} holds other images, without info.json: move it away first.")
+    if all(path.exists() for path in paths) and not hold(paths, arrays):
+        raise UserError(f"{folder} holds other images, without info.json: move it away first.")
     for path in paths[3:]:
         path.unlink(missing_ok=True)
     artifacts.remove_temporary_files(folder)
@@ -107,9 +114,13 @@ def write(folder, arrays, info):
 
 
 def read(dataset, source):
-    """What a reader returns for a folder of images or the official files, which are downloaded."""
+    """Read a folder of images, or the official files, which are downloaded without a source.
+
+    Returns:
+        (x, y) of train, (x, y) of test, and the names of the classes.
+    """
     if source is not None and (source / "train").is_dir() and (source / "test").is_dir():
-        from data.folders import read_folder
+        from data.folders import read_folder  # Pillow, which only folders of images need
 
         return read_folder(source)
     if dataset not in READERS:
@@ -121,8 +132,10 @@ def prepare(dataset, source=None, limit=None, seed=0):
     """Read, check, limit, split and write one data set.
 
     Args:
-        dataset: its name. source: a folder, as Path or str; None: download the official files.
-        limit: number of training images; None: all. seed: of the split.
+        dataset: its name.
+        source: a folder, as Path or str; None: download the official files.
+        limit: number of training images; None: all.
+        seed: seed of the limit and of the split.
 
     Raises:
         UserError: wrong arguments, broken files, or a data set with other settings.

@@ -33,7 +33,17 @@ def tiny(x, classes):
     return layers.Dense(classes, activation="softmax", name="predictions")(x)
 
 
+def plain(x, classes):
+    """A network in which no layer behaves differently in training before the dropout."""
+    x = layers.Conv2D(6, 3, padding="same", activation="relu", name="conv1")(x)
+    x = layers.MaxPooling2D(4, name="pool1")(x)
+    x = layers.Dropout(0.25, name="dropout1")(layers.Flatten(name="flatten")(x))
+    return layers.Dense(classes, activation="softmax", name="predictions")(x)
+
+
 train.models.NETWORKS["tiny"] = tiny
+train.models.NETWORKS["plain"] = plain
+train.params.chosen_layer["plain"] = "conv1"
 train.params.chosen_layer["tiny"], train.params.frozen["tiny"] = "conv2", 5
 
 TOY = ["--dataset", "toy", "--model", "tiny"]

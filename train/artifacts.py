@@ -109,7 +109,7 @@ def atomic_write(path, suffix=""):
 
 def write_text(path, text):
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def remove_temporary_files(folder):
@@ -121,9 +121,13 @@ def remove_temporary_files(folder):
 
 
 def is_running(pid):
-    """Whether a process of this machine is running; on Windows, where asking is unsafe, True."""
-    if os.name == "nt":  # there os.kill ends the process
-        return True
+    """Whether a process of this machine is running; True where that cannot be known."""
+    if os.name == "nt":  # there os.kill would end the process
+        try:
+            import psutil  # a dependency of Snakemake
+        except ImportError:
+            return True
+        return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -141,7 +145,7 @@ def require_space(folder, needed, what):
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written: mend its permissions, or set DARE_HOME.")
+        raise UserError(f"{folder} cannot be written: change its permissions or set DARE_HOME.")
     if free < needed:
         raise UserError(
             f"{what} take {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: "
@@ -159,9 +163,9 @@ def sha256(*paths):
     for path in paths:
         with open(path, "rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def fingerprint(*arrays):
@@ -197,29 +201,28 @@ def already_made(path, provenance):
     """Whether `path` exists with this provenance; UserError if it has another one."""
     if not path.exists():
         return False
-    found = attributes(path)
-    if not found:
+    recorded = attributes(path)
+    if not recorded:
         raise UserError(f"{path} is corrupt: delete it and run the same command again.")
-    refuse_other_settings(path, found, provenance)
+    refuse_other_settings(path, recorded, provenance)
     return True
 
 
-def refuse_other_settings(path, found, wanted, made="made", make="make it"):
-    """Raise UserError if a setting of an artifact differs from the wanted one.
+def refuse_other_settings(path, recorded, wanted, made="made", make="make it"):
+    """Raise UserError if an artifact was made with another setting than the wanted one.
 
     Args:
-        path: the artifact, for the message. found, wanted: {name: value}.
-        made, make: the verb of the message.
+        path: the artifact, for the message.
+        recorded: {name: value} of the settings that it was made with.
+        wanted: {name: value} of the settings that it must have.
+        made: the participle in the message, such as "prepared".
+        make: the verb in the message, such as "prepare it".
     """
     for name, value in wanted.items():
-        if found.get(name) != value:
-            other = found.get(name)
-            if name.endswith("sha256"):
-                other = _short(other)
-                value = _short(value)
+        if recorded.get(name) != value:
             raise UserError(
-                f"{path} was {made} with {name} {other}, not {value}: it is kept; move it away or "
-                f"delete it to {make} again."
+                f"{path} was {made} with {name} {_shown(name, recorded.get(name))}, not "
+                f"{_shown(name, value)}: it is kept; to {make} again, move it away or delete it."
             )
 
 
@@ -236,17 +239,18 @@ def open_artifact(path, step, **expected):
         raise UserError(f"{path} is corrupt: delete it and make it with `{step}`.") from None
     with file:
         for name, wanted in expected.items():
-            found = file.attrs.get(name)
-            if wanted is not None and found != wanted:
+            recorded = file.attrs.get(name)
+            if wanted is not None and recorded != wanted:
                 raise UserError(
-                    f"{path} was made from {name} {_short(found)}, not {_short(wanted)}: "
-                    f"move it away and make it with `{step}`."
+                    f"{path} was made from {name} {_shown(name, recorded)}, not "
+                    f"{_shown(name, wanted)}: move it away and make it with `{step}`."
                 )
         yield file
 
 
-def _short(value):
-    return str(value)[:12]
+def _shown(name, value):
+    """A setting in a message; digests are cut to twelve characters."""
+    return str(value)[:12] if name.endswith("sha256") else value
 
 
 def data_info(dataset):

@@ -11,6 +11,8 @@ import os
 import warnings
 
 os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # sums in a fixed order
+# TensorFlow leaves oneDNN off on processors without AVX512, where it is 1.5 to 5 times as fast.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """An error that the user can mend. Its text is one sentence: what was wrong and what to do."""
+    """An error that the user can fix. Its text is one sentence: what was wrong and what to do."""
 
 
 def _number(kind, low, high, what, low_open=False):
@@ -122,7 +122,8 @@ def options(doc, argv, script, **lists):
     value is the default. An edited constant is checked just as a flag is.
 
     Args:
-        doc: the text of --help. argv: the arguments; None: those of the process.
+        doc: the text of --help.
+        argv: the arguments; None: those of the process.
         script: the script's globals().
         lists: names that a flag takes as a list with commas, as in attack=("fgsm", "pgd").
 
@@ -163,7 +164,7 @@ def run_script(main):
             raise
         what = os.strerror(error.errno) if error.errno else f"A file was cut short ({error})"
         where = f" ({error.filename})" if error.filename else ""
-        advice = "free some space or mend the folder, then run again."
+        advice = "free some space or fix the folder, then run again."
         print(f"{script}: {what}{where}: {advice}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(2)  # an ordinary exit would let HDF5 write to its broken file again, and crash

@@ -142,8 +142,8 @@ def why_not_comparable(dataset, methods, transferred):
 def why_unchanged(methods, transferred):
     """The reason if the second method did not change the network, or None.
 
-    The original is wrong on every sample, and only a network that is still the same can be. In
-    networks without batch normalisation control-self and control-batchnorm change nothing.
+    The original is wrong on every sample, and only a network that is still the same can be. So are
+    control-self and control-batchnorm in networks without batch normalisation.
     """
     name, rows = list(methods.items())[-1]
     if name == "original":
@@ -151,6 +151,8 @@ def why_unchanged(methods, transferred):
     models = rows.drop_duplicates(["folder", "run"]).itertuples()
     if any(np.nansum(transferred(model.folder, model.sha256)) for model in models):
         return None
+    if name in ("control-self", "control-batchnorm"):
+        return f"{name} is the original: this network has no batch normalisation"
     return f"{name} did not change this network"
 
 

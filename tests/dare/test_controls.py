@@ -3,12 +3,13 @@
 import h5py
 import numpy as np
 import pytest
-from conftest import weights_of
+from conftest import weights_of, write_data
 from tuned_models import RATE, moved, tuned_model
 
-from dare import controls, dare
+from dare import controls, dare, get_ats, nnslicer
 from train.artifacts import attributes, tuned_folder, weights_path
-from train.checkpoints import load_classifier
+from train.checkpoints import load_classifier, load_weights
+from train.train import train as train_network
 from train.utils import predict, up_to
 
 
@@ -40,6 +41,33 @@ def test_controls(study):
     swa = weights_of(tuned_model(folder, 1, method="control-swa"))
     history = [weights_of(load_classifier(folder, e))["conv1/kernel"] for e in (4, 5, 6, 7)]
     np.testing.assert_allclose(swa["conv1/kernel"], np.mean(history, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_controls_that_cannot_differ_are_the_original(home):
+    """Without batch normalisation, dropout or noise up to the chosen layer."""
+    write_data(home)
+    train_network("toy", "plain", 0, 4)
+    flags = ["--dataset", "toy", "--model", "plain"]
+    nnslicer.main(flags)
+    get_ats.main([*flags, "--first", "1"])
+    controls.main([*flags, "--control", "self,batchnorm", "--epoch", "2", *RATE])
+    folder = home / "models/toy_plain_seed0"
+    original = weights_of(load_classifier(folder))
+    paths = list(folder.glob("tuned/*/model.*.weights.h5"))
+    assert len(paths) == 4
+    for path in paths:
+        model = load_weights(load_classifier(folder), path)
+        assert moved(original, weights_of(model)) == set()
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    controls.main([*flags, "--control", "self,batchnorm", "--epoch", "2", *RATE])
+    assert {path: path.stat().st_mtime_ns for path in paths} == before
+    # Behind the dropout the two differ again.
+    get_ats.main([*flags, "--first", "1", "--choose_layer", "predictions"])
+    layer = ["--choose_layer", "predictions"]
+    controls.main([*flags, *layer, "--control", "self", "--epoch", "1", *RATE])
+    settings = {"choose_layer": "predictions", "per": 0.95, "lr_rate": 1e-3, "run": 0}
+    tuned = weights_of(tuned_model(folder, 1, method="control-self", **settings))
+    assert "predictions" in moved(original, tuned)
 
 
 def test_targets_without_history_or_choice(study):

@@ -76,7 +76,7 @@ def test_claims_leave_out_what_does_not_compare(home):
     unmoved, lossy = {"control-self": (0.0, 0.95, 0.3)}, {"control-finetune": (0.3, 0.9, 0.3)}
     table = claimed(home, unmoved, lossy, {})
     history = table.loc["control-self", "compared"]
-    assert "did not change" in history.loc["a", "reason"]
+    assert "is the original" in history.loc["a", "reason"]
     assert history.loc["all", ["measured", "cells"]].tolist() == [3, 2]
     assert history.loc["all", "difference"] == pytest.approx(10)
     # Who lost clean accuracy compares only where the most robust epochs do.

@@ -46,8 +46,11 @@ def test_a_control_that_changes_nothing_is_not_comparable(home):
     rows, text = judged(home, dare=(0.5, 0.95, 0.3), control_self=(0.0, 0.95, 0.3))
     row = rows.loc["control-self"]
     assert row["conclusion"] == row["adaptive_conclusion"] == "not comparable"
-    assert row["reason"] == "control-self did not change this network"
-    assert "Not comparable: control-self (did not change this network)." in text
+    assert row["reason"] == "control-self is the original: this network has no batch normalisation"
+    assert (
+        "Not comparable: control-self (is the original: this network has no batch normalisation)."
+        in text
+    )
 
 
 def test_batch_normalisation_s_drift_is_no_merit_of_dare(home):
