@@ -53,7 +53,7 @@ def check(name, train, test, class_names):
 
 def balanced(y, limit, rng):
     """`limit` random indices into labels y, as balanced over the classes as they allow."""
-    import pandas as pd  # half a second that a run without a limit need not spend
+    import pandas as pd  # which only a limit needs
 
     order = rng.permutation(len(y))
     rank_in_class = pd.Series(order).groupby(y[order]).cumcount().to_numpy()
@@ -120,7 +120,7 @@ def read(dataset, source):
         (x, y) of train, (x, y) of test, and the names of the classes.
     """
     if source is not None and (source / "train").is_dir() and (source / "test").is_dir():
-        from data.folders import read_folder  # Pillow, which only folders of images need
+        from data.folders import read_folder  # imports Pillow, which nothing else needs
 
         return read_folder(source)
     if dataset not in READERS:

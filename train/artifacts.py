@@ -220,9 +220,11 @@ def refuse_other_settings(path, recorded, wanted, made="made", make="make it"):
     """
     for name, value in wanted.items():
         if recorded.get(name) != value:
+            old = _shown(name, recorded.get(name))
+            new = _shown(name, value)
             raise UserError(
-                f"{path} was {made} with {name} {_shown(name, recorded.get(name))}, not "
-                f"{_shown(name, value)}: it is kept; to {make} again, move it away or delete it."
+                f"{path} was {made} with {name} {old}, not {new}: it is kept; move it away or "
+                f"delete it to {make} again."
             )
 
 
@@ -241,9 +243,11 @@ def open_artifact(path, step, **expected):
         for name, wanted in expected.items():
             recorded = file.attrs.get(name)
             if wanted is not None and recorded != wanted:
+                old = _shown(name, recorded)
+                new = _shown(name, wanted)
                 raise UserError(
-                    f"{path} was made from {name} {_shown(name, recorded)}, not "
-                    f"{_shown(name, wanted)}: move it away and make it with `{step}`."
+                    f"{path} was made from {name} {old}, not {new}: move it away and make it with "
+                    f"`{step}`."
                 )
         yield file
 

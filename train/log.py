@@ -79,14 +79,15 @@ def peak_memory():
         import resource
     except ImportError:  # Windows
         return windows_peak_memory()
+    # macOS counts in bytes, Linux in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def windows_peak_memory():
-    """The same on Windows, if psutil is installed (Snakemake brings it)."""
+    """The same on Windows, if psutil is installed."""
     try:
-        import psutil
+        import psutil  # a dependency of Snakemake
     except ImportError:
         return 0.0
     return getattr(psutil.Process().memory_info(), "peak_wset", 0) / 1e9
