@@ -46,7 +46,7 @@ def test_controls(study):
 def test_controls_that_cannot_differ_are_the_original(home):
     """Without batch normalisation, dropout or noise up to the chosen layer."""
     write_data(home)
-    train_network("toy", "plain", 0, 4)
+    train_network("toy", "plain", 0, 16)
     flags = ["--dataset", "toy", "--model", "plain"]
     nnslicer.main(flags)
     get_ats.main([*flags, "--first", "1"])
