@@ -48,9 +48,9 @@ def main(argv=None):
             print(text)
         print(f"\n{path}: {len(table)} rows", flush=True)
         if args.adaptive:
-            from dare.evaluation.adaptive import AdaptiveSettings, evaluate
+            from dare.evaluation.adaptive import evaluate
 
-            evaluate(study, table, weights, AdaptiveSettings(args.adaptive_images, args.restarts))
+            evaluate(study, table, weights, args.adaptive_images, args.restarts)
 
 
 if __name__ == "__main__":

@@ -4,27 +4,10 @@ It needs neither gradients nor logits, so a model that only hides its gradients 
 worst_case.py uses it, and compares it with other attacks in its docstring.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from adv.attacks.classifier import in_full_batches
 from adv.attacks.perturbations import per_image
-
-
-@dataclass
-class RaysLimits:
-    """When the search of an image ends.
-
-    max_decisions: after this many decisions.
-    enough: at a perturbation of this size.
-    needed: where this size is out of reach, a number or one for each image (n,): the perturbation
-        is more than Rays.REACH times as large after Rays.CHECKED decisions.
-    """
-
-    max_decisions: int = 1000
-    enough: float = 0
-    needed: object = np.inf
 
 
 class Rays:
@@ -34,7 +17,9 @@ class Rays:
     2. The whole direction, its halves, its quarters and so on are flipped in turn.
     3. A flip that is adversarial at the present size is kept, and the size is bisected.
 
-    A step asks for one decision of every image, so that batches stay full.
+    A step asks for one decision of every image, so that batches stay full. An image ends after
+    `max_decisions`, at the size `enough`, or where the size that is `needed` is out of reach: its
+    size is more than REACH times that after CHECKED decisions.
     """
 
     # From decision 200 to 1,000 the sizes of 95% of images, on digits and on Fashion-MNIST, fell by
@@ -43,17 +28,18 @@ class Rays:
     REACH = 1.6
     BISECTIONS = 7
 
-    def __init__(self, model, x, y, limits=None):
+    def __init__(self, model, x, y, max_decisions=1000, enough=0, needed=np.inf):
         """model: BatchedModel. x: float32 (n, h, w, c) that it gets right. y: labels (n,).
 
-        limits: RaysLimits.
+        needed: a number, or one for each image (n,).
         """
         n = len(x)
         self.model = model
         self.x = x
         self.y = y
-        self.limits = limits or RaysLimits()
-        self.needed = np.broadcast_to(self.limits.needed, n)
+        self.max_decisions = max_decisions
+        self.enough = enough
+        self.needed = np.broadcast_to(needed, n)
         # The best direction and its size, which is inf until one has changed the decision.
         self.direction = np.ones(x.shape, "float32")
         self.size = np.full(n, np.inf)
@@ -95,7 +81,7 @@ class Rays:
         size = self.size[rows]
         decisions = self.decisions[rows]
         is_out_of_reach = (decisions >= self.CHECKED) & (size > self.REACH * self.needed[rows])
-        is_over = (decisions >= self.limits.max_decisions) | (size <= self.limits.enough)
+        is_over = (decisions >= self.max_decisions) | (size <= self.enough)
         return (is_over | is_out_of_reach) & (self.halvings[rows] == 0)
 
     def flipped(self, rows):

@@ -26,6 +26,7 @@ So rays is used: of the attacks on decisions only it comes near one step of fgsm
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import eagerpy as ep
@@ -35,7 +36,7 @@ import numpy as np
 from adv.attacks.classifier import BatchedModel
 from adv.attacks.losses import log_odds
 from adv.attacks.perturbations import norms
-from adv.attacks.rays import Rays, RaysLimits
+from adv.attacks.rays import Rays
 from train.utils import seed_number
 
 PGD_STEPS = 20
@@ -47,24 +48,26 @@ RANDOM_LOCK = threading.Lock()  # for the threads that attack a model each
 
 @dataclass
 class WorstCase:
-    """How to attack: epsilons {"linf", "l2": ascending sizes}, restarts of pgd, the seed."""
+    """How to attack: epsilons {"linf", "l2": ascending sizes}, restarts of pgd, the seed.
+
+    tick: called after every attempt, `attempts` times.
+    """
 
     epsilons: dict
     restarts: int = 1
     seed: int = 0
+    tick: Callable = lambda: None
+
+    @property
+    def attempts(self):
+        return sum((1 + self.restarts) * len(sizes) for sizes in self.epsilons.values()) + 1
 
 
-def attempts(how):
-    """How many attempts attack_model makes, for progress."""
-    return sum((1 + how.restarts) * len(sizes) for sizes in how.epsilons.values()) + 1
-
-
-def attack_model(classifier, x, y, how, tick=lambda: None, model=None):
+def attack_model(classifier, x, y, how, model=None):
     """Attack a Keras softmax classifier on pixels in [0, 1].
 
     Args:
         x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). how: WorstCase.
-        tick: called after every attempt, attempts(how) times.
         model: a BatchedModel of the classifier, to use again; None: a new one.
 
     Returns:
@@ -73,7 +76,7 @@ def attack_model(classifier, x, y, how, tick=lambda: None, model=None):
     model = model or BatchedModel.of(classifier)
     is_right = model.logits(x).argmax(axis=1) == y
     results = {}
-    for norm, by_attack in attack_right_images(model, x[is_right], y[is_right], how, tick).items():
+    for norm, by_attack in attack_right_images(model, x[is_right], y[is_right], how).items():
         by_attack["worst"] = worst_of(by_attack.values())
         for name, result in by_attack.items():
             # At epsilon 0 every image that is classified correctly is robust.
@@ -84,17 +87,17 @@ def attack_model(classifier, x, y, how, tick=lambda: None, model=None):
     return results
 
 
-def attack_right_images(model, x, y, how, tick):
+def attack_right_images(model, x, y, how):
     """{norm: {attack: results (epsilons, n)}} of images that the model gets right."""
     results = {}
     for norm in how.epsilons:
-        fgsm = attack_by_gradient(model, x, y, GradientAttack.fgsm(norm, how), tick)
-        pgd = attack_by_gradient(model, x, y, GradientAttack.pgd(norm, how), tick)
+        fgsm = attack_by_gradient(model, x, y, norm, how, steps=1)
+        pgd = attack_by_gradient(model, x, y, norm, how, steps=PGD_STEPS)
         results[norm] = {"fgsm": fgsm, "pgd": pgd}
     unbroken = worst_of(results["linf"].values()) != BROKEN
     for norm, result in attack_by_decisions(model, x, y, how.epsilons, unbroken).items():
         results[norm]["rays"] = result
-    tick()
+    how.tick()
     return results
 
 
@@ -112,64 +115,41 @@ def outcome(is_broken, has_started):
 # ------------------------------------------------------------------------------- gradient attacks
 
 
-@dataclass
-class GradientAttack:
-    """fgsm (one step) or pgd (several steps, from random starts) in one norm.
-
-    foolbox_attack: gives the steps, projections and random starts of the norm.
-    sizes: epsilons, ascending.
-    """
-
-    foolbox_attack: object
-    sizes: tuple
-    steps: int
-    starts: int
-    seed: int
-
-    @classmethod
-    def fgsm(cls, norm, how):
-        return cls(foolbox_attack_of(norm), how.epsilons[norm], 1, 1, how.seed)
-
-    @classmethod
-    def pgd(cls, norm, how):
-        sizes = how.epsilons[norm]
-        return cls(foolbox_attack_of(norm), sizes, PGD_STEPS, how.restarts, how.seed)
-
-    def random_start(self, x, level, number):
-        """Pixels in the ball around images x, of the epsilon sizes[level]."""
-        with RANDOM_LOCK:
-            # Foolbox draws from this stream. set_seed would also empty TensorFlow's caches.
-            np.random.seed(seed_number(self.seed, level, number))  # noqa: NPY002
-            start = self.foolbox_attack.get_random_start(ep.astensor(x), self.sizes[level])
-        return start.clip(0, 1).numpy().astype("float32")
-
-
-def foolbox_attack_of(norm):
-    return {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]()
-
-
-def attack_by_gradient(model, x, y, attack, tick):
-    """Results (epsilons, n) of a GradientAttack.
+def attack_by_gradient(model, x, y, norm, how, steps):
+    """Results (epsilons, n) of fgsm (one step) or pgd (several steps, from random starts).
 
     pgd goes from the largest epsilon down and leaves out images that resist it, because the smaller
     balls lie inside. One step can overshoot, so fgsm tries every epsilon.
     """
-    is_broken = np.zeros((len(attack.sizes), len(x)), bool)
+    # Foolbox's attack gives the steps, projections and random starts of the norm.
+    attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm](steps=steps)
+    sizes = how.epsilons[norm]
+    is_broken = np.zeros((len(sizes), len(x)), bool)
     has_started = np.zeros(len(x), bool)
     may_break = np.ones(len(x), bool)
-    is_pgd = attack.steps > 1
-    for level in reversed(range(len(attack.sizes))):
-        for number in range(attack.starts):
+    for level in reversed(range(len(sizes))):
+        for number in range(how.restarts if steps > 1 else 1):
             rows = np.flatnonzero(may_break & ~is_broken[level])
             if len(rows):
-                start = attack.random_start(x[rows], level, number) if is_pgd else x[rows]
-                hit, moved = ascend(model, attack, start, x[rows], y[rows], attack.sizes[level])
+                start = x[rows]
+                if steps > 1:
+                    start = random_start(attack, start, sizes[level], (how.seed, level, number))
+                hit, moved = ascend(model, attack, start, x[rows], y[rows], sizes[level])
                 is_broken[level, rows] = hit
                 has_started[rows] |= moved
-            tick()
-        if is_pgd:
+            how.tick()
+        if steps > 1:
             may_break = is_broken[level].copy()
     return outcome(np.logical_or.accumulate(is_broken), has_started)
+
+
+def random_start(attack, x, epsilon, seed):
+    """Pixels in the ball of a Foolbox attack around images x."""
+    with RANDOM_LOCK:
+        # Foolbox draws from this stream. set_seed would also empty TensorFlow's caches.
+        np.random.seed(seed_number(*seed))  # noqa: NPY002
+        start = attack.get_random_start(ep.astensor(x), epsilon)
+    return start.clip(0, 1).numpy().astype("float32")
 
 
 def ascend(model, attack, start, x0, y, epsilon):
@@ -192,11 +172,9 @@ def ascend(model, attack, start, x0, y, epsilon):
         if not len(rows):
             return is_broken, was_moved
         before = ep.astensor(x[rows])
-        direction = attack.foolbox_attack.normalize(
-            ep.astensor(gradient[~is_hit]), x=before, bounds=(0, 1)
-        )
+        direction = attack.normalize(ep.astensor(gradient[~is_hit]), x=before, bounds=(0, 1))
         after = before + step_size * direction
-        projected = attack.foolbox_attack.project(after, ep.astensor(x0[rows]), epsilon)
+        projected = attack.project(after, ep.astensor(x0[rows]), epsilon)
         x[rows] = projected.clip(0, 1).numpy()
     is_broken[rows] = model.logits(x[rows]).argmax(axis=1) != y[rows]
     return is_broken, was_moved
@@ -216,8 +194,7 @@ def attack_by_decisions(model, x, y, epsilons, unbroken):
     smallest = epsilons["linf"][0]
     linf_sizes = np.array(epsilons["linf"])[:, None]
     needed = np.where(unbroken, linf_sizes, smallest).max(axis=0)
-    limits = RaysLimits(DECISIONS, enough=smallest, needed=needed)
-    found, has_started = Rays(model, x, y, limits).run()
+    found, has_started = Rays(model, x, y, DECISIONS, enough=smallest, needed=needed).run()
     size = norms(found - x)
     results = {}
     for norm, sizes in epsilons.items():

@@ -14,22 +14,13 @@ x_test, at several epsilons in Linf and L2. After every model this writes
 import functools
 import json
 from contextlib import closing
-from dataclasses import dataclass
 
 import h5py
 import numpy as np
 import pandas as pd
 
 from adv.attacks.classifier import BatchedModel, reads_weights_anew
-from adv.attacks.worst_case import (
-    DECISIONS,
-    PGD_STEPS,
-    ROBUST,
-    UNKNOWN,
-    WorstCase,
-    attack_model,
-    attempts,
-)
+from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, WorstCase, attack_model
 from dare.evaluation.intervals import wilson
 from dare.evaluation.scores import arrays_in
 from dare.evaluation.selection import MODEL
@@ -45,18 +36,7 @@ IDENTITY = [*MODEL, "per", "choose_layer", "batches"]  # which model a row is ab
 COLUMNS = [*IDENTITY, "norm", "attack", "epsilon", "n", "unknown", "robust_accuracy", "low", "high"]
 
 
-@dataclass
-class AdaptiveSettings:
-    """images: number of images of the reporting half, or fewer if it has fewer.
-
-    restarts: random starts of pgd.
-    """
-
-    images: int = 500
-    restarts: int = 3
-
-
-def evaluate(study, table, weights, settings):
+def evaluate(study, table, weights, images=500, restarts=3):
     """Attack all models of robustness.csv that are selected by either rule.
 
     Results that adaptive.h5 already holds are kept; a file made with other images or settings is
@@ -64,17 +44,17 @@ def evaluate(study, table, weights, settings):
 
     Args:
         study: train.study.Study. table: its robustness.csv as a DataFrame.
-        weights: {SHA-256 of the weights: path}. settings: AdaptiveSettings.
+        weights: {SHA-256 of the weights: path}.
+        images: number of images of the reporting half. restarts: random starts of pgd.
 
     Returns:
         adaptive.csv as a DataFrame, in %.
     """
-    index, x, y = attacked_images(study, settings.images)
+    index, x, y = attacked_images(study, images)
     epsilons = GREY if x.shape[-1] == 1 else COLOUR
-    how = WorstCase(epsilons, settings.restarts, study.seed)
     provenance = {
         "images": len(index),
-        "restarts": settings.restarts,
+        "restarts": restarts,
         "epsilons": json.dumps(epsilons),
         "pgd_steps": PGD_STEPS,
         "decisions": DECISIONS,
@@ -89,11 +69,13 @@ def evaluate(study, table, weights, settings):
     todo = [digest for digest in chosen["sha256"].unique() if digest not in results.models]
     print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack", flush=True)
     batched_model_of = functools.cache(BatchedModel.of)  # one for each thread's classifier
-    with progress(total=len(todo) * attempts(how), desc="adaptive", unit="attempt") as bar:
+    how = WorstCase(epsilons, restarts, study.seed)
+    with progress(total=len(todo) * how.attempts, desc="adaptive", unit="attempt") as bar:
+        how.tick = bar.update
 
         def attack(classifier, _):
             batched = batched_model_of(classifier) if reads_weights_anew() else None
-            return attack_model(classifier, x, y, how, bar.update, batched)
+            return attack_model(classifier, x, y, how, batched)
 
         paths = {digest: weights[digest] for digest in todo}
         with closing(study.with_weights(paths, attack)) as ready:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adv.attacks.classifier import BatchedModel, foolbox_model
-from adv.attacks.rays import Rays, RaysLimits
+from adv.attacks.rays import Rays
 from adv.attacks.worst_case import BROKEN, ROBUST, UNKNOWN, WorstCase, attack_model, worst_of
 from train.backend import keras, ops
 
@@ -95,10 +95,10 @@ def test_rays_gives_up_what_is_out_of_reach_and_stops_at_what_is_enough():
     x, y, _ = linear_images()
     right = np.arange(len(y)) % 10 > 0
     model = BatchedModel(foolbox_model(linear()))
-    search = Rays(model, x[right], y[right], RaysLimits(needed=1e-6))
+    search = Rays(model, x[right], y[right], needed=1e-6)
     search.run()
     assert (search.decisions < Rays.CHECKED + 1 + Rays.BISECTIONS).all()
-    search = Rays(model, x[right], y[right], RaysLimits(enough=0.1))
+    search = Rays(model, x[right], y[right], enough=0.1)
     search.run()
     assert (search.size <= 0.1).all() and search.decisions.max() < 100
 

@@ -11,14 +11,13 @@ from conftest import write_data
 
 from adv.attacks.worst_case import ROBUST, UNKNOWN
 from dare.evaluation import adaptive
-from dare.evaluation.adaptive import AdaptiveSettings
 from train.artifacts import sha256
 from train.checkpoints import load_weights
 from train.flags import UserError
 from train.study import Study
 from train.utils import halves_of_test, pixels
 
-SETTINGS = AdaptiveSettings(images=40, restarts=2)
+SETTINGS = {"images": 40, "restarts": 2}
 
 
 def test_unknown_images_are_not_robust():
@@ -67,7 +66,7 @@ def attacked(monkeypatch):
     """A list that gets (images, restarts, seed) of every model that is attacked, which is faked."""
     calls = []
 
-    def fake(classifier, x, y, how, tick, _):
+    def fake(classifier, x, y, how, _):
         calls.append((len(x), how.restarts, how.seed))
         sizes = (0, *how.epsilons["linf"])
         return {f"linf/worst/{size:g}": np.ones(len(x), "uint8") for size in sizes}
@@ -78,18 +77,18 @@ def attacked(monkeypatch):
 
 def test_same_settings_are_not_attacked_again_others_are_refused(selected, attacked):
     study, table, weights = selected
-    first = adaptive.evaluate(study, table, weights, SETTINGS)
+    first = adaptive.evaluate(study, table, weights, **SETTINGS)
     assert attacked == [(40, 2, 0)] * 2 and set(first["method"]) == {"m0", "m1"}
-    again = adaptive.evaluate(study, table, weights, SETTINGS)
+    again = adaptive.evaluate(study, table, weights, **SETTINGS)
     pd.testing.assert_frame_equal(first, again)
     assert len(attacked) == 2
     table.loc[table["method"] == "m2", "selected"] = True
-    assert set(adaptive.evaluate(study, table, weights, SETTINGS)["method"]) == {"m0", "m1", "m2"}
+    assert set(adaptive.evaluate(study, table, weights, **SETTINGS)["method"]) == {"m0", "m1", "m2"}
     assert len(attacked) == 3  # the new one alone
     before = (study.folder / "adaptive.h5").read_bytes()
     for images, restarts in (40, 1), (30, 2):
         with pytest.raises(UserError, match=r"adaptive.h5 was made with .* it is kept"):
-            adaptive.evaluate(study, table, weights, AdaptiveSettings(images, restarts))
+            adaptive.evaluate(study, table, weights, images, restarts)
     assert len(attacked) == 3 and (study.folder / "adaptive.h5").read_bytes() == before
 
 
@@ -106,15 +105,15 @@ def test_what_was_attacked_before_an_interruption_is_kept(selected, attacked, mo
 
     monkeypatch.setattr(adaptive, "attack_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        adaptive.evaluate(study, table, weights, SETTINGS)
+        adaptive.evaluate(study, table, weights, **SETTINGS)
     monkeypatch.setattr(adaptive, "attack_model", complete)
-    adaptive.evaluate(study, table, weights, SETTINGS)
+    adaptive.evaluate(study, table, weights, **SETTINGS)
     assert len(attacked) == 2
 
 
 def test_files_of_a_study(selected):
     study, table, weights = selected
-    found = adaptive.evaluate(study, table, weights, AdaptiveSettings(25, 1))
+    found = adaptive.evaluate(study, table, weights, 25, 1)
     written = pd.read_csv(study.folder / "adaptive.csv")
     pd.testing.assert_frame_equal(found, written, check_dtype=False)
     x, y = study.data("test")
