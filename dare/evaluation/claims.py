@@ -14,6 +14,7 @@ from dare.evaluation.comparisons import (
     BEST,
     COMPARISONS,
     Difference,
+    as_columns,
     conclusion,
     difference,
     readers,
@@ -113,8 +114,7 @@ def cell_of(recorded, comparison, network, setting, rule):
 
 
 def row_of_cell(comparison, cell):
-    row = {"dataset": cell.dataset, "model": cell.model, "difference": cell.difference.value}
-    row |= {"low": cell.difference.low, "high": cell.difference.high}
+    row = {"dataset": cell.dataset, "model": cell.model} | as_columns(cell.difference)
     row["conclusion"], row["reason"] = conclusion(cell.difference, comparison.quantity)
     if cell.obstacle:
         row |= {"conclusion": "not comparable", "reason": cell.obstacle}
@@ -133,7 +133,7 @@ def row_over_cells(comparison, cells, rows):
     if not comparable:
         return row | {"conclusion": "not comparable", "reason": "no cell is comparable"}
     over_cells = mean_over_cells(comparable)
-    row |= {"difference": over_cells.value, "low": over_cells.low, "high": over_cells.high}
+    row |= as_columns(over_cells)
     row["conclusion"], row["reason"] = conclusion(over_cells, comparison.quantity)
     if len(comparable) < CELLS_NEEDED:
         row |= {"conclusion": "undecided", "reason": f"fewer than {CELLS_NEEDED} cells"}

@@ -90,6 +90,15 @@ def difference(dare, other, read):
     return Difference(value, *interval(resampled), resampled, len(differences))
 
 
+def as_columns(difference, prefix=""):
+    """A Difference as the columns difference, low and high of a table; NaN for None."""
+    values = [np.nan] * 3
+    if difference:
+        values = [difference.value, difference.low, difference.high]
+    names = (f"{prefix}{name}" for name in ("difference", "low", "high"))
+    return dict(zip(names, values, strict=True))
+
+
 def readers(recorded, dataset, model):
     """{quantity: function (folder, digest) -> results image by image} of a network."""
     return {
@@ -234,10 +243,7 @@ def verdict_row(recorded, dataset, model, methods):
         return None
     adaptive = difference(dare, other, read["adaptive"])
     row = {"compared_with": list(methods)[1]}
-    row |= {"difference": by_metric.value, "low": by_metric.low, "high": by_metric.high}
-    for name in ("value", "low", "high"):
-        column = "adaptive_difference" if name == "value" else f"adaptive_{name}"
-        row[column] = getattr(adaptive, name) if adaptive else np.nan
+    row |= as_columns(by_metric) | as_columns(adaptive, "adaptive_")
     for name, rows in ("dare", dare), ("other", other):
         row[f"change_{name}"] = rows.drop_duplicates(["folder", "run"])["change"].mean()
     obstacle = why_not_comparable(dataset, methods, read["robustness"])
