@@ -34,7 +34,7 @@ from train.artifacts import (
     set_attributes,
 )
 from train.flags import UserError, chosen_names, options, run_script
-from train.log import progress, stage
+from train.log import progress, stage, whole_updates
 from train.study import Study
 from train.utils import class_names, pixels, predict
 
@@ -161,15 +161,16 @@ def attack_images(name, batched_model, images, path, provenance):
     remove_temporary_files(parts)
     chunks = []
     with progress(total=len(images.index), desc=name, unit="image") as bar:
+        update = whole_updates(bar)
         for first, chunk in images.chunks(CHUNK // 4 if name == "cw" else CHUNK).items():
             part = parts / f"{first:06d}.h5"
             expected = provenance | {"images": len(chunk.index)}
             kept = attributes(part)
             if all(kept.get(key) == value for key, value in expected.items()):
-                bar.update(len(chunk.index))
+                update(len(chunk.index))
             else:
                 seed = provenance["seed"] + first
-                found = attack_chunk(name, batched_model, chunk, provenance, seed, bar.update)
+                found = attack_chunk(name, batched_model, chunk, provenance, seed, update)
                 found.write(part, expected)
             chunks.append(Samples.read(part))
             success = np.mean(np.concatenate([chunk.success for chunk in chunks]))

@@ -173,16 +173,17 @@ def run_script(main):
         sys.stderr.flush()
         os._exit(130)  # without waiting for threads
     sys.stdout.flush()
-    os._exit(0)  # all files are closed, and an ordinary exit of TensorFlow takes a second
+    os._exit(0)  # all files are closed, and an ordinary exit of TensorFlow takes 0.7 s longer
 
 
 def _without_hdf5(hook):
-    """A hook that drops HDF5's complaint about a file that it could not write, and so not close.
+    """A hook that drops HDF5's errors about a file on a full disk, which it can't close either.
 
-    run_script has already reported that error.
+    HDF5 raises them for every object of the file; run_script reports the cause in one sentence.
     """
 
     def filtered(*arguments):
+        # sys.excepthook takes (type, error, traceback), sys.unraisablehook one object.
         error = arguments[1] if len(arguments) == 3 else arguments[0].exc_value
         if "Can't decrement id ref count" not in str(error):
             hook(*arguments)

@@ -106,6 +106,18 @@ LINES = {"mininterval": 30, "maxinterval": 30, "delay": 10}  # seconds
 LINES |= {"bar_format": "{desc}: {n_fmt} of {total_fmt}, {remaining} left\n"}
 
 
+def whole_updates(bar):
+    """A function that updates a bar by fractions, of which the bar shows whole numbers."""
+    total = 0.0
+
+    def update(amount):
+        nonlocal total
+        total += amount
+        bar.update(int(total + 1e-6) - bar.n)
+
+    return update
+
+
 def progress(iterable=None, **settings):
     """A tqdm bar on a terminal; elsewhere a line every half minute, from the tenth second on."""
     settings |= {} if sys.stderr.isatty() else LINES | {"file": sys.stdout}

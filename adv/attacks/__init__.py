@@ -40,7 +40,7 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
             number of features). If there are several, the first that succeeds counts.
         seed: of random starts and random target classes.
         steps: number of iterations; None: the attack's own.
-        progress: called with numbers of finished images, or None.
+        progress: called with the work done since the last call, in images, or None.
 
     Returns:
         Adversarial images, float32 (n, h, w, c), where an attack failed the image itself, and

@@ -180,7 +180,7 @@ class BatchedModel:
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def in_full_batches(n, batch, step, progress=None):
+def in_full_batches(n, batch, step, progress=None, share_done=None):
     """Call a step on up to `batch` unfinished images at a time, until all are finished.
 
     Finished images leave the batch and the next ones take their places, so that every call of the
@@ -189,14 +189,20 @@ def in_full_batches(n, batch, step, progress=None):
     Args:
         n: number of images. batch: images in a batch.
         step: function (rows) that returns which of these rows are finished, bool.
-        progress: called with the number of images that a step has finished, or None.
+        progress: called after every step with the work done, in images, or None.
+        share_done: function (rows) that estimates which share of the work on unfinished images is
+            done, in [0, 1]; None: progress counts finished images.
     """
     waiting = np.arange(n)
+    done = np.zeros(n)
     while len(waiting):
         rows = waiting[:batch]
         finished = step(rows)
         if progress is not None:
-            progress(int(finished.sum()))
+            share = np.where(finished, 1, share_done(rows) if share_done else 0)
+            share = np.maximum(share, done[rows])  # an estimate may fall, progress does not
+            progress(float((share - done[rows]).sum()))
+            done[rows] = share
         waiting = np.concatenate([rows[~finished], waiting[batch:]])
 
 

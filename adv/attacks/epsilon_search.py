@@ -74,6 +74,7 @@ class EpsilonSearch:
     MAX_GROWTHS = 20
     BISECTIONS = 20
     TOLERANCE = 0.05
+    TYPICAL_ATTEMPTS = 5  # for progress only
     # Found by trial on Fashion-MNIST; a wrong value costs attempts, or some percent of the size.
     SHORTER = 0.88  # share of the size at which longer steps crossed that shorter ones need
     BEFORE_BOUND = 0.7  # gain of a later step as a share of the last one's, before epsilon
@@ -113,8 +114,13 @@ class EpsilonSearch:
         has_no_gradient = ~self.gradient_at_0.any(axis=(1, 2, 3))
         self.attempts[has_no_gradient] = self.MAX_GROWTHS
         self.take_step(np.arange(len(self.x)), self.gradient_at_0)
-        in_full_batches(len(self.x), self.model.batch, self.step, progress)
+        in_full_batches(len(self.x), self.model.batch, self.step, progress, self.share_done)
         return self.x_best, np.isfinite(self.size_best)
+
+    def share_done(self, rows):
+        """An estimate for progress: most images need TYPICAL_ATTEMPTS or fewer."""
+        attempts = self.attempts[rows] + self.steps_taken[rows] / self.rule.steps
+        return np.minimum(attempts / self.TYPICAL_ATTEMPTS, 0.95)
 
     def step(self, rows):
         """One step of the attempts of some images; returns which images are finished."""

@@ -66,7 +66,7 @@ def saliency_map(model, x, y, target, settings, progress=None):
         model: BatchedModel. x: float32 (n, ...).
         y, target: the class of each image and the one to reach, int (n,).
         settings: SaliencyMapSettings.
-        progress: called with numbers of finished images, or None.
+        progress: called with the work done since the last call, in images, or None.
 
     Returns:
         Adversarial images, where the attack failed the image itself, and success, bool (n,).
@@ -74,7 +74,7 @@ def saliency_map(model, x, y, target, settings, progress=None):
 
     def run(rows, block, progress=None):
         state = SaliencyMap(model, x[rows], y[rows], target[rows], settings, block)
-        in_full_batches(len(rows), model.batch, state.step, progress)
+        in_full_batches(len(rows), model.batch, state.step, progress, state.share_done)
         return state.result()
 
     found, success = run(np.arange(len(x)), settings.block, progress)
@@ -131,6 +131,10 @@ class SaliencyMap:
         if self.settings.is_untargeted:
             return predicted != self.y[rows]
         return predicted == self.target[rows]
+
+    def share_done(self, rows):
+        """An estimate for progress; successes before the last change make it too low."""
+        return np.minimum(self.changes[rows] / self.settings.steps, 0.95)
 
     def step(self, rows):
         """A gradient and the block of changes that it serves; returns which are finished."""

@@ -85,6 +85,16 @@ def test_batches_stay_full():
     assert (left == 0).all() and sum(widths) == 13 and widths[:3] == [3, 3, 3]
 
 
+@pytest.mark.parametrize("name", ["bim", "pgd", "cw", "jsma"])
+def test_progress_moves_before_the_first_image_is_finished(subject, name):
+    _, x, y, batched = subject
+    calls = []
+    attack(name, batched, x[:20], y[:20], steps=20, progress=calls.append)
+    assert sum(calls) == pytest.approx(20) and min(calls) >= 0
+    # In the second step of all images, which none of them finishes.
+    assert 0 < sum(calls[:3]) < 20 and len(calls) > 5
+
+
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "cw", "jsma"])
 def test_samples_do_not_depend_on_the_batch(subject, name):
     _, x, y, batched = subject
