@@ -25,8 +25,8 @@ model = "lenet"
 seed = 0
 attack = "all"  # fgsm, bim, pgd, cw, jsma, a list with commas, or all; one model for each
 lr_rate = params.adv_lr_rate
-epoch = params.adv_epochs  # epochs of tuning; more than before continue the earlier run
-run = 0  # number of the run, the seed of tuning
+epoch = params.adv_epochs  # of tuning; a larger number than before continues the earlier run
+run = 0  # run number, which seeds the tuning
 
 
 def training_samples(study, attack):

@@ -47,8 +47,8 @@ mode = "minimal"  # minimal: the smallest perturbation of each image; fixed: one
 epsilon = None  # for mode fixed: Linf for fgsm, bim, pgd; L2 for cw; number of features for jsma
 steps = None  # number of iterations; None: the attack's own
 
-# Images that are attacked again after an interruption, at most. Larger chunks keep batches full for
-# longer. For cw it is a quarter.
+# At most this many images are attacked again after an interruption. Larger chunks keep batches full
+# for longer. For cw it is a quarter.
 CHUNK = 1000
 SPLIT = (0.6, 0.8)  # where the validation and the test part of the samples begin
 SHOWN = 8  # samples in a picture
@@ -237,8 +237,8 @@ def summarise(path, found):
     )
     if share < 0.5:
         print(
-            f"Warning: {path.stem} succeeds on less than half of the images, so that its samples "
-            f"are the easy ones.",
+            f"Warning: {path.stem} succeeds on less than half of the images, so its samples are "
+            f"biased towards easy images.",
             flush=True,
         )
     return {

@@ -19,10 +19,10 @@ does:
 - swa: the mean of the mined checkpoints' weights (stochastic weight averaging).
 
 Two more controls exist already, and test.py only scores them: control-checkpoint, the mined
-checkpoints themselves, and control-seed, the final models of other training seeds.
+checkpoints (Study.mined_checkpoints), and control-seed, the final models of other training seeds
+(Study.other_seeds).
 """
 
-import contextlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -44,14 +44,13 @@ from train.artifacts import (
     require,
     set_attributes,
     sha256,
-    study_folder,
     targets_path,
     tuned_folder,
     weights_path,
 )
-from train.checkpoints import final_checkpoint, load_weights, save_weights
+from train.checkpoints import load_weights, save_weights
 from train.fine_tuning import FineTuning, fine_tune_study
-from train.flags import UserError, chosen_names, options, run_script
+from train.flags import chosen_names, options, run_script
 from train.log import progress, stage
 from train.study import Study
 from train.utils import Rows, pixels, up_to
@@ -147,7 +146,7 @@ def control_swa(study, epochs, settings):
     path = weights_path(folder, 1)
     with stage(folder / "tune.log", "control-swa", study.names) as log:
         remove_temporary_files(folder)
-        mined = mined_checkpoints(study)
+        mined = study.mined_checkpoints()
         provenance = study.provenance | {"method": "control-swa", "epoch": 1, "run": 0}
         provenance |= {"first": min(mined), "last": max(mined)}
         log.idle = already_made(path, provenance)
@@ -184,37 +183,12 @@ def keep_original(study, settings, epochs):
     provenance = study.provenance | settings | {"is_original": True}
     with stage(folder / "tune.log", settings["method"], study.names | settings) as log:
         remove_temporary_files(folder)
-        print(f"{settings['method']} is the original: nothing in {study.model} can change.")
+        print(f"{settings['method']} is the original: nothing that it tunes can change.")
         paths = {epoch: weights_path(folder, epoch) for epoch in range(1, epochs + 1)}
         made = [epoch for epoch, path in paths.items() if already_made(path, provenance)]
         log.idle = len(made) == epochs
         for epoch in paths.keys() - made:
             save_weights(study.original(), paths[epoch], provenance | {"epoch": epoch})
-
-
-# ------------------------------------------------------------- controls that test.py only scores
-
-
-def mined_checkpoints(study):
-    """{epoch: path} of the historical checkpoints that were mined (control-checkpoint)."""
-    with open_targets(study, study.mined_layer()) as file:
-        first = int(file.attrs["first"])
-        last = int(file.attrs["last"])
-    return {epoch: checkpoint_path(study.folder, epoch) for epoch in range(first, last + 1)}
-
-
-def other_seeds(study):
-    """{seed: path} of the final checkpoints of the network's other training seeds.
-
-    Seeds whose training has not ended are left out.
-    """
-    pattern = study_folder(study.dataset, study.model, "*").name
-    checkpoints = {}
-    for folder in study.folder.parent.glob(pattern):
-        if folder != study.folder:
-            with contextlib.suppress(UserError):
-                checkpoints[int(folder.name.rsplit("_seed", 1)[1])] = final_checkpoint(folder)
-    return dict(sorted(checkpoints.items()))
 
 
 # ----------------------------------------------------------------------------- targets and weights

@@ -6,7 +6,7 @@
 Reads data/<dataset>/ and, from models/<dataset>_<model>_seed<N>/, the final checkpoint,
 slice_<per>.h5 and ats_<layer>.h5. Writes the classifier after every epoch to
 tuned/dare_<layer>_per<per>_lr<lr_rate>_run<run>/model.001.weights.h5 ..., and log.csv. The variants
-(dare-s.py, dare-sl.py, dare-last.py) and the controls (controls.py) use the functions below.
+(dare-s.py, dare-sl.py, dare-last.py) and the controls (controls.py) use this module's functions.
 """
 
 import sys
@@ -33,11 +33,11 @@ dataset = "digits"
 model = "lenet"
 seed = 0
 lr_rate = params.lr_rate  # of Adam; None: the network's own (train/params.py)
-epoch = params.tune_epochs  # epochs of tuning; more than before continue the earlier run
+epoch = params.tune_epochs  # of tuning; a larger number than before continues the earlier run
 per = params.per  # the slice to use
 choose_layer = params.choose_layer  # None: the network's chosen layer (train/params.py)
 batches = None  # batches in an epoch, each epoch with a new Adam; None: all images, one Adam
-run = 0  # number of the run, the seed of tuning
+run = 0  # run number, which seeds the tuning
 
 # ------------------------------------------------------------------------------------- the method
 
@@ -115,7 +115,7 @@ def regression_loss(activation, target, is_key):
 
 
 class NewAdam(keras.callbacks.Callback):
-    """Starts every epoch with a new Adam, as the released code does for every batch."""
+    """Starts every epoch with a new Adam. With --batches 1 that is every batch, as released."""
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 0:
@@ -134,7 +134,7 @@ class Tuning:
 
     choose_layer: name of the chosen layer.
     lr_rate: of Adam. None: no weight moves, and only batch normalisation follows the images.
-    epochs: more than before continue the earlier run.
+    epochs: a larger number than before continues the earlier run.
     masks: the slice, {layer name: bool (n_in, n_out)}; None: all weights move (dare-s).
     key_neurons: bool (classes, neurons); None: all neurons count (dare-s).
     batches: an epoch has this many batches and a new Adam; None: an epoch has all images.

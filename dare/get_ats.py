@@ -119,8 +119,8 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
     index = np.flatnonzero(best >= 0)
     if not len(index):
         raise UserError(
-            f"no checkpoint from epoch {epochs[0]} to {epochs[-2]} gives any image a higher "
-            f"probability of its class than the final model: mine earlier ones (--first)."
+            f"no checkpoint from epoch {epochs[0]} to {epochs[-2]} improves on the final model for "
+            f"any image: mine earlier ones (--first)."
         )
     # In order of checkpoint, so that each is loaded once in the second pass.
     index = index[np.argsort(best[index], kind="stable")]
@@ -166,7 +166,7 @@ def best_checkpoint(probability, is_right):
 
 def second_half_of_training(final_epoch):
     """(first, last) historical epoch: the second half of training, without the final epoch."""
-    return final_epoch // 2 + final_epoch % 2, final_epoch - 1
+    return (final_epoch + 1) // 2, final_epoch - 1
 
 
 def historical_checkpoints(study, first=None, last=None):

@@ -4,8 +4,8 @@
 
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
 slice_<per>.h5 there, with mask, class_mask, contribution and relative_activation of every dense and
-convolutional layer. The slicer works on any feed-forward chain of the Keras layers listed below; it
-knows no layer names and no shapes.
+convolutional layer. The slicer works on any feed-forward chain of the Keras layers in SLICED and
+PASSED_ON; it knows no layer names and no shapes.
 """
 
 import sys

@@ -39,7 +39,9 @@ def read_folder(folder):
     names = sorted(set().union(*parts.values()))
     for part, name in product(parts, names):
         if not parts[part].get(name):
-            raise UserError(f"{folder / part / name} has no .png or .jpg: every class needs some.")
+            raise UserError(
+                f"{folder / part / name} has no .png or .jpg: every class needs images."
+            )
     if ignored:
         print(f"{len(ignored)} hidden or other files ignored, first {min(ignored)}", flush=True)
     paths = [path for part in parts.values() for of_class in part.values() for path in of_class]

@@ -127,7 +127,7 @@ def read_fashion_mnist(folder):
                 raise ValueError(f"it claims the shape {shape}")
             content = file.read(size + 1)
         if len(content) != size:
-            raise ValueError(f"it claims {size} values and holds another number")
+            raise ValueError(f"it claims {size} values and holds fewer or more")
         return np.frombuffer(content, "uint8").reshape(shape)
 
     paths = [folder / file for file in OFFICIAL["fashion_mnist"]]

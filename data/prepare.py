@@ -46,7 +46,7 @@ def check(name, train, test, class_names):
         if x.shape[1:] != shape:
             raise UserError(f"{what} images of {x.shape[1:]}, training images {shape}: get others.")
         if unknown := labels - classes or labels - set(range(256)):
-            raise UserError(f"{what} {min(unknown)} is none of {min(len(classes), 256)} labels.")
+            raise UserError(f"{what} {min(unknown)} is not one of {min(len(classes), 256)} labels.")
         if missing := classes - labels:
             raise UserError(f"{what} no image of class {min(missing)}: every class needs images.")
 

@@ -289,7 +289,7 @@ def test_no_modified_image(study, monkeypatch):
         return np.full(probability.shape[1], -1)
 
     monkeypatch.setattr(get_ats, "best_checkpoint", none)
-    with pytest.raises(UserError, match=r"no checkpoint from epoch 4 to 7 gives any image"):
+    with pytest.raises(UserError, match=r"no checkpoint from epoch 4 to 7 improves"):
         call("get_ats", f"{TOY} --choose_layer conv1")
 
 

@@ -90,7 +90,7 @@ def fine_tune_study(study, data, settings, tuning, epochs):
         study: train.study.Study. data: LabelledImages.
         settings: the method, and the settings that the folder's name spells out.
         tuning: FineTuning, with the seed of the run.
-        epochs: more than before continue the earlier run.
+        epochs: a larger number than before continues the earlier run.
     """
     folder = tuned_folder(study.folder, **settings)
     provenance = study.provenance | settings | data.provenance

@@ -27,15 +27,15 @@ LOG_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 @dataclass
 class Run:
-    """How long a training is, where its epochs are kept, and what they are made from.
+    """A training run: its length, folder and provenance.
 
     folder: gets model.<epoch>.weights.h5 of every epoch, log.csv, and optimizer.<epoch>.npz, the
         state of the optimizer after the last epoch.
     epochs: length of the whole training.
     provenance: settings and fingerprints. They become attributes of every checkpoint, and a folder
         with other ones is refused.
-    extendable: a later call may ask for more epochs, so that `epochs` is no setting of its own and
-        the optimizer is kept after the last one.
+    extendable: a later call may ask for more epochs, so another number of epochs is not refused,
+        and the optimizer is kept after the last one.
     keep_from: checkpoints of earlier epochs are deleted.
     schedule: learning rate as a function of the epoch (from 0); None: constant.
     callbacks: further Keras callbacks.

@@ -70,14 +70,11 @@ FLAGS = {
         "data set: digits, fashion_mnist, cifar10, svhn, or a name for your folder of images",
     ),
     "model": (_folder_name, "network: alexnet, vgg16, vgg19, lenet"),
-    "seed": (_index, "training seed (prepare.py: seed of the half split)"),
+    "seed": (_index, "seed of training (in prepare.py: of the split)"),
     "source": (Path, "folder of the official files, or one with train/<class>/ and test/<class>/"),
     "limit": (_count, "number of random training images to keep, balanced over the classes"),
     "epochs": (_count, "epochs of training; the milestones of the learning rate scale with them"),
-    "keep_from": (
-        _count,
-        "do not keep checkpoints of earlier epochs (mining needs the later ones)",
-    ),
+    "keep_from": (_count, "first epoch whose checkpoint is kept (mining needs the later ones)"),
     "precision": (
         _one_of("float32", "bfloat16"),
         "precision of training (default: bfloat16 where the hardware supports it)",
@@ -86,14 +83,14 @@ FLAGS = {
     "first": (_count, "first checkpoint to mine (default: the second half of training)"),
     "last": (_count, "last checkpoint to mine (default: the one before the final one)"),
     "choose_layer": (str, "layer whose activations are the targets (default: the network's own)"),
-    "lr_rate": (_rate, "learning rate (default: the network's own)"),
-    "epoch": (_count, "epochs of tuning; more than before continue the earlier run"),
+    "lr_rate": (_rate, "learning rate of Adam; the network's own unless a number is given"),
+    "epoch": (_count, "epochs of tuning; a larger number than before continues the earlier run"),
     "batches": (
         _count,
         "batches in an epoch of tuning, each epoch with a new Adam (default: all); 1 is what the "
         "released code does: dare-released, with its learning rate",
     ),
-    "run": (_index, "number of the run, the seed of tuning"),
+    "run": (_index, "run number, which seeds the tuning"),
     "samples": (_count, "number of adversarial samples"),
     "mode": (
         _one_of("minimal", "fixed"),

@@ -16,7 +16,7 @@ from train.artifacts import VERSION
 
 
 class StageLog(dict):
-    """What a stage adds to its line in the log; `idle` says that it had nothing to do."""
+    """What a stage adds to its line in the log; `idle` says that its output was already made."""
 
     idle = False
 

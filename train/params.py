@@ -111,7 +111,3 @@ def learning_rate_schedule(model, total_epochs, steps_per_epoch=0):
         return rate / (1 + decay_per_epoch * epoch)
 
     return rate_of
-
-
-def layer_of(model, small):  # temporary
-    return (small and chosen_layer_of_small_images.get(model)) or chosen_layer.get(model)

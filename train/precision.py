@@ -31,7 +31,7 @@ def precision_of(requested, checkpoints):
 def has_bfloat16():
     """Whether the device reports that it multiplies bfloat16.
 
-    A measurement of speed would be no substitute: the same command could train another network.
+    It is not measured, because the same command could then train another network.
     """
     backend = keras.backend.backend()
     if not accelerators():
@@ -60,8 +60,8 @@ def has_bfloat16():
 def in_precision(network, precision):
     """A copy of the network, with its weights, that computes in `precision`.
 
-    For float32 it is the network itself. The layers of the copy keep their names, regularisers and
-    random streams.
+    With float32 the network is returned unchanged. The layers of the copy keep their names,
+    regularisers and random streams.
     """
     if precision == "float32":
         return network

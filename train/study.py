@@ -1,12 +1,22 @@
 """A study: one trained network, and the folder of everything that is made from it."""
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from train import artifacts, params
-from train.artifacts import attributes, data_folder, open_artifact, require, sha256, study_folder
+from train.artifacts import (
+    attributes,
+    checkpoint_path,
+    data_folder,
+    open_artifact,
+    require,
+    sha256,
+    study_folder,
+    targets_path,
+)
 from train.backend import keras
 from train.checkpoints import final_checkpoint, load_architecture, load_weights
 from train.flags import UserError
@@ -37,10 +47,10 @@ class Study:
         folder = study_folder(args.dataset, args.model, args.seed)
         if not folder.exists():
             script = "alexnet.py" if args.model == "alexnet" else f"train.py --model {args.model}"
-            raise UserError(f"{folder} is missing: train it with train/{script}.")
+            raise UserError(f"{folder} is missing: make it with `python train/{script}`.")
         checkpoint = final_checkpoint(folder)
         images = data_folder(args.dataset) / "x_train.npy"
-        require(images, f"data/prepare.py --dataset {args.dataset}")
+        require(images, f"python data/prepare.py --dataset {args.dataset}")
         provenance = {
             "dataset": args.dataset,
             "model": args.model,
@@ -145,3 +155,24 @@ class Study:
         layers = [found["choose_layer"] for found in mined if "first" in found]
         default = params.default_layer(self.dataset, self.model)
         return default or (layers[0] if layers else self.layer())
+
+    def mined_checkpoints(self):
+        """{epoch: path} of the historical checkpoints that were mined (control-checkpoint)."""
+        layer = self.mined_layer()
+        step = self.command("dare/get_ats.py", choose_layer=layer)
+        with self.open_checked(targets_path(self.folder, layer), step) as file:
+            epochs = range(int(file.attrs["first"]), int(file.attrs["last"]) + 1)
+        return {epoch: checkpoint_path(self.folder, epoch) for epoch in epochs}
+
+    def other_seeds(self):
+        """{seed: path} of the final checkpoints of the network's other seeds (control-seed).
+
+        Seeds whose training has not ended are left out.
+        """
+        pattern = study_folder(self.dataset, self.model, "*").name
+        checkpoints = {}
+        for folder in self.folder.parent.glob(pattern):
+            if folder != self.folder:
+                with contextlib.suppress(UserError):
+                    checkpoints[int(folder.name.rsplit("_seed", 1)[1])] = final_checkpoint(folder)
+        return dict(sorted(checkpoints.items()))

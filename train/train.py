@@ -29,7 +29,7 @@ dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own
 model = "vgg16"  # vgg16, vgg19, lenet, alexnet
 seed = 0  # of initial weights, order, augmentation and dropout
 epochs = params.epochs
-keep_from = 1  # do not keep checkpoints of earlier epochs
+keep_from = 1  # first epoch whose checkpoint is kept
 precision = params.precision
 
 

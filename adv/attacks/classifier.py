@@ -77,7 +77,7 @@ def foolbox_model(model):
 
 
 def reads_weights_anew():
-    """Whether a foolbox_model follows the weights of its classifier, so that one serves for all."""
+    """Whether a foolbox_model follows its classifier's weights, so one can be used for all."""
     return keras.backend.backend() != "jax"
 
 
@@ -214,7 +214,7 @@ class StartingPoint:
     x: images, float32 (n, h, w, c). y: their labels, int64 (n,).
     logits: (n, classes).
     gradient: of the log-odds against y by the images, (n, h, w, c).
-    seed: of what is random in the attack.
+    seed: of the attack's random numbers.
     """
 
     model: BatchedModel

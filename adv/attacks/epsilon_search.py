@@ -77,10 +77,13 @@ class EpsilonSearch:
     TYPICAL_ATTEMPTS = 5  # for progress only
     # Found by trial on Fashion-MNIST; a wrong value costs attempts, or some percent of the size.
     SHORTER = 0.88  # share of the size at which longer steps crossed that shorter ones need
-    BEFORE_BOUND = 0.7  # gain of a later step as a share of the last one's, before epsilon
-    AT_BOUND = 0.2  # bounds the perturbation, and once it does
+    # Gain of a later step as a share of the last one's,
+    BEFORE_BOUND = 0.7  # before epsilon bounds the perturbation, and
+    AT_BOUND = 0.2  # once it does
     LATE = 0.8  # a success after this share of the steps to the bound counts as near it
-    HOPELESS = 1.5  # an attempt ends if its remaining steps had to gain this much more
+    HOPELESS = (
+        1.5  # an attempt ends if each remaining step had to gain this many times the last gain
+    )
 
     def __init__(self, start, rule):
         """start: StartingPoint. rule: StepRule."""

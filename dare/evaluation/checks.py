@@ -1,4 +1,4 @@
-"""Warnings about recorded runs whose results mean little."""
+"""Warnings about unreliable recorded runs."""
 
 import h5py
 import pandas as pd

@@ -17,7 +17,7 @@ from dare.workflow.methods import family
 from train.artifacts import data_info
 
 BEST = "best at-*"  # the best adversarial training, by its mean over attacks on the validation part
-MATTERS = 1.0  # points; a gain that is smaller with confidence counts as none
+MATTERS = 1.0  # points; if the interval lies below this gain, it counts as none
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def lowest_accuracy(dataset):
 def rows_to_compare(recorded, rows, other, is_fair):
     """{"dare": rows, the other's name: rows}, or None if one of them is missing.
 
-    rows: of one network and setting. is_fair: of the baselines, prefer those that keep clean
-    accuracy.
+    rows: of one network and setting. is_fair: choose the best baseline among those that keep clean
+    accuracy, if there are any.
     """
     if other == BEST:
         other = best_baseline(recorded, rows, is_fair)

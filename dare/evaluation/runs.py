@@ -81,7 +81,7 @@ class DareSetting:
     choose_layer: str
 
     def matches(self, rows):
-        """Which rows are of this setting, in the settings that their method has."""
+        """Which rows match this setting, ignoring settings that their method does not have."""
         is_match = pd.Series(True, rows.index)
         for column in SETTING:
             with_column = [name for name, m in METHODS.items() if column in m.settings]
@@ -133,7 +133,8 @@ class RecordedRuns:
         """The rows of a network's models that are compared, one set for every run.
 
         Those within 1 point of clean accuracy. A run without one is compared at its most robust
-        epoch. Where DARE has none in any run, every method is: both sides may then lose as much.
+        epoch. If DARE has none in any run, all methods are compared at their most robust epoch, so
+        that both sides may lose as much.
 
         setting: DareSetting of all methods; None: all settings.
         """
@@ -319,9 +320,6 @@ def commands(folder, versions=False):
 
 
 def command_line(entry):
-    """The command of a log entry, with its script relative to the repository."""
+    """The command of a log entry, with its script as folder/name, wherever the repository was."""
     script, *flags = entry["command"]
-    script = Path(script)
-    if script.is_absolute() and script.is_relative_to(ROOT):
-        script = script.relative_to(ROOT)
-    return " ".join(["python", script.as_posix(), *flags])
+    return " ".join(["python", "/".join(Path(script).parts[-2:]), *flags])

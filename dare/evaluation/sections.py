@@ -36,7 +36,7 @@ VERDICT_NOTE = (
 CLAIMS_NOTE = (
     "DARE minus another method in points: the mean over the cells (data set and network) in which "
     "the two can be compared. The 95% interval draws cells, source models, runs and images again. "
-    "Cells with yes: those whose own interval is above 0. Most robust epoch: each method's, as in "
+    "Cells in favour: those whose own interval is above 0. Most robust epoch: each method's, as in "
     "the paper's tables. Within 1 point: the epochs that keep clean accuracy, as in the verdict of "
     "a network. The difference in bold decides. A conclusion needs three cells, and a yes more "
     "than half of them. Paper: its nine networks and four attacks. Intervals over few cells are "
@@ -194,7 +194,7 @@ def claims_section(claims):
     for rule, title in ("selected", "most robust epoch"), ("compared", "within 1 point"):
         of_rule = rows[rows["rule"] == rule].set_index(key).reindex(deciding.index)
         text[title] = of_rule["text"].fillna("").to_numpy()
-        text[f"{title}: cells with yes"] = of_rule["cells_text"].fillna("").to_numpy()
+        text[f"{title}: cells in favour"] = of_rule["cells_text"].fillna("").to_numpy()
     text["conclusion"] = deciding["conclusion"].to_numpy()
     text["reason"] = deciding["reason"].to_numpy()
     settings = deciding.index.get_level_values("setting")
@@ -204,7 +204,7 @@ def claims_section(claims):
 
 
 def cells_text(row):
-    """ "2 of 3 (6 measured)": cells with yes, of those that are comparable."""
+    """ "2 of 3 (6 measured)": cells in favour, of those that are comparable."""
     text = f"{row.cells_with_yes:.0f} of {row.cells:.0f}"
     return text + (f" ({row.measured:.0f} measured)" if row.measured > row.cells else "")
 

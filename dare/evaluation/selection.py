@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from adv import ATTACKS
-from dare.controls import mined_checkpoints, other_seeds
 from dare.evaluation.scores import Scores, loses_too_much
 from train.artifacts import (
     attributes,
@@ -26,12 +25,12 @@ from train.flags import UserError
 from train.log import progress
 from train.utils import Batches, Rows, halves_of_test, pixels, predict_batches, selection_images
 
-SAVE_INTERVAL = 25  # models that are scored again after an interruption, at most
+SAVE_INTERVAL = 25  # at most this many models are scored again after an interruption
 
 # One method with these settings is one row of the tables. Its epochs and learning rates are the
 # candidates of the selection.
 METHOD = ["method", "run", "per", "choose_layer", "batches"]
-# Columns of robustness.csv: which model, what was measured, and what selection saw.
+# Columns of robustness.csv: which model, the results, and what selection saw.
 MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
 COLUMNS = [*MODEL, *MEASURED, "selected", "selected_within_1"]
@@ -117,9 +116,9 @@ def models_to_score(study, adv_sha256):
     final = epochs_in(study.folder / "checkpoints")[-1]
     rows = [{"method": "original", "epoch": final, "path": study.checkpoint}]
     if list(study.folder.glob("ats_*.h5")):
-        for epoch, path in mined_checkpoints(study).items():
+        for epoch, path in study.mined_checkpoints().items():
             rows.append({"method": "control-checkpoint", "epoch": epoch, "path": path})
-    for seed, path in other_seeds(study).items():
+    for seed, path in study.other_seeds().items():
         rows.append({"method": "control-seed", "epoch": seed, "path": path})
     folders = sorted(path for path in (study.folder / "tuned").glob("*") if path.is_dir())
     for folder in folders:
@@ -195,9 +194,10 @@ def score_models(study, models, parts, scores, title):
 
 
 def empirical_robustness(scores, model, attack, split):
-    """Accuracy in % on the samples of an attack that succeeded against the original (the paper).
+    """Accuracy in % on an attack's samples, which succeeded against the original (the paper).
 
-    scores: Scores. model: SHA-256 of its weights. split: "validation" or "test".
+    scores: Scores of the samples in `read_samples`, which keeps the successful ones only.
+    model: SHA-256 of its weights. split: "validation" or "test".
     """
     return scores.percent(model, f"{attack} {split}")
 
@@ -271,7 +271,10 @@ def robustness_rows(models, attacks, scores):
                     "split": split,
                     "n": len(scores.index[f"{attack} {split}"]),
                     "empirical_robustness": empirical_robustness(scores, digest, attack, split),
-                    "test_accuracy": scores.percent(digest, "clean reporting"),
+                    # Only selected models are reported, even if others were once.
+                    "test_accuracy": scores.percent(digest, "clean reporting")
+                    if is_reported
+                    else np.nan,
                 }
                 rows.append(model | measured)
     return pd.DataFrame(rows)[COLUMNS].round(4)

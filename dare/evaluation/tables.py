@@ -152,8 +152,10 @@ def learning_rates_table(recorded):
     models = by_model.mean().unstack("split").reindex(columns=["validation", "test"])
     marks = rows.drop_duplicates(keys)[[*keys, *clean, *RULES]]
     models = models.reset_index().merge(marks, on=keys)
+    is_selected = models[[*RULES]].any(axis=1)
+    models["test_accuracy"] = models["test_accuracy"].where(is_selected)
     best = models.groupby(keys[:-1], sort=False, dropna=False)["validation"].transform("max")
-    table = models[models["validation"].eq(best) | models[[*RULES]].any(axis=1)]
+    table = models[models["validation"].eq(best) | is_selected]
     for rule in RULES:
         table = table.assign(**{rule: np.where(table[rule], "yes", "")})
     return table.rename(columns={"label": "method", "test": "reported"} | clean)

@@ -76,7 +76,7 @@ BROKEN = {
     "size beyond 64 bits": ("fashion_mnist", X, WRAPPED, "it claims the shape"),
     "fewer labels": ("fashion_mnist", Y, idx(np.arange(30) % 10), "40 images and 30 labels"),
     "one class missing": ("fashion_mnist", Y, idx(np.maximum(np.arange(40) % 10, 1)), "class 0"),
-    "unknown label": ("fashion_mnist", Y, idx(np.arange(40) % 11), "10 is none of 10 labels"),
+    "unknown label": ("fashion_mnist", Y, idx(np.arange(40) % 11), "10 is not one of 10 labels"),
     "other size": ("fashion_mnist", "t10k-images-idx3-ubyte.gz", OTHER_SIZE, r"\(14, 14, 1\)"),
     "no mat file": ("svhn", "train_32x32.mat", b"MATLAB 5.0" * 50, "not a whole file"),
     "svhn missing": ("svhn", "test_32x32.mat", None, "test_32x32.mat is missing"),

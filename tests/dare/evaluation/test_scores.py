@@ -187,9 +187,9 @@ def test_a_seed_that_is_still_training_does_not_stop_the_others(study):
     other = folder.parent / "toy_tiny_seed1"
     shutil.copytree(folder, other)
     opened = Study.open(SimpleNamespace(dataset="toy", model="tiny", seed=0))
-    assert list(controls.other_seeds(opened)) == [1]
+    assert list(opened.other_seeds()) == [1]
     (other / "checkpoints/model.008.weights.h5").unlink()
-    assert list(controls.other_seeds(opened)) == []
+    assert list(opened.other_seeds()) == []
 
 
 def test_a_tuned_model_of_another_checkpoint_is_refused(study):
