@@ -27,7 +27,7 @@ adaptive = False  # also attack every selected model itself
 adaptive_images = 500  # from the reporting half of x_test
 restarts = 3  # random starts of pgd in these attacks
 
-RULES = {
+TITLES = {
     "selected": "the most robust epoch on the validation part",
     "selected_within_1": "the same, of those that lose at most 1 point of clean accuracy",
 }
@@ -41,7 +41,7 @@ def main(argv=None):
         path = study.folder / "robustness.csv"
         with atomic_write(path) as temporary:
             table.to_csv(temporary, index=False)
-        for rule, title in RULES.items():
+        for rule, title in TITLES.items():
             text = selected_models(table, rule)
             text = text.to_string(index=False, na_rep="", float_format="{:g}".format)
             print(f"\nEmpirical robustness and clean accuracy (test_accuracy) in %: {title}\n")

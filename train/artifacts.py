@@ -65,11 +65,11 @@ def tuned_name(method, choose_layer=None, per=None, batches=None, lr_rate=None, 
     Numbers may be given as text, and any setting as a {wildcard} of the graph.
     """
     settings = {"": choose_layer, "per": per, "batches": batches, "lr": lr_rate, "run": run}
-    parts = [f"{key}{as_text(value)}" for key, value in settings.items() if value is not None]
+    parts = [f"{key}{number_text(value)}" for key, value in settings.items() if value is not None]
     return "_".join([method, *parts])
 
 
-def as_text(number):
+def number_text(number):
     """A number as it stands in a path: 0.5, 1e-05; text stays as it is."""
     return f"{number:g}" if isinstance(number, float) else str(number)
 

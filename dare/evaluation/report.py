@@ -18,7 +18,7 @@ from dare.evaluation.sections import (
     PAPER_NOTE,
     Content,
     Section,
-    as_text,
+    text_table,
     claims_section,
     differences_section,
     network_sections,
@@ -75,8 +75,8 @@ def make_report_of_runs(target, folders, command):
     sentences = [f"{m} on {d}: {verdict_sentences(rows)}" for (d, m), rows in verdicts.items()]
     count = wins(cells["selected"])
     sentences.append(wins_sentence(count, wins(robustness_table(paper_runs()))))
-    models = as_text(models_table(recorded), **{"parameters (M)": "{:.2f}", "images": "{:.0f}"})
-    rates = as_text(learning_rates_table(recorded), lr_rate="{:g}")
+    models = text_table(models_table(recorded), **{"parameters (M)": "{:.2f}", "images": "{:.0f}"})
+    rates = text_table(learning_rates_table(recorded), lr_rate="{:g}")
     content = Content(
         sentences,
         warnings(recorded),

@@ -77,7 +77,7 @@ class Content:
     claims: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def as_text(table, **formats):
+def text_table(table, **formats):
     """A table of strings: floats with one digit or as `formats` says; nothing for NaN and None."""
     text = {}
     for name, column in table.items():
@@ -152,7 +152,7 @@ def robustness_section(cells, rule, published, note=ROBUSTNESS_NOTE):
 
 def differences_section(table):
     dataset, model, rule = table.iloc[0][[*NETWORK, "rule"]]
-    text = as_text(table[["method", "attack", "runs", "test", "p"]], p="{:.2g}")
+    text = text_table(table[["method", "attack", "runs", "test", "p"]], p="{:.2g}")
     text["p, corrected"] = ["" if pd.isna(p) else f"{p:.2g}" for p in table["p_holm"]]
     text.insert(3, "DARE minus it", with_interval(table))
     if table["setting"].any():

@@ -71,6 +71,21 @@ def test_scores_are_kept_as_bits(tmp_path):
     assert again.missing("model", ["pgd test"])
 
 
+def test_only_selected_models_are_reported(tmp_path):
+    """Also if an earlier scoring, with other models, selected and reported another one."""
+    models = candidates(("original", None, 9, 0, 90.0), ("dare", 1e-3, 1, 50, 90.0))
+    models = models.assign(dataset="toy", model="tiny", source="M0", seed=0, sha256=["a", "b"])
+    models = models.assign(selected=[True, False], selected_within_1=[True, False])
+    scores = Scores(tmp_path / "scores.h5")
+    for part in ("pgd validation", "pgd test", "clean reporting"):
+        scores.define(part, np.arange(4), "0" * 64)
+        for model in "ab":
+            scores.add(model, part, np.ones(4, bool))
+    table = selection.robustness_rows(models, ["pgd"], scores).set_index("method")
+    assert table.loc["original", "test_accuracy"].tolist() == [100, 100]
+    assert np.isnan(table.loc["dare", "test_accuracy"])
+
+
 @pytest.fixture
 def scored(study):
     _, folder, flags = study
