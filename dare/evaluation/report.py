@@ -18,11 +18,11 @@ from dare.evaluation.sections import (
     PAPER_NOTE,
     Content,
     Section,
-    text_table,
     claims_section,
     differences_section,
     network_sections,
     robustness_section,
+    text_table,
     wins_sentence,
 )
 from dare.evaluation.tables import (
