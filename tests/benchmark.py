@@ -15,6 +15,9 @@ Needs a trained model (data/prepare.py, train/). Prints:
   steps at the best of four step sizes; jsma, which Foolbox 3 lacks, with a gradient for every
   change;
 - the peak memory of all this, without the other backends.
+
+The limit is the speed of a large float32 matrix product in the same run: a forward pass is counted
+as the products in its kernels, a gradient by the images as two of them, a training step as three.
 """
 
 import importlib.util
@@ -78,6 +81,23 @@ def seconds(call, *args):
 
 def fastest(call, *args, times=3):
     return min(seconds(call, *args)[0] for _ in range(times))
+
+
+def forward_operations(model):
+    """Floating-point operations of a forward pass of one image, in its kernels."""
+    total = 0
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            positions = np.prod(layer.output.shape[1:-1]) if len(layer.output.shape) > 2 else 1
+            total += 2 * np.prod(layer.kernel.shape) * positions
+    return float(total)
+
+
+def peak(size=2048):
+    """Floating-point operations per second of a large float32 matrix product on this device."""
+    a = keras.random.normal((size, size))
+    spent = fastest(lambda: keras.ops.convert_to_numpy(keras.ops.matmul(a, a)), times=7)
+    return 2 * size**3 / spent
 
 
 def slicer(classifier, x, y):
@@ -160,13 +180,16 @@ def training(study, x, y):
         run()  # compiled
     turns = [{name: seconds(run)[0] for name, run in runs.items()} for _ in range(3)]
     best = {name: min(turn[name] for turn in turns) for name in runs}
+    # A training step takes three forward passes: one forward, two backward.
+    limit = peak() / forward_operations(study.classifier)
     for precision in "float32", "bfloat16":
         rates = {name: len(x) / best[precision, name] for name in (*batches, "prediction")}
         more = 100 * (rates["plain"] / rates["augmented"] - 1)
         print(
             f"training, {keras.backend.backend():10} {precision:9}"
             f"{rates['plain']:8.0f} images/s, augmentation {more:+.1f}%, "
-            f"prediction {rates['prediction']:8.0f} images/s",
+            f"prediction {rates['prediction']:8.0f} images/s; of the limit "
+            f"{300 * rates['plain'] / limit:.0f}% and {100 * rates['prediction'] / limit:.0f}%",
             flush=True,
         )
     times = [best["float32", name] / best["bfloat16", name] for name in ("plain", "prediction")]
@@ -242,7 +265,12 @@ def attacks(classifier, x, y, steps):
         1e3 * fastest(call, *args) / len(x)
         for call, *args in ((batched.logits, x), (batched.gradient, x, y, log_odds))
     )
-    print(f"\nforward {forward:.2f} ms an image, gradient {gradient:.2f} ms an image\n")
+    limit = 1e3 * forward_operations(classifier) / peak()  # ms for a forward pass
+    shares = 100 * limit / forward, 200 * limit / gradient
+    print(f"\nforward {forward:.2f} ms an image, {shares[0]:.0f}% of the limit")
+    print(
+        f"gradient {gradient:.2f} ms, {gradient / forward:.1f} forward passes, {shares[1]:.0f}%\n"
+    )
     print("attack  images/s  gradients/image  outside the model  success | on the same images:")
     few = slice(COMPARED)
     for name in ATTACKS:
