@@ -170,8 +170,8 @@ def attack_images(name, batched_model, images, path, provenance):
                 update(len(chunk.index))
             else:
                 seed = provenance["seed"] + first
-                found = attack_chunk(name, batched_model, chunk, provenance, seed, update)
-                found.write(part, expected)
+                adversarial = attack_chunk(name, batched_model, chunk, provenance, seed, update)
+                adversarial.write(part, expected)
             chunks.append(Samples.read(part))
             success = np.mean(np.concatenate([chunk.success for chunk in chunks]))
             bar.set_postfix_str(f"success {100 * success:.1f}%")
@@ -194,42 +194,42 @@ def attack_chunk(name, batched_model, images, provenance, seed, progress):
 # ------------------------------------------------------------------------------------- the result
 
 
-def write_samples(path, found, images, provenance):
+def write_samples(path, adversarial, images, provenance):
     """Write the samples file, last of all: if it exists, the samples are complete.
 
-    found: Samples. images: Images.
+    adversarial: Samples. images: Images.
     """
     original = pixels(images.x[images.index])
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, provenance)
-        file["image"] = found.image
-        file["success"] = found.success
+        file["image"] = adversarial.image
+        file["success"] = adversarial.success
         file["index"] = images.index
         file["label"] = images.y[images.index]
         file["split"] = random_splits(len(images.index), provenance["seed"])
-        for norm, size in norms(found.image - original).items():
+        for norm, size in norms(adversarial.image - original).items():
             file[norm] = size
 
 
-def draw_some(path, name, study, found, images):
+def draw_some(path, name, study, adversarial, images):
     """Draw the first successful samples."""
-    from adv.attacks.picture import draw_samples  # matplotlib takes half a second to import
+    from adv.attacks.picture import draw_samples  # attacks do not need matplotlib
 
-    rows = np.flatnonzero(found.success)[:SHOWN]
+    rows = np.flatnonzero(adversarial.success)[:SHOWN]
     index = images.index[rows]
     names = class_names(study.dataset, study.classifier.output_shape[-1])
-    predicted = predict(study.classifier, found.image[rows]).argmax(axis=1)
+    predicted = predict(study.classifier, adversarial.image[rows]).argmax(axis=1)
     captions = [names[k] for k in images.y[index]], [names[k] for k in predicted]
-    draw_samples(path, name, pixels(images.x[index]), found.image[rows], captions)
+    draw_samples(path, name, pixels(images.x[index]), adversarial.image[rows], captions)
 
 
-def summarise(path, found):
+def summarise(path, adversarial):
     """Print success and speed, with a warning if they are low; returns them for the log."""
-    n = len(found.success)
-    hits = int(found.success.sum())
-    share = float(found.success.mean())
-    speed = n / found.seconds
-    outside = 100 * (1 - found.inside / found.seconds)
+    n = len(adversarial.success)
+    hits = int(adversarial.success.sum())
+    share = float(adversarial.success.mean())
+    speed = n / adversarial.seconds
+    outside = 100 * (1 - adversarial.inside / adversarial.seconds)
     print(
         f"{path}: {hits} of {n} succeed ({100 * share:.1f}%), {speed:.1f} images/s, "
         f"{outside:.0f}% of the time outside the model",
@@ -242,7 +242,7 @@ def summarise(path, found):
             flush=True,
         )
     return {
-        "attack_seconds": round(found.seconds, 2),
+        "attack_seconds": round(adversarial.seconds, 2),
         "images_per_second": round(speed, 2),
         "success": round(share, 4),
     }
@@ -253,15 +253,15 @@ def generate(name, batched_model, study, images, path, provenance):
 
     Raises UserError if the attack succeeds on no image.
     """
-    found = attack_images(name, batched_model, images, path, provenance)
-    if not found.success.any():
+    adversarial = attack_images(name, batched_model, images, path, provenance)
+    if not adversarial.success.any():
         raise UserError(
             f"{name} changed the decision on none of {len(images.index)} images: attack with a "
             f"larger epsilon, or check the model's gradients."
         )
-    draw_some(path.with_suffix(".png"), name, study, found, images)
-    write_samples(path, found, images, provenance)
-    return summarise(path, found)
+    draw_some(path.with_suffix(".png"), name, study, adversarial, images)
+    write_samples(path, adversarial, images, provenance)
+    return summarise(path, adversarial)
 
 
 def main(argv=None):

@@ -77,6 +77,7 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
         run = MINIMAL[name]
         if mode == "fixed":
             run = partial(attack_at_epsilons, name, run, np.atleast_1d(epsilons))
-        found = run(start.of(is_right), steps=steps, progress=progress)
-        result[is_right], success[is_right] = found
+        adversarial, has_succeeded = run(start.of(is_right), steps=steps, progress=progress)
+        result[is_right] = adversarial
+        success[is_right] = has_succeeded
     return result, success

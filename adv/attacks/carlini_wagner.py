@@ -78,7 +78,9 @@ class CarliniWagner:
         self.patience = max(steps // 20, 10)  # steps without progress that end a search
         self.w0 = np.arctanh(INSIDE * (2 * start.x - 1))
         # Adam: the variable, and the moving averages of the gradient and of its square.
-        self.delta, self.m, self.v = (np.zeros(start.x.shape, "float32") for _ in range(3))
+        self.delta = np.zeros_like(start.x)
+        self.m = np.zeros_like(start.x)
+        self.v = np.zeros_like(start.x)
         self.steps_taken = np.zeros(n, "int64")
         # The search over the constant, between the largest that failed and the smallest that
         # succeeded.
@@ -115,6 +117,7 @@ class CarliniWagner:
         perturbation = image - self.x0[rows]
         weight = self.constant[rows] * (margin_now > 0)  # of max(margin, 0) and its gradient
         objective = np.square(perturbation).sum(axis=(1, 2, 3)) + weight * margin_now
+        # The gradient of the objective by delta: by the image, times the slope of tanh space.
         self.adam(rows, (2 * perturbation + per_image(weight) * gradient) * slope)
         self.keep_best(rows, image, z.argmax(axis=1) != self.y[rows])
         is_over = self.makes_no_progress(rows, objective) | (self.steps_taken[rows] >= self.steps)
@@ -127,6 +130,7 @@ class CarliniWagner:
         step_size = per_image(self.step_size[rows]) * (1 - (1 - self.last_share) * share)
         self.steps_taken[rows] += 1
         t = per_image(self.steps_taken[rows].astype("float32"))
+        # beta1 is 0.9, beta2 is 0.999; dividing by 1 - beta^t corrects the bias of the first steps.
         m = 0.9 * self.m[rows] + np.float32(0.1) * gradient
         v = 0.999 * self.v[rows] + np.float32(0.001) * gradient * gradient
         self.m[rows] = m
@@ -134,6 +138,7 @@ class CarliniWagner:
         self.delta[rows] -= step_size * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
 
     def keep_best(self, rows, image, is_hit):
+        """Keep the successes that are closer in L2 than all before."""
         self.has_succeeded[rows] |= is_hit
         norm = norms(image - self.x0[rows])["l2"]
         is_better = is_hit & (norm < self.norm_best[rows])
@@ -156,6 +161,7 @@ class CarliniWagner:
         high = self.constant_high[rows]
         self.constant_high[rows] = np.where(is_hit, np.minimum(high, constant), high)
         self.constant_low[rows] = np.where(is_hit, low, np.maximum(low, constant))
+        # Until a search succeeds, high and so the middle are infinite.
         middle = (self.constant_low[rows] + self.constant_high[rows]) / 2
         self.constant[rows] = np.where(np.isinf(middle), constant * 10, middle)
         self.searches[rows] += 1

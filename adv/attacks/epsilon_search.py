@@ -44,6 +44,7 @@ class Attempt:
     gain: np.ndarray
 
     def of(self, rows):
+        """The attempts of some of the images."""
         return Attempt(*(values[rows] for values in vars(self).values()))
 
 
@@ -74,16 +75,15 @@ class EpsilonSearch:
     MAX_GROWTHS = 20
     BISECTIONS = 20
     TOLERANCE = 0.05
-    TYPICAL_ATTEMPTS = 5  # for progress only
+    ATTEMPTS_LEFT = 2  # for progress only
     # Found by trial on Fashion-MNIST; a wrong value costs attempts, or some percent of the size.
     SHORTER = 0.88  # share of the size at which longer steps crossed that shorter ones need
     # Gain of a later step as a share of the last one's,
     BEFORE_BOUND = 0.7  # before epsilon bounds the perturbation, and
     AT_BOUND = 0.2  # once it does
     LATE = 0.8  # a success after this share of the steps to the bound counts as near it
-    HOPELESS = (
-        1.5  # an attempt ends if each remaining step had to gain this many times the last gain
-    )
+    # An attempt ends if each remaining step would have to gain this many times the last gain.
+    HOPELESS = 1.5
 
     def __init__(self, start, rule):
         """start: StartingPoint. rule: StepRule."""
@@ -121,9 +121,9 @@ class EpsilonSearch:
         return self.x_best, np.isfinite(self.size_best)
 
     def share_done(self, rows):
-        """An estimate for progress: most images need TYPICAL_ATTEMPTS or fewer."""
+        """An estimate for progress: an unfinished image needs ATTEMPTS_LEFT more."""
         attempts = self.attempts[rows] + self.steps_taken[rows] / self.rule.steps
-        return np.minimum(attempts / self.TYPICAL_ATTEMPTS, 0.95)
+        return attempts / (attempts + self.ATTEMPTS_LEFT)
 
     def step(self, rows):
         """One step of the attempts of some images; returns which images are finished."""
@@ -198,6 +198,7 @@ class EpsilonSearch:
         return finished
 
     def keep_best(self, rows, attempt):
+        """Keep the successes that are smaller than all before."""
         is_better = attempt.is_hit & (attempt.size < self.size_best[rows])
         self.x_best[rows[is_better]] = self.x[rows[is_better]]
         self.size_best[rows[is_better]] = attempt.size[is_better]

@@ -1,7 +1,5 @@
 """Mode fixed: attacks at given epsilons, with Foolbox 3's own attacks."""
 
-from functools import partial
-
 import eagerpy as ep
 import foolbox
 import numpy as np
@@ -21,17 +19,17 @@ def attack_at_epsilons(name, minimal_attack, epsilons, start, steps=None, progre
         Adversarial images, where the attack failed the image itself, and success, bool (n,).
     """
     if name in ("cw", "jsma"):  # they minimise: what they find counts if it is small enough
-        found, success = minimal_attack(start, steps=steps, progress=progress)
+        adversarial, success = minimal_attack(start, steps=steps, progress=progress)
         norm = "l2" if name == "cw" else "l0"
-        success &= norms(found - start.x)[norm] <= max(epsilons)
-        return np.where(per_image(success), found, start.x), success
-    settings = {"steps": steps} if steps else {}
-    attacks = {
-        "fgsm": foolbox.attacks.LinfFastGradientAttack,
-        "bim": partial(foolbox.attacks.LinfBasicIterativeAttack, **settings),
-        "pgd": partial(foolbox.attacks.LinfPGD, **settings),
-    }
-    return run_foolbox_attack(on_log_odds(attacks[name]()), epsilons, start, progress)
+        success &= norms(adversarial - start.x)[norm] <= max(epsilons)
+        return np.where(per_image(success), adversarial, start.x), success
+    if name == "fgsm":
+        foolbox_attack = foolbox.attacks.LinfFastGradientAttack()
+    elif name == "bim":
+        foolbox_attack = foolbox.attacks.LinfBasicIterativeAttack(steps=steps or 10)
+    else:
+        foolbox_attack = foolbox.attacks.LinfPGD(steps=steps or 40)
+    return run_foolbox_attack(on_log_odds(foolbox_attack), epsilons, start, progress)
 
 
 def run_foolbox_attack(foolbox_attack, epsilons, start, progress=None):
@@ -41,14 +39,15 @@ def run_foolbox_attack(foolbox_attack, epsilons, start, progress=None):
     success = np.zeros(len(result), bool)
     for first in range(0, len(result), model.batch):
         rows = slice(first, first + model.batch)
-        inputs, labels = (ep.from_numpy(model.like, a[rows]).raw for a in (start.x, start.y))
+        inputs = ep.from_numpy(model.like, start.x[rows]).raw
+        labels = ep.from_numpy(model.like, start.y[rows]).raw
         _, images, hits = foolbox_attack(
             model.fmodel, inputs, labels, epsilons=[float(epsilon) for epsilon in epsilons]
         )
         hits = ep.astensor(hits).numpy()
         # In reverse, so that the first epsilon that succeeds is written last.
-        for found, hit in zip(images[::-1], hits[::-1], strict=True):
-            result[rows][hit] = ep.astensor(found).numpy()[hit]
+        for adversarial, hit in zip(images[::-1], hits[::-1], strict=True):
+            result[rows][hit] = ep.astensor(adversarial).numpy()[hit]
             success[rows] |= hit
         if progress is not None:
             progress(len(hits[0]))

@@ -33,6 +33,7 @@ def line_search(start, direction, coarse=1000, fine=20, progress=None):
     grid = GridSearch(coarse, start.margin, start.margin / slope * coarse)
     line.search(grid, everyone, np.full(len(everyone), unit), progress)
 
+    # Among the first sizes one step of `unit` is a large share of the size.
     is_small = (grid.high > 0) & (grid.high <= fine)
     small = np.flatnonzero(is_small)
     if len(small):
@@ -109,6 +110,8 @@ class GridSearch:
         low = self.low[rows]
         high = self.high[rows]
         growing = np.where(low == 0, self.guess[rows], np.minimum(2 * low, self.count))
+        # The zero of the line through (low, margin_low) and (high, margin_high), rounded up and put
+        # strictly between low and high, so that every try narrows the interval.
         share = self.margin_low[rows] / (self.margin_low[rows] - self.margin_high[rows])
         crossing = np.ceil(low + (high - low) * share)
         crossing = np.clip(crossing, low + 1, np.maximum(high, low + 2) - 1)
@@ -125,6 +128,7 @@ class GridSearch:
         self.margin_low[rows[~is_hit]] = margin[~is_hit]
         low = self.low[rows]
         high = self.high[rows]
+        # Interpolation can creep up from one end. Then the next try halves the interval.
         is_slow = 2 * (high - low) > width_before
         self.halve_next[rows] = was_bracketed & ~self.halve_next[rows] & is_slow
         return np.where(high > 0, high - low <= 1, low == self.count)

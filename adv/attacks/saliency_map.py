@@ -77,11 +77,12 @@ def saliency_map(model, x, y, target, settings, progress=None):
         in_full_batches(len(rows), model.batch, state.step, progress, state.share_done)
         return state.result()
 
-    found, success = run(np.arange(len(x)), settings.block, progress)
+    adversarial, success = run(np.arange(len(x)), settings.block, progress)
+    # Long blocks can miss a success that shorter ones reach.
     failed = np.flatnonzero(~success)
     if settings.block and len(failed):
-        found[failed], success[failed] = run(failed, settings.block / SECOND_TRY)
-    return found, success
+        adversarial[failed], success[failed] = run(failed, settings.block / SECOND_TRY)
+    return adversarial, success
 
 
 class SaliencyMap:
@@ -120,9 +121,11 @@ class SaliencyMap:
         self.length = np.zeros(n, "int64")
 
     def flat(self, x):
+        """Images as rows of features."""
         return x.reshape(len(x), int(np.prod(self.shape)))
 
     def block_length(self, changes):
+        """Changes that the next gradient serves, after so many changes."""
         return np.maximum(1, self.block * changes).astype("int64")
 
     def is_reached(self, z, rows):
@@ -141,6 +144,7 @@ class SaliencyMap:
         images = self.x[rows].reshape(-1, *self.shape)
         z, gradient = self.model.gradient(images, self.target[rows], chosen_logit)
         gradient = self.flat(gradient)
+        # A feature that cannot move has saliency 0, and is never chosen.
         saliency = np.where(self.is_movable(rows, gradient), np.abs(gradient), 0)
         self.success[rows] = self.is_reached(z, rows)
         is_exhausted = (self.changes[rows] >= self.settings.steps) | ~saliency.any(axis=1)
@@ -201,8 +205,8 @@ class SaliencyMap:
     def result(self):
         """Adversarial images, where the attack failed the image itself, and success."""
         self.shorten_last_block()
-        found = np.where(self.success[:, None], self.x, self.original)
-        return found.reshape(-1, *self.shape), self.success
+        adversarial = np.where(self.success[:, None], self.x, self.original)
+        return adversarial.reshape(-1, *self.shape), self.success
 
     def shorten_last_block(self):
         """Cut the last block of each success to the shortest that succeeds, by bisection."""
@@ -250,9 +254,9 @@ class _ChangedFeatures(LpDistance):
     """
 
     def clip_perturbation(self, references, perturbed, epsilon):
-        (x, found), restore_type = ep.astensors_(references, perturbed)
-        within = self(x, found) <= epsilon
-        return restore_type(ep.where(within.reshape((-1, *[1] * (x.ndim - 1))), found, x))
+        (x, adversarial), restore_type = ep.astensors_(references, perturbed)
+        within = self(x, adversarial) <= epsilon
+        return restore_type(ep.where(within.reshape((-1, *[1] * (x.ndim - 1))), adversarial, x))
 
 
 class SaliencyMapAttack(MinimizationAttack):
@@ -297,5 +301,5 @@ class SaliencyMapAttack(MinimizationAttack):
                 f"unsupported criterion {criterion}: use Misclassification or "
                 f"TargetedMisclassification"
             )
-        found, _ = saliency_map(batched_model, x, y, target, self.settings)
-        return restore_type(ep.from_numpy(images, found))
+        adversarial, _ = saliency_map(batched_model, x, y, target, self.settings)
+        return restore_type(ep.from_numpy(images, adversarial))

@@ -194,8 +194,8 @@ def attack_by_decisions(model, x, y, epsilons, unbroken):
     smallest = epsilons["linf"][0]
     linf_sizes = np.array(epsilons["linf"])[:, None]
     needed = np.where(unbroken, linf_sizes, smallest).max(axis=0)
-    found, has_started = Rays(model, x, y, DECISIONS, enough=smallest, needed=needed).run()
-    size = norms(found - x)
+    adversarial, has_started = Rays(model, x, y, DECISIONS, enough=smallest, needed=needed).run()
+    size = norms(adversarial - x)
     results = {}
     for norm, sizes in epsilons.items():
         is_within = size[norm] <= np.array(sizes)[:, None] + 1e-6

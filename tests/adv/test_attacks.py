@@ -18,8 +18,12 @@ class Foolbox2:
     """The searches of Foolbox 2.3.0 in plain words, for one image, one step at a time."""
 
     def __init__(self, name, batched, image, label):
-        self.name, self.batched, self.x, self.y = name, batched, image, label
-        self.best, self.success = image, False
+        self.name = name
+        self.batched = batched
+        self.x = image
+        self.y = label
+        self.best = image
+        self.success = False
 
     def wrong(self, candidate):
         return self.batched.logits(candidate).argmax() != self.y[0]
@@ -36,7 +40,8 @@ class Foolbox2:
             hit = next((k for k, candidate in enumerate(tries) if self.wrong(candidate)), None)
             if hit is None:
                 return
-            self.best, self.success = tries[hit], True
+            self.best = tries[hit]
+            self.success = True
             if hit >= 20 or len(sizes) == 20:
                 return
             sizes = np.linspace(0, sizes[hit], 21)[1:]
@@ -71,10 +76,12 @@ class Foolbox2:
                 return True
         return False
 
-    def keep(self, found):
-        now, before = (size(self.name, image - self.x)[0] for image in (found, self.best))
-        if not self.success or now < before:
-            self.best, self.success = found, True
+    def keep(self, candidate):
+        new_size = size(self.name, candidate - self.x)[0]
+        best_size = size(self.name, self.best - self.x)[0]
+        if not self.success or new_size < best_size:
+            self.best = candidate
+            self.success = True
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
@@ -82,12 +89,13 @@ def test_no_worse_than_the_search_of_foolbox_2(subject, name):
     _, x, y, batched = subject
     n = 4 if name == "pgd" else 12
     x, y = x[:n], y[:n]
-    found, success = attack(name, batched, x, y)
+    adversarial, success = attack(name, batched, x, y)
     runs = [Foolbox2(name, batched, x[i : i + 1], y[i : i + 1]).run() for i in range(len(x))]
-    theirs, hit = np.concatenate([r[0] for r in runs]), np.array([r[1] for r in runs])
+    theirs = np.concatenate([images for images, _ in runs])
+    hit = np.array([has_succeeded for _, has_succeeded in runs])
     assert success.sum() >= hit.sum() > 0
     both = success & hit
-    assert size(name, found - x)[both].mean() <= 1.05 * size(name, theirs - x)[both].mean()
+    assert size(name, adversarial - x)[both].mean() <= 1.05 * size(name, theirs - x)[both].mean()
 
 
 GRID = np.geomspace(0.03, 0.2, 18)  # 12% from one to the next
@@ -111,19 +119,19 @@ def test_no_worse_than_foolbox_3(subject, name):
     x, y = x[:40], y[:40]
     make, epsilons = foolbox3(name)
     theirs, hit = by_foolbox(make, batched, x, y, epsilons)
-    first, hit = hit.argmax(axis=0), hit.any(axis=0)
-    theirs = theirs[first, np.arange(len(x))]
-    found, success = attack(name, batched, x, y)
+    theirs = theirs[hit.argmax(axis=0), np.arange(len(x))]  # at the first epsilon that succeeds
+    hit = hit.any(axis=0)
+    adversarial, success = attack(name, batched, x, y)
     assert success.sum() >= hit.sum() > 0
     both = success & hit
-    assert size(name, found - x)[both].mean() <= size(name, theirs - x)[both].mean()
+    assert size(name, adversarial - x)[both].mean() <= size(name, theirs - x)[both].mean()
 
 
 def test_cw_with_few_steps_is_no_worse_than_foolbox_at_its_best_step_size(subject):
     _, x, y, batched = subject
     x, y = x[:40], y[:40]
-    found, success = attack("cw", batched, x, y, steps=30)
-    l2 = norms(found - x)["l2"]
+    adversarial, success = attack("cw", batched, x, y, steps=30)
+    l2 = norms(adversarial - x)["l2"]
     for stepsize in (5e-3, 1e-2, 2e-2, 5e-2):
         settings = {"stepsize": stepsize, "initial_const": 1e-2}
         make = foolbox.attacks.L2CarliniWagnerAttack(5, 30, **settings)
@@ -139,7 +147,8 @@ def test_cw_with_few_steps_is_closer_than_bim(subject):
     bim, hit = attack("bim", batched, x, y)
     assert success.sum() >= hit.sum() > 0
     both = success & hit
-    l2, l2_of_bim = (norms(found - x)["l2"][both] for found in (cw, bim))
+    l2 = norms(cw - x)["l2"][both]
+    l2_of_bim = norms(bim - x)["l2"][both]
     assert np.median(l2) < np.median(l2_of_bim)
     assert (l2 < l2_of_bim).mean() > 0.5
 
@@ -149,15 +158,15 @@ def test_what_attacks_return(subject, name):
     model, x, y, batched = subject
     wrong = (y[:1] + 1) % 4
     labels = np.concatenate([wrong, y[1:10]])
-    found, success = attack(name, model, x[:10], labels, steps=60)
-    assert found.dtype == np.float32 and found.shape == x[:10].shape
-    assert found.min() >= 0 and found.max() <= 1
-    np.testing.assert_array_equal(found[0], x[0])  # wrong from the start: comes back as it is
+    adversarial, success = attack(name, model, x[:10], labels, steps=60)
+    assert adversarial.dtype == np.float32 and adversarial.shape == x[:10].shape
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    np.testing.assert_array_equal(adversarial[0], x[0])  # wrong from the start: comes back as it is
     assert success[0] and success.sum() > 5
-    np.testing.assert_array_equal(predict(model, found).argmax(axis=1) != labels, success)
-    np.testing.assert_array_equal(found[~success], x[:10][~success])
+    np.testing.assert_array_equal(predict(model, adversarial).argmax(axis=1) != labels, success)
+    np.testing.assert_array_equal(adversarial[~success], x[:10][~success])
     again, _ = attack(name, batched, x[:10], labels, steps=60)
-    np.testing.assert_array_equal(found, again)
+    np.testing.assert_array_equal(adversarial, again)
 
 
 REFUSED = {

@@ -46,10 +46,12 @@ def test_gradients_are_slopes(subject, loss):
 
     ratios = []
     for i in range(11):
-        one, label = x[i : i + 1], y[i : i + 1]
-        _, gradient = batched.gradient(one, label, loss)
+        image = x[i : i + 1]
+        label = y[i : i + 1]
+        _, gradient = batched.gradient(image, label, loss)
         feature = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
-        below, above = one.copy(), one.copy()
+        below = image.copy()
+        above = image.copy()
         below[feature] -= 5e-3
         above[feature] += 5e-3
         slope = (value(above, label) - value(below, label)) / 1e-2
@@ -58,7 +60,8 @@ def test_gradients_are_slopes(subject, loss):
 
 
 def test_margin():
-    z, y = np.array([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]]), np.array([1, 2])
+    z = np.array([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]])
+    y = np.array([1, 2])
     np.testing.assert_array_equal(margin(z, y), [2, -2])
 
 
@@ -67,22 +70,23 @@ def test_logits_of_a_separate_softmax(subject):
     flat = [layers.Flatten(), layers.Dense(3), layers.Softmax()]
     twin = keras.Sequential([keras.Input((12, 12, 1)), *flat])
     expected = ops.convert_to_numpy(ops.matmul(x.reshape(2, -1), twin.layers[1].kernel))
-    found = ops.convert_to_numpy(logits_model(twin)(x))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    logits = ops.convert_to_numpy(logits_model(twin)(x))
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="softmax"):
         logits_model(keras.Sequential([keras.Input((3,)), layers.Dense(2)]))
 
 
 def test_batches_stay_full():
-    left, widths = np.array([3, 1, 5, 1, 1, 2]), []
+    steps_left = np.array([3, 1, 5, 1, 1, 2])
+    widths = []
 
     def step(rows):
         widths.append(len(rows))
-        left[rows] -= 1
-        return left[rows] == 0
+        steps_left[rows] -= 1
+        return steps_left[rows] == 0
 
     in_full_batches(6, 3, step)
-    assert (left == 0).all() and sum(widths) == 13 and widths[:3] == [3, 3, 3]
+    assert (steps_left == 0).all() and sum(widths) == 13 and widths[:3] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("name", ["bim", "pgd", "cw", "jsma"])
@@ -100,12 +104,12 @@ def test_samples_do_not_depend_on_the_batch(subject, name):
     _, x, y, batched = subject
     steps = {"cw": 10, "jsma": 100}.get(name)
     small = BatchedModel(batched.fmodel, batch=12)
-    (one, hit), (other, other_hit) = (
-        attack(name, c, x[:30], y[:30], steps=steps) for c in (batched, small)
-    )
-    assert (hit == other_hit).mean() > 0.9
-    difference = np.abs(size(name, one - x[:30]) / size(name, other - x[:30]) - 1)
-    assert np.quantile(difference[hit & other_hit], 0.9) < 0.02  # sums in another order
+    large_batches, hit = attack(name, batched, x[:30], y[:30], steps=steps)
+    small_batches, small_hit = attack(name, small, x[:30], y[:30], steps=steps)
+    assert (hit == small_hit).mean() > 0.9
+    ratio = size(name, large_batches - x[:30]) / size(name, small_batches - x[:30])
+    difference = np.abs(ratio - 1)
+    assert np.quantile(difference[hit & small_hit], 0.9) < 0.02  # sums in another order
 
 
 def test_batches_fill_an_accelerator(monkeypatch):

@@ -21,7 +21,7 @@ EPSILON = {"fgsm": 0.15, "bim": 0.15, "pgd": 0.15, "cw": 1.0, "jsma": 20}
 
 @pytest.fixture(scope="module")
 def fixed_mode(subject):
-    """{attack: (found, success)} of mode fixed on 40 images."""
+    """{attack: (adversarial images, success)} of mode fixed on 40 images."""
     _, x, y, batched = subject
     return {
         name: attack(name, batched, x[:40], y[:40], "fixed", epsilon, steps=40)
@@ -33,10 +33,10 @@ def fixed_mode(subject):
 def test_fixed_mode_stays_within_epsilon(subject, fixed_mode, name):
     model, x, y, _ = subject
     x, y = x[:40], y[:40]
-    found, success = fixed_mode[name]
+    adversarial, success = fixed_mode[name]
     norm = {"cw": "l2", "jsma": "l0"}.get(name, "linf")
-    assert norms(found - x)[norm].max() <= EPSILON[name] + 1e-6
-    np.testing.assert_array_equal(predict(model, found).argmax(axis=1) != y, success)
+    assert norms(adversarial - x)[norm].max() <= EPSILON[name] + 1e-6
+    np.testing.assert_array_equal(predict(model, adversarial).argmax(axis=1) != y, success)
 
 
 def test_fixed_fgsm_is_one_step_of_the_gradients_sign(subject, fixed_mode):
@@ -44,10 +44,10 @@ def test_fixed_fgsm_is_one_step_of_the_gradients_sign(subject, fixed_mode):
     x, y = x[:40], y[:40]
     step = np.clip(x + np.float32(0.15) * np.sign(batched.gradient(x, y, log_odds)[1]), 0, 1)
     wrong = batched.logits(step).argmax(axis=1) != y
-    found, success = fixed_mode["fgsm"]
+    adversarial, success = fixed_mode["fgsm"]
     assert 0 < wrong.sum() < len(x)
     np.testing.assert_array_equal(success, wrong)
-    np.testing.assert_allclose(found[wrong], step[wrong], atol=1e-6)
+    np.testing.assert_allclose(adversarial[wrong], step[wrong], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["pgd", "cw", "jsma"])
@@ -55,8 +55,8 @@ def test_fixed_mode_breaks_what_a_smaller_perturbation_breaks(subject, fixed_mod
     _, x, y, batched = subject
     x, y = x[:40], y[:40]
     steps = None if name == "pgd" else 40
-    found, success = attack(name, batched, x, y, steps=steps)
-    breakable = success & (size(name, found - x) <= EPSILON[name])
+    adversarial, success = attack(name, batched, x, y, steps=steps)
+    breakable = success & (size(name, adversarial - x) <= EPSILON[name])
     assert 0 < breakable.sum()
     if name == "pgd":  # which starts at random there
         assert fixed_mode[name][1][breakable].mean() >= 0.9
@@ -65,7 +65,8 @@ def test_fixed_mode_breaks_what_a_smaller_perturbation_breaks(subject, fixed_mod
 
 
 def test_fixed_bim_breaks_what_fixed_fgsm_breaks(fixed_mode):
-    fgsm, bim = fixed_mode["fgsm"][1], fixed_mode["bim"][1]
+    _, fgsm = fixed_mode["fgsm"]
+    _, bim = fixed_mode["bim"]
     assert bim[fgsm].mean() >= 0.9 and bim.sum() > fgsm.sum()
 
 

@@ -17,17 +17,18 @@ def arrays_of(path):
 
 
 def interrupt(monkeypatch, after):
-    """Let generate_adv attack so many chunks, then interrupt; returns the list of batched."""
-    real, batched = generate_adv.run_attack, []
+    """Let generate_adv attack so many chunks, then interrupt; returns the list of calls."""
+    run_attack = generate_adv.run_attack
+    calls = []
 
     def interrupted(*args, **settings):
-        batched.append(args)
-        if len(batched) == after + 1:
+        calls.append(args)
+        if len(calls) == after + 1:
             raise KeyboardInterrupt
-        return real(*args, **settings)
+        return run_attack(*args, **settings)
 
     monkeypatch.setattr(generate_adv, "run_attack", interrupted)
-    return batched
+    return calls
 
 
 def test_an_interrupted_run_writes_the_same_file(study, monkeypatch):
@@ -37,18 +38,19 @@ def test_an_interrupted_run_writes_the_same_file(study, monkeypatch):
     flags = [*flags, "--attack", "pgd", "--samples", "50"]
     path.unlink()
     generate_adv.main(flags)
-    whole, about = arrays_of(path), attributes(path)
+    uninterrupted = arrays_of(path)
+    provenance = attributes(path)
     path.unlink()
     path.with_suffix(".png").unlink()
-    batched = interrupt(monkeypatch, after=2)
+    calls = interrupt(monkeypatch, after=2)
     with pytest.raises(KeyboardInterrupt):
         generate_adv.main(flags)
     assert not path.exists()
     generate_adv.main(flags)
-    assert len(batched) == 5  # two chunks, an interruption, the other two
-    assert attributes(path) == about
+    assert len(calls) == 5  # two chunks, an interruption, the other two
+    assert attributes(path) == provenance
     for name, value in arrays_of(path).items():
-        np.testing.assert_array_equal(value, whole[name])
+        np.testing.assert_array_equal(value, uninterrupted[name])
     assert sorted(p.name for p in (folder / "adv").iterdir() if p.name.startswith(".")) == []
     assert path.with_suffix(".png").stat().st_size > 5000
 
@@ -58,11 +60,11 @@ def test_chunks_of_other_settings_are_not_used(study, monkeypatch):
     monkeypatch.setattr(generate_adv, "CHUNK", 16)
     flags = [*flags, "--attack", "pgd", "--samples", "32"]
     (folder / "adv/pgd.h5").unlink()
-    batched = interrupt(monkeypatch, after=1)
+    calls = interrupt(monkeypatch, after=1)
     with pytest.raises(KeyboardInterrupt):
         generate_adv.main([*flags, "--steps", "10"])
     generate_adv.main(flags)
-    assert len(batched) == 4  # a chunk, an interruption, both chunks again
+    assert len(calls) == 4  # a chunk, an interruption, both chunks again
 
 
 def test_samples_of_other_settings_are_refused_and_kept(study, capsys):
@@ -91,7 +93,8 @@ def test_sample_files(study):
     home, folder, _ = study
     x, y = (np.load(home / f"data/toy/{letter}_train.npy") for letter in "xy")
     fgsm, pgd = (arrays_of(folder / f"adv/{name}.h5") for name in ("fgsm", "pgd"))
-    index, image = fgsm["index"], fgsm["image"]
+    index = fgsm["index"]
+    image = fgsm["image"]
     np.testing.assert_array_equal(index, pgd["index"])
     np.testing.assert_array_equal(fgsm["split"], pgd["split"])
     assert np.bincount(fgsm["split"]).tolist() == [36, 12, 12]
@@ -112,21 +115,22 @@ def test_adversarial_training_learns_its_own_samples(study):
     original = load_classifier(folder)
     for name in ("fgsm", "pgd"):
         tuned = folder / f"tuned/at-{name}_lr0.003_run0/model.012.weights.h5"
-        about = attributes(tuned)
-        assert about["method"] == f"at-{name}" and about["run"] == 0
+        provenance = attributes(tuned)
+        assert provenance["method"] == f"at-{name}" and provenance["run"] == 0
         samples = arrays_of(folder / f"adv/{name}.h5")
         rows = (samples["split"] == 0) & samples["success"]
-        images, labels = samples["image"][rows], samples["label"][rows]
+        images = samples["image"][rows]
+        labels = samples["label"][rows]
         assert (predict(original, images).argmax(axis=1) != labels).all()
         model = load_classifier(folder)
         model.load_weights(tuned)
         assert (predict(model, images).argmax(axis=1) == labels).mean() > 0.5
     # Tuning for pgd began from the original, not from what fgsm had made of it.
-    alone = folder / "tuned/at-pgd_lr0.003_run0"
-    alone.rename(folder / "together")
+    folder_alone = folder / "tuned/at-pgd_lr0.003_run0"
+    folder_alone.rename(folder / "together")
     fintune_adv.main([*flags, "--attack", "pgd"])
     ends = [load_classifier(folder) for _ in range(2)]
-    for model, where in zip(ends, (alone, folder / "together"), strict=True):
+    for model, where in zip(ends, (folder_alone, folder / "together"), strict=True):
         model.load_weights(where / "model.012.weights.h5")
-    for one, other in zip(ends[0].get_weights(), ends[1].get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for alone, together in zip(*(model.get_weights() for model in ends), strict=True):
+        np.testing.assert_array_equal(alone, together)

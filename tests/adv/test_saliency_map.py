@@ -24,7 +24,8 @@ def definition_of_jsma(batched, image, target, theta, max_changes, steps):
 
     Returns the flat image and whether it is classified as the target.
     """
-    x, times = image.ravel().copy(), np.zeros(image.size, int)
+    x = image.ravel().copy()
+    times = np.zeros(image.size, int)
     for _ in range(steps):
         z, gradient = batched.gradient(x.reshape(image.shape), target, chosen_logit)
         gradient = gradient.ravel()
@@ -41,18 +42,20 @@ def definition_of_jsma(batched, image, target, theta, max_changes, steps):
 def test_jsma_changes_the_most_salient_feature(subject):
     """With a gradient for every change, step by step against the definition."""
     _, x, y, batched = subject
-    target, successes = (y[:6] + 1) % 4, 0
+    target = (y[:6] + 1) % 4
+    successes = 0
     settings = {"theta": 0.2, "steps": 40}
     make = SaliencyMapAttack(max_perturbations_per_pixel=3, block=0, **settings)
     for i in range(6):
-        image, wanted = x[i : i + 1], target[i : i + 1]
+        image = x[i : i + 1]
+        wanted = target[i : i + 1]
         expected, hit = definition_of_jsma(batched, image, wanted, max_changes=3, **settings)
         criterion = foolbox.criteria.TargetedMisclassification(ep.from_numpy(batched.like, wanted))
         inputs = ep.from_numpy(batched.like, image).raw
-        found, _, success = make(batched.fmodel, inputs, criterion, epsilons=None)
+        adversarial, _, success = make(batched.fmodel, inputs, criterion, epsilons=None)
         assert ep.astensor(success).numpy()[0] == hit
         expected = expected if hit else image.ravel()
-        np.testing.assert_allclose(ep.astensor(found).numpy().ravel(), expected, atol=1e-6)
+        np.testing.assert_allclose(ep.astensor(adversarial).numpy().ravel(), expected, atol=1e-6)
         successes += hit
     assert successes >= 3
 
@@ -69,26 +72,28 @@ def test_jsma_in_blocks_is_no_worse(subject):
     def run(**settings):
         gradients = batched.gradients
         settings = SaliencyMapSettings(is_untargeted=True, **settings)
-        found, success = saliency_map(batched, x, y, target, settings)
-        return found, success, batched.gradients - gradients
+        adversarial, success = saliency_map(batched, x, y, target, settings)
+        return adversarial, success, batched.gradients - gradients
 
     exact, hit, exact_gradients = run(block=0)
-    found, success, gradients = run()
+    adversarial, success, gradients = run()
     assert success.sum() >= hit.sum() > len(x) / 2
     assert gradients < exact_gradients
     both = success & hit
     for norm in ("l0", "l2"):
-        assert norms(found - x)[norm][both].mean() <= 1.10 * norms(exact - x)[norm][both].mean()
+        assert (
+            norms(adversarial - x)[norm][both].mean() <= 1.10 * norms(exact - x)[norm][both].mean()
+        )
 
 
 def test_jsma_as_a_foolbox_attack(subject):
     _, x, y, batched = subject
     images, success = by_foolbox(SaliencyMapAttack(batch=64), batched, x, y, [None, 5, 1000])
-    found, hit = attack("jsma", batched, x, y)
+    adversarial, hit = attack("jsma", batched, x, y)
     np.testing.assert_array_equal(success[0], hit)
-    np.testing.assert_array_equal(images[0][hit], found[hit])
+    np.testing.assert_array_equal(images[0][hit], adversarial[hit])
     np.testing.assert_array_equal(success[2], hit)
-    np.testing.assert_array_equal(success[1], hit & (norms(found - x)["l0"] <= 5))
+    np.testing.assert_array_equal(success[1], hit & (norms(adversarial - x)["l0"] <= 5))
     assert norms(images[1] - x)["l0"].max() <= 5
     assert np.round(np.abs(images[0] - x) / 0.1, 3).max() <= 7
     inputs, labels = (ep.from_numpy(batched.like, a).raw for a in (x, y))

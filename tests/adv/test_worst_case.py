@@ -85,9 +85,9 @@ def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
     x, y, distance = linear_images()
     right = np.arange(len(y)) % 10 > 0
     model = BatchedModel(foolbox_model(linear()))
-    found, success = Rays(model, x[right], y[right]).run()
-    assert success.all() and (model.logits(found).argmax(axis=1) != y[right]).all()
-    ratio = np.abs(found - x[right]).max(axis=(1, 2, 3)) / distance["linf"][right]
+    adversarial, success = Rays(model, x[right], y[right]).run()
+    assert success.all() and (model.logits(adversarial).argmax(axis=1) != y[right]).all()
+    ratio = np.abs(adversarial - x[right]).max(axis=(1, 2, 3)) / distance["linf"][right]
     assert ratio.min() > 0.999 and ratio.max() < 1.05
 
 
@@ -119,12 +119,12 @@ def test_confident_logits_do_not_make_a_classifier_robust(plain):
 def test_hidden_gradients_are_found_out_by_decisions(plain):
     x, y, distance, _ = plain
     hidden = linear(first=[HiddenGradient()])
-    found = attack_model(hidden, x, y, how(2))
-    right = found["linf/worst/0"] == ROBUST
-    assert (found["linf/pgd/0.01"][right] == UNKNOWN).all()
+    results = attack_model(hidden, x, y, how(2))
+    right = results["linf/worst/0"] == ROBUST
+    assert (results["linf/pgd/0.01"][right] == UNKNOWN).all()
     expected = distance["linf"] < 0.038  # 5% short of 0.04
-    assert (found["linf/worst/0.04"][right & expected] == BROKEN).all()
-    assert (found["linf/worst/0.04"] != ROBUST).all() and (right & expected).sum() > 30
+    assert (results["linf/worst/0.04"][right & expected] == BROKEN).all()
+    assert (results["linf/worst/0.04"] != ROBUST).all() and (right & expected).sum() > 30
 
 
 def test_what_cannot_be_attacked_is_unknown_and_not_robust():
