@@ -147,13 +147,12 @@ def options(doc, argv, script, **lists):
 
 def run_script(main):
     """Run a script's main(). A UserError becomes one sentence on stderr, with exit code 2."""
-    script = Path(sys.argv[0]).name
     sys.excepthook = _without_hdf5(sys.excepthook)
     sys.unraisablehook = _without_hdf5(sys.unraisablehook)
     try:
         main()
     except UserError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        print(f"{_script()}: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # NumPy reports a full disk without an error number: "... requested and ... written".
@@ -162,15 +161,19 @@ def run_script(main):
         what = os.strerror(error.errno) if error.errno else f"A file was cut short ({error})"
         where = f" ({error.filename})" if error.filename else ""
         advice = "free some space or fix the folder, then run again."
-        print(f"{script}: {what}{where}: {advice}", file=sys.stderr, flush=True)
+        print(f"{_script()}: {what}{where}: {advice}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(2)  # an ordinary exit would let HDF5 write to its broken file again, and crash
     except KeyboardInterrupt:
-        print(f"{script}: interrupted; the same command continues.", file=sys.stderr)
+        print(f"{_script()}: interrupted; the same command continues.", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # without waiting for threads
     sys.stdout.flush()
     os._exit(0)  # all files are closed, and an ordinary exit of TensorFlow takes 0.7 s longer
+
+
+def _script():
+    return Path(sys.argv[0]).name
 
 
 def _without_hdf5(hook):

@@ -9,6 +9,7 @@ from snakemake.cli import args_to_api, parse_args
 import dare.workflow.methods
 from adv import ATTACKS
 
+SEPARATE = "one_process=false"  # a job for every tuned model
 # Without the profile, which hides the jobs that the tests count.
 SNAKEFILE = ["--snakefile", str(ROOT / "dare/Snakefile"), "--workflow-profile", "none"]
 

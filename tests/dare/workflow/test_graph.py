@@ -6,7 +6,19 @@ import sys
 
 import pytest
 from conftest import ROOT
-from dry_runs import AT, CONTROLS, DARE, OF_LAYER, OF_RATE, OF_RUN, ONE, SLICED, counts, jobs
+from dry_runs import (
+    AT,
+    CONTROLS,
+    DARE,
+    OF_LAYER,
+    OF_RATE,
+    OF_RUN,
+    ONE,
+    SEPARATE,
+    SLICED,
+    counts,
+    jobs,
+)
 
 from adv import ATTACKS
 from train.artifacts import tuned_name
@@ -70,7 +82,7 @@ SWEEPS = {
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep or "demo")
 def test_jobs_of_a_sweep(dry_run, sweep):
-    done, text = dry_run(*(["--config", *sweep.split()] if sweep else []))
+    done, text = dry_run("--config", SEPARATE, *sweep.split())
     assert done, text
     assert counts(text) == {rule: n for rule, n in (ONE | SWEEPS[sweep]).items() if n}
 
@@ -120,7 +132,7 @@ def test_jobs_of_the_papers_grid(dry_run):
 
 def test_commands_say_what_the_paths_say(dry_run):
     sweep = "choose_layer=conv2 per=0.5 lr_rate=1e-5 adv_lr_rate=1e-3 runs=2 seeds=1 limit=300"
-    _, text = dry_run("--config", *sweep.split(), "adaptive=false", "source=my files")
+    _, text = dry_run("--config", SEPARATE, *sweep.split(), "adaptive=false", "source=my files")
     names = "--dataset digits --model lenet --seed 1"
     dare = {"choose_layer": "conv2", "per": 0.5, "lr_rate": 1e-5, "run": 2}
     rate_and_run = {"lr_rate": 1e-5, "run": 2}
@@ -166,7 +178,8 @@ def test_commands_say_what_the_paths_say(dry_run):
 
 def test_what_waits_for_what(dry_run):
     sweep = "per=0.5,0.95 lr_rate=1e-3,1e-4 runs=0,1 choose_layer=conv2,conv3 seeds=0,1"
-    _, text = dry_run("--config", *sweep.split(), "methods=dare-s,controls,at-bim")
+    methods = "methods=dare-s,controls,at-bim"
+    _, text = dry_run("--config", SEPARATE, *sweep.split(), methods)
     folder = "models/digits_lenet_seed0"
 
     def reads(method, settings, epoch=5):
@@ -244,16 +257,16 @@ CHANGES = [
 
 @pytest.mark.parametrize(("before", "after", "left"), CHANGES)
 def test_what_is_left_to_do(home, dry_run, monkeypatch, before, after, left):
-    _, text = dry_run("--config", "gpu=0", *before.split())
+    _, text = dry_run("--config", SEPARATE, *before.split())
     for rule in ONE:
         for path in [home / path for job in jobs(text, rule) for path in job["output"]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}" if path.suffix == ".json" else "")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "true")  # jobs that do nothing: their files are there
-        done, text = dry_run("--config", "gpu=0", *before.split(), only="--forceall")
+        done, text = dry_run("--config", SEPARATE, *before.split(), only="--forceall")
     assert done, text
-    done, text = dry_run("--config", "gpu=0", *after.split())
+    done, text = dry_run("--config", SEPARATE, *after.split())
     assert done, text
     if before == after:
         assert "Nothing to be done" in text
@@ -263,7 +276,8 @@ def test_what_is_left_to_do(home, dry_run, monkeypatch, before, after, left):
 
 def test_resources(dry_run):
     """What every job asks a cluster for: memory in MB, minutes, GPUs."""
-    _, text = dry_run("--config", "model=vgg16,lenet", "dataset=cifar10", "epochs=200", "gpu=1")
+    sizes = ["model=vgg16,lenet", "dataset=cifar10", "epochs=200", "gpu=1"]
+    _, text = dry_run("--config", SEPARATE, *sizes)
     vgg, lenet = sorted(jobs(text, "train"), key=lambda job: "lenet" in job["command"])
     assert {"runtime=1020", "mem_mb=6000", "gpu=1"} < {*vgg["resources"]}
     assert {"runtime=220", "mem_mb=3000", "gpu=1"} < {*lenet["resources"]}
