@@ -2,7 +2,7 @@
 
 Empirical robustness is the accuracy on samples that were made against another model; here nothing
 is transferred. adv/attacks/worst_case.py attacks a fixed random part of the reporting half of
-x_test, at several epsilons in Linf and L2. After every model this writes
+x_test, at several epsilons in Linf and L2. This writes, every ten seconds and at the end,
 
 - adaptive.h5: `index` int64 (n,), the images in x_test, and for every model, under the SHA-256 of
   its weights, uint8 (n,) <norm>/<attack>/<epsilon>: 1 robust, 0 broken, 2 unknown;
@@ -13,6 +13,7 @@ x_test, at several epsilons in Linf and L2. After every model this writes
 
 import functools
 import json
+import time
 from contextlib import closing
 
 import h5py
@@ -32,6 +33,7 @@ from train.utils import halves_of_test, pixels
 GREY = {"linf": (0.01, 0.02, 0.05, 0.1), "l2": (0.25, 0.5, 1, 2)}
 COLOUR = {"linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255), "l2": (0.1, 0.25, 0.5, 1)}
 
+SAVE_EVERY = 10  # seconds; the files are written as a whole
 IDENTITY = [*MODEL, "per", "choose_layer", "batches"]  # which model a row is about
 COLUMNS = [*IDENTITY, "norm", "attack", "epsilon", "n", "unknown", "robust_accuracy", "low", "high"]
 
@@ -78,11 +80,14 @@ def evaluate(study, table, weights, images=500, restarts=3):
             return attack_model(classifier, x, y, how, batched)
 
         paths = {digest: weights[digest] for digest in todo}
-        with closing(study.with_weights(paths, attack)) as ready:
-            for digest, of_model in ready:
-                results.models[digest] = of_model
-                results.save(chosen)
-    return results.save(chosen)
+        try:
+            with closing(study.with_weights(paths, attack)) as ready:
+                for digest, of_model in ready:
+                    results.models[digest] = of_model
+                    results.save_sometimes(chosen)
+        finally:
+            written = results.save(chosen)
+    return written
 
 
 def attacked_images(study, images):
@@ -106,11 +111,18 @@ class Results:
         self.index = index
         self.provenance = provenance
         self.models = {}
+        self.saved_at = -np.inf
         self.path = study.folder / "adaptive.h5"
         if already_made(self.path, provenance):
             with h5py.File(self.path, "r") as file:
                 models = [group for group in file.values() if isinstance(group, h5py.Group)]
                 self.models = {group.name[1:]: arrays_in(group) for group in models}
+
+    def save_sometimes(self, chosen):
+        """Save if the last time was SAVE_EVERY seconds ago."""
+        if time.monotonic() > self.saved_at + SAVE_EVERY:
+            self.save(chosen)
+            self.saved_at = time.monotonic()
 
     def save(self, chosen):
         """Write both files; returns adaptive.csv of those `chosen` models that were attacked."""
@@ -133,18 +145,17 @@ def robust_accuracy_table(chosen, models):
     for identity in chosen[chosen["sha256"].isin(list(models))].to_dict("records"):
         for name, result in sorted(models[identity["sha256"]].items()):
             norm, attack, epsilon = name.split("/")
-            n = len(result)
-            robust = (result == ROBUST).sum()
-            low, high = wilson(robust, n)
-            measured = {
+            result_of = {
                 "norm": norm,
                 "attack": attack,
                 "epsilon": float(epsilon),
-                "n": n,
+                "n": len(result),
                 "unknown": (result == UNKNOWN).sum(),
-                "robust_accuracy": 100 * robust / n,
-                "low": 100 * low,
-                "high": 100 * high,
+                "robust": (result == ROBUST).sum(),
             }
-            rows.append(identity | measured)
-    return pd.DataFrame(rows, columns=[*COLUMNS, "sha256"]).round(6)
+            rows.append(identity | result_of)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "sha256", "robust"])
+    robust, n = table["robust"].astype(float), table["n"].astype(float)
+    low, high = wilson(robust, n)
+    table = table.assign(robust_accuracy=100 * robust / n, low=100 * low, high=100 * high)
+    return table[[*COLUMNS, "sha256"]].round(6)
