@@ -58,9 +58,9 @@ class EpsilonSearch:
     (`expected_epsilon`). An example, with pgd, which needs 30 steps to reach epsilon:
 
     1. At 0.3 it succeeds after 5 steps, at about 5/30 of 0.3. Shorter steps need a little less: the
-       next epsilon is 0.88 of the size at which the margin crossed 0.
-    2. At 0.044 it fails, with a tenth of the margin left. The line through the margins at 0 and at
-       the end crosses 0 at 0.049.
+       next epsilon is 0.92 of the size at which the margin crossed 0.
+    2. At 0.046 it fails, with a twentieth of the margin left. It ends there if the last steps gain
+       too little. The line through the margins at 0 and at the end crosses 0 at 0.049.
     3. At 0.049 it succeeds in its last steps. No success that is 5% smaller is expected: the end.
 
     The smallest epsilon lies between `low`, the largest that failed, and `high`, the smallest that
@@ -77,10 +77,10 @@ class EpsilonSearch:
     TOLERANCE = 0.05
     ATTEMPTS_LEFT = 2  # for progress only
     # Found by trial on Fashion-MNIST; a wrong value costs attempts, or some percent of the size.
-    SHORTER = 0.88  # share of the size at which longer steps crossed that shorter ones need
+    SHORTER = 0.92  # share of the size at which longer steps crossed that shorter ones need
     # Gain of a later step as a share of the last one's,
     BEFORE_BOUND = 0.7  # before epsilon bounds the perturbation, and
-    AT_BOUND = 0.2  # once it does
+    AT_BOUND = 0.4  # once it does
     LATE = 0.8  # a success after this share of the steps to the bound counts as near it
     # An attempt ends if each remaining step would have to gain this many times the last gain.
     HOPELESS = 1.5
@@ -163,11 +163,11 @@ class EpsilonSearch:
         self.take_step(rows, self.gradient_at_0[rows])
 
     def is_hopeless(self, rows, attempt):
-        """Attempts near the smallest epsilon whose margin will not reach 0."""
+        """Attempts at a predicted epsilon whose margin will not reach 0."""
         steps_left = self.rule.steps - attempt.steps
         is_far = attempt.margin > self.HOPELESS * attempt.gain * steps_left
-        is_near_bound = self.is_near_bound[rows] & ~self.is_erratic[rows]
-        return is_near_bound & (attempt.steps > self.steps_to_bound) & is_far
+        is_predicted = (self.attempts[rows] > 0) & ~self.is_erratic[rows]
+        return is_predicted & (attempt.steps > self.steps_to_bound) & is_far
 
     def choose_epsilon(self, rows, attempt):
         """Learn from attempts that have ended, and choose the next epsilon by the class's rule.
