@@ -11,6 +11,8 @@ does:
   layer up to the chosen one behaves differently in training (batch normalisation, dropout, noise),
   its loss is 0, and it is the original itself.
 - single: DARE, but all targets are those of one earlier checkpoint. It lacks the choice per image.
+- random: DARE, but every image takes its target from a random historical checkpoint. It lacks the
+  choice of the best one; with `single` it shows whether the choice matters, or that targets vary.
 - batchnorm: DARE's passes over the images, but no weight moves. Only the statistics of batch
   normalisation follow the images. Without batch normalisation it is the original itself.
 - finetune: cross-entropy on the same images, layers, optimizer, epochs and rates. It lacks the
@@ -58,7 +60,7 @@ from train.utils import Rows, pixels, up_to
 dataset = "digits"
 model = "lenet"
 seed = 0
-control = "all"  # self, single, batchnorm, finetune, noise, swa, a list with commas, or all
+control = "all"  # self, single, random, batchnorm, finetune, noise, swa, a list with commas, or all
 lr_rate = params.lr_rate  # as in dare.py
 epoch = params.tune_epochs  # as in dare.py
 per = params.per  # as in dare.py
@@ -78,7 +80,11 @@ def control_self(study, epochs, settings):
         # Tuning would turn the rounding of a loss of 0 into steps of full size.
         keep_original(study, {"method": "control-self"} | settings, epochs)
         return
-    targets = partial(open_targets_of, name="self", choose=lambda mined: study.checkpoint)
+
+    def itself(mined):
+        return [study.checkpoint], np.zeros(len(mined.index), int)
+
+    targets = partial(open_targets_of, name="self", choose=itself)
     tune_study(study, {"method": "control-self"} | settings, epochs, targets)
 
 
@@ -86,10 +92,23 @@ def control_single(study, epochs, settings):
     """DARE towards the activations of the checkpoint that most images take their target from."""
 
     def most_frequent(mined):
-        return checkpoint_path(study.folder, np.bincount(mined.epoch).argmax())
+        path = checkpoint_path(study.folder, np.bincount(mined.epoch).argmax())
+        return [path], np.zeros(len(mined.index), int)
 
     targets = partial(open_targets_of, name="single", choose=most_frequent)
     tune_study(study, {"method": "control-single"} | settings, epochs, targets)
+
+
+def control_random(study, epochs, settings):
+    """DARE towards the activations of a random historical checkpoint for each image."""
+
+    def any_of_them(mined):
+        paths = list(study.mined_checkpoints().values())
+        rng = np.random.default_rng([study.seed, 6])
+        return paths, rng.integers(len(paths), size=len(mined.index))
+
+    targets = partial(open_targets_of, name="random", choose=any_of_them)
+    tune_study(study, {"method": "control-random"} | settings, epochs, targets)
 
 
 def control_batchnorm(study, epochs, settings):
@@ -195,29 +214,30 @@ def keep_original(study, settings, epochs):
 
 
 def open_targets_of(study, choose_layer, name, choose):
-    """The open file ats_<layer>_<name>.h5: the mined images with one checkpoint's activations.
+    """The open file ats_<layer>_<name>.h5: the mined images with other checkpoints' activations.
 
-    It is made if it is missing. choose: function (MinedImages) -> path of the checkpoint.
+    It is made if it is missing.
+
+    choose: function (MinedImages) -> (paths of checkpoints, int (n,): which of them each image
+        takes its target from).
     """
     path = targets_path(study.folder, f"{choose_layer}_{name}")
     with open_targets(study, choose_layer) as file:
         mined = MinedImages.read(file)
-        checkpoint = choose(mined)
         provenance = study.provenance | {
             "choose_layer": choose_layer,
             "ats_sha256": sha256(file.filename),
-            "target_sha256": sha256(checkpoint),
         }
+    paths, chosen = choose(mined)
+    provenance["target_sha256"] = sha256(*paths)
     if not already_made(path, provenance):
-        images = Rows(study.data("validation")[0], mined.index)
-        first_path = np.zeros(len(mined.index), int)
+        order = np.argsort(chosen, kind="stable")  # so that each checkpoint is loaded once
+        images = Rows(study.data("validation")[0], mined.index[order])
         with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
             set_attributes(file, provenance)
             for field in ("index", "epoch", "probability", "final_probability"):
-                file[field] = getattr(mined, field)
-            record_activations(
-                file, study.classifier, choose_layer, images, first_path, [checkpoint]
-            )
+                file[field] = getattr(mined, field)[order]
+            record_activations(file, study.classifier, choose_layer, images, chosen[order], paths)
     return h5py.File(path, "r")
 
 

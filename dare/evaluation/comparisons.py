@@ -42,6 +42,7 @@ COMPARISONS = (
     Comparison("clean accuracy is kept", "original", "clean", "selected"),
     Comparison("mined history", "control-self"),
     Comparison("choice of a checkpoint for each image", "control-single"),
+    Comparison("choice of the best checkpoint", "control-random"),
     Comparison("regression instead of fine-tuning", "control-finetune"),
     Comparison("model transformation", "dare-sl"),
     Comparison("inner layer instead of the last", "dare-last"),

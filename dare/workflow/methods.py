@@ -75,6 +75,7 @@ METHODS = {
     ),
     "control-self": _control("self", ("slice", "targets"), SLICED),
     "control-single": _control("single", ("slice", "targets"), SLICED),
+    "control-random": _control("random", ("slice", "targets"), SLICED),
     "control-batchnorm": _control("batchnorm", ("targets",), (LAYER, RUN)),
     "control-finetune": _control("finetune", ("targets",), (LAYER, RATE, RUN)),
     "control-noise": _control("noise", ("dare",), SLICED),

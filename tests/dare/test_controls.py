@@ -70,6 +70,27 @@ def test_controls_that_cannot_differ_are_the_original(home):
     assert "predictions" in moved(original, tuned)
 
 
+def test_targets_of_random_checkpoints(study):
+    """Every image aims at the activations of one mined checkpoint, and all of those are used."""
+    home, folder, flags = study
+    controls.main([*flags, *RATE, "--control", "random", "--epoch", "1"])
+    x = np.load(home / "data/toy/x_validation.npy")
+    with h5py.File(folder / "ats_conv2.h5") as file:
+        epochs = range(file.attrs["first"], file.attrs["last"] + 1)
+        mined = set(file["index"][()])
+    with h5py.File(folder / "ats_conv2_random.h5") as file:
+        index, activation = file["index"][()], file["activation"][()]
+    assert set(index) == mined and len(index) == len(mined)
+    distance = [
+        np.abs(predict(up_to(load_classifier(folder, epoch), "conv2"), x[index]) - activation)
+        for epoch in epochs
+    ]
+    largest = np.stack(distance).max(axis=(2, 3, 4))
+    assert (largest.min(axis=0) < 1e-5).all()
+    counts = np.bincount(largest.argmin(axis=0), minlength=len(epochs))
+    assert (counts > 0.4 * len(index) / len(epochs)).all()
+
+
 def test_targets_without_history_or_choice(study):
     """control-self aims at the original's activations, control-single at one checkpoint's."""
     home, folder, flags = study

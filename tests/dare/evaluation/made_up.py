@@ -30,6 +30,7 @@ PLAIN = {  # method: (robustness, clean accuracy, robust accuracy under adaptive
     "at-pgd": (0.5, 0.95, 0.5),
     "control-self": (0.6, 0.95, 0.3),
     "control-single": (0.6, 0.95, 0.3),
+    "control-random": (0.6, 0.95, 0.3),
     "control-batchnorm": (0.5, 0.95, 0.3),
     "control-finetune": (0.6, 0.95, 0.3),
     "control-checkpoint": (0.5, 0.95, 0.3),

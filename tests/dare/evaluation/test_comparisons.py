@@ -27,7 +27,7 @@ def judged(home, **changed):
 def test_a_method_that_is_better_than_every_control(home):
     rows, text = judged(home)
     controls = rows[rows.index.str.startswith("control-")]
-    assert len(controls) == 8
+    assert len(controls) == 9
     assert (controls["conclusion"] == "yes").all()
     assert (controls["adaptive_conclusion"] == "yes").all()
     assert text.startswith("DARE is more robust than at-pgd, control-self, ")
@@ -136,7 +136,7 @@ def test_the_verdict_has_rows_for_what_was_run(home):
 
 # --------------------------------------------------------------------------------------- settings
 
-SLICED = ("dare", "control-self", "control-single", "control-noise")
+SLICED = ("dare", "control-self", "control-single", "control-random", "control-noise")
 
 
 def at(per=0.95, choose_layer="conv3", methods=PLAIN):

@@ -105,7 +105,7 @@ def test_robustness_csv(scored, capsys, monkeypatch):
     assert list(table.columns)[:15] == wanted.split(", ")
     original = table[table["method"] == "original"]
     assert (original["empirical_robustness"] == 0).all() and original["selected"].all()
-    names = {f"control-{c}" for c in ("self", "single", "batchnorm", "finetune", "noise", "swa")}
+    names = {f"control-{c}" for c in controls.CONTROLS}
     assert names | {"dare", "at-fgsm", "control-checkpoint"} <= set(table["method"])
 
     # What is reported is scored for selected models only, and nothing else was looked at.

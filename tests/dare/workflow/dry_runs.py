@@ -51,7 +51,8 @@ def jobs(text, rule):
 CONTROLS = [f"control-{name}" for name in dare.workflow.methods.CONTROLS]
 AT = [f"at-{attack}" for attack in ATTACKS]
 DARE = ["dare", "dare-s", "dare-sl", "dare-last", "dare-released"]
-SLICED = ["dare", "dare-last", "dare-released", "control-self", "control-single", "control-noise"]
+SLICED = ["dare", "dare-last", "dare-released", "control-self", "control-single"]
+SLICED += ["control-random", "control-noise"]
 OF_LAYER = {"dare", "dare-s", "dare-released", *CONTROLS} - {"control-swa"}
 OF_RATE = {*DARE, *CONTROLS} - {"dare-released", "control-batchnorm", "control-swa"}
 OF_RUN = {*DARE, *CONTROLS, *AT} - {"control-swa"}

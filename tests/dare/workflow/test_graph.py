@@ -74,8 +74,9 @@ SWEEPS = {
     # 2 layers, slices, rates and runs
     "choose_layer=conv2,conv3 per=0.5,0.95 lr_rate=1e-3,1e-4 runs=0,1": {
         **{"mine": 3, "slice": 2, "dare": 16, "dare-released": 8, "dare-s": 8, "dare-last": 8},
-        **{"dare-sl": 4, "control-self": 16, "control-single": 16, "control-noise": 16},
-        **{"control-finetune": 8, "control-batchnorm": 4, "control-swa": 1} | twice(AT),
+        **{"dare-sl": 4, "control-self": 16, "control-single": 16, "control-random": 16},
+        **{"control-noise": 16, "control-finetune": 8, "control-batchnorm": 4, "control-swa": 1},
+        **twice(AT),
     },
 }
 
@@ -154,7 +155,7 @@ def test_commands_say_what_the_paths_say(dry_run):
         ),
         ("control-swa",): f"controls.py --control swa {names} --epoch 1",
     }
-    for name in ("self", "single", "noise"):
+    for name in ("self", "single", "random", "noise"):
         command = f"controls.py --control {name} {names} {chosen} --per 0.5 {run}"
         expected[f"control-{name}", *dare.items()] = command
     for attack in ATTACKS:
