@@ -1,8 +1,10 @@
 """The comparisons over all networks: does a claim about DARE hold in general?
 
-A cell is a network and data set. Every comparison is measured in each cell by two rules: at each
-method's most robust epoch ("selected", as in the paper's tables) and at the epochs that the verdict
-compares ("compared").
+A cell is a network and data set. Every comparison is measured in each cell by three rules: at each
+method's most robust epoch ("selected", as in the paper's tables), at the epochs that the verdict
+compares ("compared"), and at the last epoch of each ("last_epoch"), where no method gains from
+choosing among many candidates. The cells of the paper's networks and data sets answer; others are
+shown apart.
 """
 
 from dataclasses import dataclass
@@ -16,17 +18,23 @@ from dare.evaluation.comparisons import (
     Difference,
     as_columns,
     conclusion,
+    conclusion_of,
     difference,
     readers,
     rows_to_compare,
     why_not_comparable,
     why_unchanged,
 )
-from dare.evaluation.intervals import draws, interval
-from dare.evaluation.runs import of_network
+from dare.evaluation.intervals import holm, mean_of_cells
+from dare.evaluation.runs import LAST, of_network
+from dare.evaluation.scores import LOSS_ALLOWED
 
-ALL = "all"  # data set and network of the row over all cells
+ALL = "all"  # data set and network of the row over the paper's cells
+OTHERS = "others"  # of the row over all other cells
+ALPHA = 0.05
 CELLS_NEEDED = 3  # for a yes or a no over cells
+PAPER_NETWORKS = ("alexnet", "vgg16", "vgg19")
+PAPER_DATASETS = ("cifar10", "svhn", "fashion_mnist")
 
 
 @dataclass
@@ -38,37 +46,56 @@ class Cell:
     difference: Difference
     obstacle: str | None
 
+    @property
+    def is_paper_s(self):
+        return self.model in PAPER_NETWORKS and self.dataset in PAPER_DATASETS
+
 
 def rules_of(comparison):
     """Epochs that lose at most a point cannot show whether clean accuracy is kept."""
-    return ("selected",) if comparison.quantity == "clean" else ("selected", "compared")
+    return ("selected",) if comparison.quantity == "clean" else ("selected", "compared", LAST)
 
 
 def claims_table(recorded, published):
-    """A row for every comparison, rule, setting and cell, and one over the comparable cells.
+    """A row for every comparison, rule, setting and cell, and rows over several cells.
 
     published: {(dataset, model, method, attack, also "clean" and "mean"): the paper's mean}.
 
     Returns:
         DataFrame with the columns component, compared_with, setting, rule, decides (whether it is
-        the rule that decides), dataset, model ("all" over cells), difference, low, high (points),
-        conclusion, reason and sources (source models); over cells also measured (cells), cells
-        (those that are comparable), cells_with_yes, and paper (the difference in its figures).
+        the rule that decides), dataset, model (over cells: ALL or OTHERS), difference, low, high
+        (points), n (images), conclusion, reason and sources (source models); over cells also
+        measured (cells), cells (those that are comparable), cells_with_yes, p, paper (the
+        difference in its figures) and, for the rows that decide, p_holm.
     """
     rows = []
     for comparison in COMPARISONS:
         for setting in all_settings(recorded):
             for rule in rules_of(comparison):
                 cells = cells_of(recorded, comparison, setting, rule)
-                if not cells:
-                    continue
-                of_cells = [row_of_cell(comparison, cell) for cell in cells]
-                over_cells = row_over_cells(comparison, cells, of_cells)
-                over_cells["paper"] = paper_difference(comparison, published)
                 about = {"component": comparison.component, "compared_with": comparison.other}
                 about |= {"setting": setting, "rule": rule, "decides": rule == comparison.rule}
-                rows += [about | row for row in (*of_cells, over_cells)]
-    return pd.DataFrame(rows)
+                rows += [about | row for row in rows_of(comparison, cells, published)]
+    table = pd.DataFrame(rows)
+    answers = table["decides"] & (table["model"] == ALL)
+    table.loc[answers, "p_holm"] = holm(table.loc[answers, "p"])
+    is_lost = answers & (table["p"] < ALPHA) & (table["p_holm"] >= ALPHA)
+    table.loc[is_lost, "reason"] += "; not significant among all claims (Holm)"
+    return table
+
+
+def rows_of(comparison, cells, published):
+    """The rows of a comparison by one rule: its cells, the paper's together, and the others."""
+    if not cells:
+        return []
+    groups = {ALL: [cell for cell in cells if cell.is_paper_s]}
+    groups[OTHERS] = [cell for cell in cells if not cell.is_paper_s]
+    rows = [row_of_cell(comparison, cell) for cell in cells]
+    for name, group in groups.items():
+        if group or name == ALL:
+            rows.append(row_over_cells(comparison, name, group))
+            rows[-1]["paper"] = paper_difference(comparison, published)
+    return rows
 
 
 def all_settings(recorded):
@@ -91,18 +118,18 @@ def cells_of(recorded, comparison, setting, rule):
 def cell_of(recorded, comparison, network, setting, rule):
     """The Cell of a comparison in one network, or None if it was not measured.
 
-    By the paper's rule two methods are compared whatever clean accuracy they lose.
+    By the other rules two methods are compared whatever clean accuracy they lose.
     """
     is_fair = rule == "compared"
     if is_fair:
         rows = recorded.compared(*network, setting)
     else:
-        rows = of_network(recorded.chosen["selected"], *network)
+        rows = of_network(recorded.chosen[rule], *network)
         rows = rows[setting.matches(rows)]
     methods = rows_to_compare(recorded, rows, comparison.other, is_fair)
     if methods is None:
         return None
-    read = readers(recorded, *network)
+    read = readers(recorded, *network, methods)
     found = difference(*methods.values(), read[comparison.quantity])
     if found is None:
         return None
@@ -121,37 +148,31 @@ def row_of_cell(comparison, cell):
     return row | {"sources": cell.difference.sources}
 
 
-def row_over_cells(comparison, cells, rows):
-    """The mean over the comparable cells, with an interval that also draws cells.
+def row_over_cells(comparison, name, cells):
+    """The mean over the comparable cells of a group, with its interval over such cells.
 
-    A yes or no needs CELLS_NEEDED cells, and a yes also in more than half of them.
+    A yes or no needs CELLS_NEEDED cells, and a yes also the intervals of more than half of them.
     """
     comparable = [cell.difference for cell in cells if cell.obstacle is None]
-    with_yes = sum(row["conclusion"] == "yes" for row in rows)
-    row = {"dataset": ALL, "model": ALL, "measured": len(cells), "cells": len(comparable)}
+    quantity = comparison.quantity
+    answers = [conclusion_of(cell.low, cell.high, quantity)[0] for cell in comparable]
+    with_yes = answers.count("yes")
+    row = {"dataset": name, "model": name, "measured": len(cells), "cells": len(comparable)}
     row |= {"cells_with_yes": with_yes, "sources": sum(cell.sources for cell in comparable)}
     if not comparable:
-        return row | {"conclusion": "not comparable", "reason": "no cell is comparable"}
-    over_cells = mean_over_cells(comparable)
-    row |= as_columns(over_cells)
-    row["conclusion"], row["reason"] = conclusion(over_cells, comparison.quantity)
+        reason = "no cell is comparable" if cells else "none of the paper's networks was run"
+        return row | {"conclusion": "not comparable", "reason": reason}
+    values = [cell.value for cell in comparable]
+    null = -LOSS_ALLOWED if quantity == "clean" else 0
+    value, low, high, row["p"] = mean_of_cells(values, null)
+    row |= {"difference": value, "low": low, "high": high}
+    row["n"] = sum(cell.images for cell in comparable)
     if len(comparable) < CELLS_NEEDED:
-        row |= {"conclusion": "undecided", "reason": f"fewer than {CELLS_NEEDED} cells"}
-    elif row["conclusion"] == "yes" and 2 * with_yes <= len(comparable):
+        return row | {"conclusion": "undecided", "reason": f"fewer than {CELLS_NEEDED} cells"}
+    row["conclusion"], row["reason"] = conclusion_of(low, high, quantity)
+    if row["conclusion"] == "yes" and 2 * with_yes <= len(comparable):
         row |= {"conclusion": "undecided", "reason": "a yes in at most half of the cells"}
     return row
-
-
-def mean_over_cells(differences):
-    """The mean of the Differences of several cells, as a Difference."""
-    # All cells were resampled by the same random numbers; shuffled, they vary independently.
-    rng = np.random.default_rng(1)
-    resampled = np.stack([rng.permutation(cell.resampled) for cell in differences], axis=1)
-    count = len(differences)
-    weights = draws(count, count, len(resampled), rng) / count
-    means = (weights * resampled).sum(axis=1)
-    value = np.mean([cell.value for cell in differences])
-    return Difference(value, *interval(means), means, sum(cell.sources for cell in differences))
 
 
 def paper_difference(comparison, published):

@@ -18,6 +18,10 @@ from train.artifacts import data_info
 
 BEST = "best at-*"  # the best adversarial training, by its mean over attacks on the validation part
 MATTERS = 1.0  # points; if the interval lies below this gain, it counts as none
+# How much a difference varies from one training to the next, as the number of images on which
+# sampling alone would make it vary as much. Median of nine comparisons, in five trainings of the
+# demonstration (dare/results/README.md); they range from 10 to none at all.
+TRAINING_AS_IMAGES = 100
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Comparison:
     quantity: "robustness" (the paper's metric), "clean" (accuracy) or "adaptive" (robust accuracy
         under adaptive attack).
     rule: the epochs that decide over all networks: "compared" (within 1 point of clean accuracy
-        where there are any) or "selected" (the most robust, as in the paper's tables).
+        where there are any), "selected" (the most robust, as in the paper's tables) or "last_epoch"
+        (of every method, whatever it scores).
     """
 
     component: str
@@ -67,7 +72,7 @@ class Difference:
 
     value, low, high: the difference and its 95% interval.
     resampled: the resampled differences, (resamples,).
-    sources: number of source models.
+    sources: number of source models. images: number of images, over all of these.
     """
 
     value: float
@@ -75,6 +80,17 @@ class Difference:
     high: float
     resampled: np.ndarray
     sources: int
+    images: int = 0
+
+    def over_trainings(self):
+        """(low, high) of the difference in another training of the same network.
+
+        The interval of a single training says nothing about another one. It is widened by
+        TRAINING_AS_IMAGES.
+        """
+        wider = np.sqrt(1 + self.images / TRAINING_AS_IMAGES) if self.sources == 1 else 1
+        below, above = self.value - self.low, self.high - self.value
+        return self.value - wider * below, self.value + wider * above
 
 
 def difference(dare, other, read):
@@ -88,22 +104,26 @@ def difference(dare, other, read):
     differences = [a - b for a, b in zip(first, second, strict=True)]
     resampled = 100 * resampled_means(differences).mean(axis=1)
     value = 100 * plain_means(differences).mean()
-    return Difference(value, *interval(resampled), resampled, len(differences))
+    images = sum(values.shape[1] for values in differences)
+    return Difference(value, *interval(resampled), resampled, len(differences), images)
 
 
 def as_columns(difference, prefix=""):
-    """A Difference as the columns difference, low and high of a table; NaN for None."""
-    values = [np.nan] * 3
+    """A Difference as the columns difference, low, high and n (images); NaN for None."""
+    values = [np.nan] * 4
     if difference:
-        values = [difference.value, difference.low, difference.high]
-    names = (f"{prefix}{name}" for name in ("difference", "low", "high"))
+        values = [difference.value, difference.low, difference.high, difference.images]
+    names = (f"{prefix}{name}" for name in ("difference", "low", "high", "n"))
     return dict(zip(names, values, strict=True))
 
 
-def readers(recorded, dataset, model):
-    """{quantity: function (folder, digest) -> results image by image} of a network."""
+def readers(recorded, dataset, model, methods):
+    """{quantity: function (folder, digest) -> results image by image} of a network.
+
+    methods: names of those that are compared, which decide which samples are unseen.
+    """
     return {
-        "robustness": recorded.right_under(recorded.attacks(dataset, model)),
+        "robustness": recorded.right_under(recorded.attacks(dataset, model), *methods),
         "clean": recorded.clean,
         "adaptive": recorded.adaptive,
     }
@@ -116,9 +136,17 @@ def conclusion(difference, quantity="robustness"):
     """(conclusion, reason) of a Difference: yes, no or undecided.
 
     A component is worth something if the interval is above 0, and nothing that matters if it is
-    below MATTERS. Clean accuracy is kept if at most LOSS_ALLOWED points are lost.
+    below MATTERS. Clean accuracy is kept if at most LOSS_ALLOWED points are lost. If one training
+    was run, the same must hold for its wider interval.
     """
-    low, high = difference.low, difference.high
+    answer = conclusion_of(difference.low, difference.high, quantity)
+    if conclusion_of(*difference.over_trainings(), quantity)[0] != answer[0]:
+        return "undecided", f"{answer[1]}, but one training cannot tell"
+    return answer
+
+
+def conclusion_of(low, high, quantity):
+    """(conclusion, reason) of an interval, in points."""
     if quantity == "clean":
         if low > -LOSS_ALLOWED:
             return "yes", f"at most {LOSS_ALLOWED:g} point is lost"
@@ -213,14 +241,15 @@ def best_baseline(recorded, rows, is_fair):
 def verdict(recorded, dataset, model):
     """A row for every comparison whose two methods were run, at each setting of DARE.
 
-    The difference by the paper's metric is of the mean over attacks on the test part. The
+    The difference by the paper's metric is of the mean over attacks, on the samples that neither
+    method has seen: the test part and, without adversarial training, the training part too. The
     difference under adaptive attack is of the mean, over all Linf epsilons above 0, of the worst
     case over the attacks: at a single epsilon all models may be at 0 or at 100.
 
     Returns:
-        DataFrame with the columns component, compared_with, setting, difference, low, high,
-        adaptive_difference, adaptive_low, adaptive_high, change_dare, change_other, conclusion,
-        reason, adaptive_conclusion (None if not evaluated). In points.
+        DataFrame with the columns component, compared_with, setting, difference, low, high, n,
+        adaptive_difference, adaptive_low, adaptive_high, adaptive_n, change_dare, change_other,
+        conclusion, reason, adaptive_conclusion (None if not evaluated). In points.
     """
     rows = []
     for setting in recorded.settings(dataset, model):
@@ -237,7 +266,7 @@ def verdict(recorded, dataset, model):
 
 def verdict_row(recorded, dataset, model, methods):
     """One comparison in one network, or None; methods: {name: rows}, DARE first."""
-    read = readers(recorded, dataset, model)
+    read = readers(recorded, dataset, model, methods)
     dare, other = methods.values()
     by_metric = difference(dare, other, read["robustness"])
     if by_metric is None:

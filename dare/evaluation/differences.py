@@ -17,7 +17,7 @@ def differences_table(recorded, rule):
 
     Returns:
         DataFrame with the columns dataset, model, rule, setting, method (its label), attack, runs,
-        difference, low, high (points, 95%), test, p, p_holm.
+        n (samples), difference, low, high (points, 95%), test, p, p_holm.
     """
     tables = []
     for network in recorded.networks():
@@ -25,19 +25,24 @@ def differences_table(recorded, rule):
         attacks = recorded.attacks(*network)
         for setting in recorded.settings(*network) if attacks else ():
             at_setting = chosen[setting.matches(chosen)]
-            rows = rows_of_setting(at_setting, recorded.right_under(attacks), attacks)
+            rows = rows_of_setting(at_setting, recorded, attacks)
             tables.append(corrected(rows, network, rule, setting.text))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def rows_of_setting(chosen, read, attacks):
-    """DARE minus every other method among the chosen rows of a network and setting."""
+def rows_of_setting(chosen, recorded, attacks):
+    """DARE minus every other method among the chosen rows of a network and setting.
+
+    On all samples that neither method has seen.
+    """
     dare = dare_rows(chosen)
     others = chosen.drop(dare.index)
     others = others[others["method"] != "original"]
     rows = []
     for label in labels_in_order(others):
-        first, second = paired(dare, others[others["label"] == label], read)
+        other = others[others["label"] == label]
+        read = recorded.right_under(attacks, "dare", other["method"].iloc[0])
+        first, second = paired(dare, other, read)
         rows += compare(first, second, attacks, label) if first else []
     return rows
 
@@ -46,20 +51,22 @@ def compare(first, second, attacks, label):
     """Rows of the table for two methods: lists of arrays (runs, images, attacks), by source."""
     estimates = 100 * np.stack(paired_bootstrap(first, second), axis=1)
     runs = sum(len(values) for values in first)
+    samples = sum(np.isfinite(values[0]).sum(axis=0) for values in first)
+    n = [*samples, sum(len(values[0]) for values in first)]
     rows = []
     for i, attack in enumerate([*attacks, "mean"]):
         if attack == "mean":
             test, p = "interval only", np.nan
         else:
             test, p = significance([v[:, :, i] for v in first], [v[:, :, i] for v in second])
-        rows.append(difference_row(label, attack, runs, estimates[i], test, p))
+        rows.append(difference_row(label, attack, runs, n[i], estimates[i], test, p))
     return rows
 
 
-def difference_row(label, attack, runs, estimate, test, p):
+def difference_row(label, attack, runs, n, estimate, test, p):
     """One row; estimate: difference, low and high in points."""
     difference, low, high = estimate
-    row = {"method": label, "attack": attack, "runs": runs}
+    row = {"method": label, "attack": attack, "runs": runs, "n": n}
     return row | {"difference": difference, "low": low, "high": high, "test": test, "p": p}
 
 
@@ -95,7 +102,7 @@ def paper_differences(runs):
                 estimate = [float(values[0]) for values in paired_bootstrap(first, second)]
                 p = wilcoxon(pairs["dare"], pairs[method], "greater", approximate=True)
                 test = "Wilcoxon, one-sided, approximate"
-                rows.append(difference_row(method, attack, len(pairs), estimate, test, p))
+                rows.append(difference_row(method, attack, len(pairs), np.nan, estimate, test, p))
         tables.append(corrected(rows, network, "paper"))
     return pd.concat(tables, ignore_index=True)
 

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.optimize import isotonic_regression
 
 from adv import ATTACKS
-from dare.evaluation.claims import ALL
+from dare.evaluation.claims import ALL, OTHERS
 from dare.evaluation.runs import labels_in_order
 from dare.workflow.methods import FAMILIES, family
 
@@ -57,12 +57,12 @@ def robustness(cells):
 
 
 def claims(table):
-    """A row for each comparison, by the rule that decides: over all cells and, below, every cell.
+    """A row for each comparison, by the rule that decides: over the paper's cells, and every cell.
 
     table: of claims_table. Hollow: a cell in which the two methods cannot be compared; outside the
     axes it is drawn at the edge. Dotted: the clean accuracy that may be lost.
     """
-    table = table[table["decides"] & table["difference"].notna()]
+    table = table[table["decides"] & table["difference"].notna() & (table["model"] != OTHERS)]
     rows = [*dict.fromkeys(zip(table["component"], table["setting"], strict=True))][::-1]
     cells = sorted(set(zip(table["model"], table["dataset"], strict=True)) - {(ALL, ALL)})
     lines = [(ALL, ALL), *cells]  # of every comparison, from above
@@ -89,7 +89,7 @@ def claims(table):
         axis.axhline(number - 0.5, color="#cccccc", lw=0.8)
     for cell, colour in hues.items():
         axis.plot([], [], "o", color=colour, label=", ".join(cell))
-    axis.plot([], [], "D", color="black", label="over all comparable")
+    axis.plot([], [], "D", color="black", label="over the paper's cells")
     others = table.drop_duplicates("component").set_index("component")["compared_with"]
     axis.set(xlim=edges, ylim=(-0.5, len(rows) - 0.5), yticks=range(len(rows)))
     axis.set_yticklabels(

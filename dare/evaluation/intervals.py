@@ -85,6 +85,28 @@ def bootstrap(sources, resamples=RESAMPLES, seed=0):
     return np.append(mean, mean.mean()), low, high
 
 
+def mean_of_cells(values, null=0.0):
+    """The mean of some cells, with an interval that holds for other cells of their kind.
+
+    Student's t over the cells' values. It is Hartung and Knapp's random-effects interval (2001)
+    with equal weights. It covers the true mean in 95% of simulated studies with 3, 6 and 9 cells,
+    whatever their spread; a percentile bootstrap over cells in 90 to 100% (tests).
+
+    values: (cells,). null: the mean that p tests.
+
+    Returns (mean, low, high, p); all but the mean are NaN for a single cell.
+    """
+    values = np.asarray(values, float)
+    k = len(values)
+    if k < 2:
+        return values.mean(), np.nan, np.nan, np.nan
+    error = values.std(ddof=1) / np.sqrt(k)
+    half = stats.t.ppf(0.5 + LEVEL / 2, k - 1) * error
+    distance = abs(values.mean() - null)
+    p = 2 * stats.t.sf(distance / error, k - 1) if error else float(distance == 0)
+    return values.mean(), values.mean() - half, values.mean() + half, p
+
+
 def paired_bootstrap(first, second, resamples=RESAMPLES, seed=0):
     """First minus second method on the same images, with its 95% interval.
 

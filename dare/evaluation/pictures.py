@@ -93,7 +93,8 @@ def claims_pictures(folder, claims):
         return []
     caption = (
         "DARE minus another method, in points, with 95% intervals. Small: a network and data set; "
-        "hollow: the two cannot be compared there. Black: over all that can."
+        "hollow: the two cannot be compared there. Black: over the paper's networks and data sets "
+        "in which they can."
     )
     return [folder.save("claims", caption, figures.claims(claims))]
 

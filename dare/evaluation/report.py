@@ -18,7 +18,7 @@ from dare.evaluation.sections import (
     PAPER_NOTE,
     Content,
     Section,
-    claims_section,
+    claims_sections,
     differences_section,
     network_sections,
     robustness_section,
@@ -89,7 +89,7 @@ def make_report_of_runs(target, folders, command):
             Section("Learning rates and selected epochs", rates, LEARNING_RATES_NOTE, True),
         ],
         command,
-        [claims_section(claims)] if len(claims) else [],
+        claims_sections(claims) if len(claims) else [],
         claims,
     )
     compared = robustness_table(recorded.all_compared(), recorded)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from adv import ATTACKS
 from dare.evaluation.scores import Scores
-from dare.workflow.methods import FAMILIES, METHODS, family
+from dare.workflow.methods import FAMILIES, METHODS, family, unseen_splits
 from train import params
 from train.artifacts import require
 from train.flags import UserError
@@ -26,7 +26,7 @@ RULES = {
     "selected_within_1": "the most robust epoch that loses at most 1 point of clean accuracy",
     "selected": "the most robust epoch, whatever clean accuracy it loses",
 }
-
+LAST = "last_epoch"  # a third rule, of the comparisons alone
 
 # ----------------------------------------------------------------------------- settings and labels
 
@@ -111,13 +111,13 @@ class RecordedRuns:
         rows = pd.concat([t.dropna(axis=1, how="all") for t in tables], ignore_index=True)
         for column in ("per", "choose_layer", "batches", "lr_rate"):
             rows[column] = rows.get(column, np.nan)
-        for rule in RULES:
-            rows[rule] = rows[rule].fillna(False).astype(bool)
+        for rule in (*RULES, LAST):  # results of earlier versions lack LAST
+            rows[rule] = rows.get(rule, pd.Series(False, rows.index)).fillna(False).astype(bool)
         original = rows[rows["method"] == "original"].groupby("folder")["test_accuracy"].first()
         rows["change"] = rows["test_accuracy"] - rows["folder"].map(original)
         self.rows = with_labels(rows)
         tested = self.rows[self.rows["split"] == "test"]
-        self.chosen = {rule: tested[tested[rule]] for rule in RULES}
+        self.chosen = {rule: tested[tested[rule]] for rule in (*RULES, LAST)}
 
     def networks(self):
         """[(dataset, model)] of the rows."""
@@ -185,26 +185,35 @@ class RecordedRuns:
             )
         return scores.right(digest, part)
 
-    def right(self, folder, digest, attacks):
-        """Right (1) or wrong (0) on the test part of the samples, float (images, attacks).
+    def right(self, folder, digest, attacks, splits=("test",)):
+        """Right (1) or wrong (0) on some splits of the samples, float (images, attacks).
 
         A row is an image of which any of the attacks made a sample; NaN where another did not.
         """
-        parts = [f"{attack} test" for attack in attacks]
-        index = [self.scores(folder).index[part] for part in parts]
-        images = np.unique(np.concatenate(index))
-        table = np.full((len(images), len(attacks)), np.nan)
-        for column, (part, rows) in enumerate(zip(parts, index, strict=True)):
-            table[np.searchsorted(images, rows), column] = self.right_on(folder, digest, part)
-        return table
+        index_of, columns = self.scores(folder).index, []
+        for attack in attacks:
+            parts = [f"{attack} {split}" for split in splits]
+            index = np.concatenate([index_of[part] for part in parts])
+            right = np.concatenate([self.right_on(folder, digest, part) for part in parts])
+            columns.append(pd.Series(right.astype(float), index))
+        return pd.concat(columns, axis=1).sort_index().to_numpy()
 
     def clean(self, folder, digest):
         """Right (1) or wrong (0) on the reporting half of the test images, float (images, 1)."""
         return self.right_on(folder, digest, "clean reporting")[:, None].astype(float)
 
-    def right_under(self, attacks):
-        """`right` for these attacks, as `paired` calls it."""
-        return lambda folder, digest: self.right(folder, digest, attacks)
+    def right_under(self, attacks, *methods):
+        """`right` on all samples that the methods have not seen, as `paired` calls it.
+
+        Results of earlier versions have scores on the test part only.
+        """
+
+        def read(folder, digest):
+            parts = self.scores(folder).index
+            splits = [s for s in unseen_splits(*methods) if f"{attacks[0]} {s}" in parts]
+            return self.right(folder, digest, attacks, splits)
+
+        return read
 
     def adaptive(self, folder, digest):
         """Robust (1) or not against the worst of the Linf attacks, float (images, epsilons).

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from adv import ATTACKS
-from dare.evaluation.claims import ALL
-from dare.evaluation.runs import NETWORK, RULES, labels_in_order, of_network
+from dare.evaluation.claims import ALL, OTHERS
+from dare.evaluation.runs import LAST, NETWORK, RULES, labels_in_order, of_network
 
 ROBUSTNESS_NOTE = (
     "Empirical robustness in %: accuracy on the n reported samples of an attack. Square brackets "
@@ -30,18 +30,22 @@ VERDICT_NOTE = (
     "DARE minus a method that lacks one of its components, in points, with 95% intervals. The "
     "paper's metric is the mean over attacks of empirical robustness. Under adaptive attack every "
     "model is attacked itself, and the difference is of worst-case robust accuracy, the mean over "
-    "all Linf epsilons above 0. The conclusion is about the paper's metric. Yes: the interval is "
-    "above 0. No: it is below 1 point. Undecided: neither."
+    "all Linf epsilons above 0. n: images that neither method has seen. The conclusion is about "
+    "the paper's metric. Yes: the interval is above 0. No: it is below 1 point. Undecided: "
+    "neither; or one training was run, and another may well end otherwise."
 )
 CLAIMS_NOTE = (
     "DARE minus another method in points: the mean over the cells (data set and network) in which "
-    "the two can be compared. The 95% interval draws cells, source models, runs and images again. "
-    "Cells in favour: those whose own interval is above 0. Most robust epoch: each method's, as in "
-    "the paper's tables. Within 1 point: the epochs that keep clean accuracy, as in the verdict of "
-    "a network. The difference in bold decides. A conclusion needs three cells, and a yes more "
-    "than half of them. Paper: its nine networks and four attacks. Intervals over few cells are "
-    "too narrow, and they are not corrected for the number of claims."
+    "the two can be compared. The 95% interval is Student's t over the cells. Cells in favour: "
+    "those whose own interval is above 0. Most robust epoch: each method's, as in the paper's "
+    "tables. Within 1 point: the epochs that keep clean accuracy, as in the verdict of a network. "
+    "Last epoch: of every method, so that nothing is chosen. The difference in bold decides. Only "
+    "the paper's networks and data sets answer; a conclusion needs three of these cells, and a yes "
+    "more than half of them. Corrected p: for all claims (Holm). Paper: its nine networks and four "
+    "attacks."
 )
+CLAIM_RULES = {"selected": "most robust epoch", "compared": "within 1 point", LAST: "last epoch"}
+OTHERS_NOTE = "Read like the table above. These networks or data sets are not the paper's."
 LEARNING_RATES_NOTE = (
     "The most robust epoch of every learning rate, and the selected epochs: mean robustness on the "
     "validation part and, for selected epochs, on the reported part; clean accuracy on the two "
@@ -88,10 +92,16 @@ def text_table(table, **formats):
 
 
 def with_interval(table, prefix=""):
-    """["+1.0 [-0.5, +2.5]"] of a table's rows, nothing for NaN."""
-    columns = [prefix + name for name in ("difference", "low", "high")]
-    rows = table[columns].itertuples(index=False, name=None)
-    return ["" if pd.isna(row[0]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row) for row in rows]
+    """["+1.0 [-0.5, +2.5], n 60"] of a table's rows, nothing for NaN."""
+    columns = [prefix + name for name in ("difference", "low", "high", "n")]
+    rows = table.reindex(columns=columns).itertuples(index=False, name=None)
+    return ["" if pd.isna(row[0]) else interval_text(*row) for row in rows]
+
+
+def interval_text(difference, low, high, n):
+    text = f"{difference:+.1f}"
+    text += "" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]"
+    return text if pd.isna(n) else f"{text}, n {n:.0f}"
 
 
 # ------------------------------------------------------------------------------------- robustness
@@ -152,9 +162,11 @@ def robustness_section(cells, rule, published, note=ROBUSTNESS_NOTE):
 
 def differences_section(table):
     dataset, model, rule = table.iloc[0][[*NETWORK, "rule"]]
-    text = text_table(table[["method", "attack", "runs", "test", "p"]], p="{:.2g}")
+    columns = ["method", "attack", "runs", "n", "test", "p"]
+    text = text_table(table[columns].dropna(axis=1, how="all"), p="{:.2g}", n="{:.0f}")
     text["p, corrected"] = ["" if pd.isna(p) else f"{p:.2g}" for p in table["p_holm"]]
-    text.insert(3, "DARE minus it", with_interval(table))
+    values = with_interval(table.drop(columns="n"))
+    text.insert(text.columns.get_loc("test"), "DARE minus it", values)
     if table["setting"].any():
         text.insert(0, "DARE's setting", table["setting"].replace("", "default").to_numpy())
     title = f"DARE minus every other method, {model} on {dataset}: {RULES.get(rule, 'the paper')}"
@@ -176,9 +188,19 @@ def verdict_section(rows, dataset, model):
     return Section(title, pd.DataFrame(columns), VERDICT_NOTE)
 
 
-def claims_section(claims):
-    """The rows over all cells: the paper's difference, and ours by two rules."""
-    rows = claims[claims["model"] == ALL]
+def claims_sections(claims):
+    """The rows over the paper's cells and, apart, those over other cells, by three rules."""
+    title = "Claims over all networks"
+    sections = [Section(title, claims_text(claims[claims["model"] == ALL]), CLAIMS_NOTE)]
+    others = claims[claims["model"] == OTHERS]
+    if len(others):
+        text = claims_text(others).drop(columns=["conclusion", "reason", "p, corrected"])
+        sections.append(Section("Other networks and data sets", text, OTHERS_NOTE))
+    return sections
+
+
+def claims_text(rows):
+    """The rows over cells as strings: a row for each comparison and setting."""
     rows = rows.assign(
         text=with_interval(rows), cells_text=[cells_text(r) for r in rows.itertuples()]
     )
@@ -191,16 +213,17 @@ def claims_section(claims):
         "compared with": deciding.index.get_level_values("compared_with"),
         "paper": ["" if pd.isna(value) else f"{value:+.1f}" for value in deciding["paper"]],
     }
-    for rule, title in ("selected", "most robust epoch"), ("compared", "within 1 point"):
+    for rule, title in CLAIM_RULES.items():
         of_rule = rows[rows["rule"] == rule].set_index(key).reindex(deciding.index)
         text[title] = of_rule["text"].fillna("").to_numpy()
         text[f"{title}: cells in favour"] = of_rule["cells_text"].fillna("").to_numpy()
     text["conclusion"] = deciding["conclusion"].to_numpy()
+    text["p, corrected"] = ["" if pd.isna(p) else f"{p:.2g}" for p in deciding["p_holm"]]
     text["reason"] = deciding["reason"].to_numpy()
     settings = deciding.index.get_level_values("setting")
     if any(settings):
         text = {"DARE's setting": settings.where(settings != "", "default")} | text
-    return Section("Claims over all networks", pd.DataFrame(text), CLAIMS_NOTE)
+    return pd.DataFrame(text)
 
 
 def cells_text(row):

@@ -1,7 +1,8 @@
 """Scores of the original and of every tuned model, and the selection of an epoch of each method.
 
 Called by dare/test.py. Selection sees the validation part of the samples and the selection half of
-x_test. The test part and the reporting half are scored afterwards, for selected models only.
+x_test. What is reported is scored afterwards, for selected models only: the test part, the
+reporting half and, for methods that see no samples, the training part of the samples too.
 """
 
 from contextlib import closing
@@ -12,6 +13,8 @@ import pandas as pd
 
 from adv import ATTACKS
 from dare.evaluation.scores import Scores, loses_too_much
+from dare.workflow.methods import METHODS, unseen_splits
+from train import params
 from train.artifacts import (
     attributes,
     data_sha256,
@@ -25,6 +28,7 @@ from train.flags import UserError
 from train.log import progress
 from train.utils import Batches, Rows, halves_of_test, pixels, predict_batches, selection_images
 
+SPLITS = ("training", "validation", "test")  # of the samples, by their code in adv/*.h5
 SAVE_INTERVAL = 25  # at most this many models are scored again after an interruption
 
 # One method with these settings is one row of the tables. Its epochs and learning rates are the
@@ -33,7 +37,8 @@ METHOD = ["method", "run", "per", "choose_layer", "batches"]
 # Columns of robustness.csv: which model, the results, and what selection saw.
 MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
-COLUMNS = [*MODEL, *MEASURED, "selected", "selected_within_1"]
+RULES = ["selected", "selected_within_1", "last_epoch"]  # see `select`
+COLUMNS = [*MODEL, *MEASURED, *RULES]
 COLUMNS += ["per", "choose_layer", "batches", "selection_accuracy", "sha256"]
 
 
@@ -55,7 +60,7 @@ class Part:
 
 
 def read_samples(study):
-    """{"<attack> validation" and "<attack> test": Part} of the successful samples of all attacks.
+    """{"<attack> <split>": Part} of the successful samples of all attacks, for SPLITS.
 
     Raises UserError if there are none, or if two attacks are not on the same images and splits.
     """
@@ -74,7 +79,7 @@ def read_samples(study):
                     f"{path} ({len(index)} samples) and {first[0]} ({len(first[1])}) are samples "
                     f"of different images: make all attacks with the same --samples."
                 )
-            for code, name in (1, "validation"), (2, "test"):
+            for code, name in enumerate(SPLITS):
                 rows = np.flatnonzero((split == code) & success)
                 parts[f"{attack} {name}"] = Part(
                     file["image"][rows], file["label"][rows], index[rows], sha256(path)
@@ -176,13 +181,17 @@ def score(classifier, parts):
     return dict(zip(names, np.split(is_right, starts[1:-1]), strict=True))
 
 
-def score_models(study, models, parts, scores, title):
-    """Score models (DataFrame) on the parts that `scores` lacks, and save it now and then."""
+def score_models(study, models, parts_of, scores, title):
+    """Score models (DataFrame) on the parts that `scores` lacks, and save it now and then.
+
+    parts_of: {SHA-256 of a model's weights: {name: Part}}.
+    """
     paths = dict(zip(models["sha256"], models["path"], strict=True))
-    paths = {model: path for model, path in paths.items() if scores.missing(model, parts)}
+    paths = {m: path for m, path in paths.items() if scores.missing(m, parts_of[m])}
 
     def score_missing(classifier, model):
-        return score(classifier, {name: parts[name] for name in scores.missing(model, parts)})
+        missing = scores.missing(model, parts_of[model])
+        return score(classifier, {name: parts_of[model][name] for name in missing})
 
     with closing(study.with_weights(paths, score_missing)) as ready:
         bar = progress(ready, total=len(paths), desc=title, unit="model")
@@ -203,27 +212,43 @@ def empirical_robustness(scores, model, attack, split):
 
 
 def select(models):
-    """The selection rule: which models are `selected`, and which `selected_within_1`.
+    """The selection rules: a bool column of RULES for each.
 
     `selected` is the most robust of all epochs and learning rates of a method (METHOD), by the mean
     over attacks on the validation part. `selected_within_1` is the most robust of those that lose
     at most LOSS_ALLOWED points of clean accuracy; a method may have none. The paper's tables must
-    use the first rule, because its adversarial training loses up to 13 points.
+    use the first rule, because its adversarial training loses up to 13 points. `last_epoch` looks
+    at no sample, and so favours no method that has many candidates: the last epoch at the default
+    learning rate (or the nearest to it).
 
     Args:
-        models: DataFrame, one row for each model, with the columns METHOD, robustness and
-            selection_accuracy.
+        models: DataFrame, one row for each model, with the columns METHOD, model, lr_rate, epoch,
+            robustness and selection_accuracy.
 
     Returns:
-        Two bool arrays (models,).
+        DataFrame, bool (models, rules).
     """
     original = models.loc[models["method"] == "original", "selection_accuracy"].iloc[0]
     within_1 = models[~loses_too_much(models["selection_accuracy"] - original)]
-    marks = []
-    for candidates in models, within_1:
-        best = candidates.groupby(METHOD, dropna=False, sort=False)["robustness"].idxmax()
-        marks.append(models.index.isin(best))
-    return tuple(marks)
+    defaults = [
+        default_rate(*names) for names in zip(models["method"], models["model"], strict=True)
+    ]
+    distance = np.abs(np.log(models["lr_rate"].astype(float) / defaults)).fillna(0)
+    in_order = models.assign(distance=-distance).sort_values(["distance", "epoch"])
+    best = [
+        candidates.groupby(METHOD, dropna=False, sort=False)["robustness"].idxmax()
+        for candidates in (models, within_1)
+    ]
+    best.append(in_order.groupby(METHOD, dropna=False, sort=False).tail(1).index)
+    return pd.DataFrame({rule: models.index.isin(b) for rule, b in zip(RULES, best, strict=True)})
+
+
+def default_rate(method, model):
+    """The learning rate of a method unless a number is given (train/params.py)."""
+    kind = METHODS[method].rate
+    if kind == "adv_lr_rate":
+        return params.adv_lr_rate
+    return params.tuning_rate(model, released=kind == "released_lr_rate")
 
 
 def score_study(study):
@@ -242,17 +267,21 @@ def score_study(study):
         scores.define(name, part.index, part.sha256)
 
     seen = {p: parts[p] for p in ("clean selection", *(f"{a} validation" for a in attacks))}
-    score_models(study, models, seen, scores, "score all models")
+    score_models(study, models, dict.fromkeys(models["sha256"], seen), scores, "score all models")
     validation = [
         [empirical_robustness(scores, model, attack, "validation") for attack in attacks]
         for model in models["sha256"]
     ]
     models["robustness"] = np.nanmean(validation, axis=1)
     models["selection_accuracy"] = [scores.percent(m, "clean selection") for m in models["sha256"]]
-    models["selected"], models["selected_within_1"] = select(models)
+    models[RULES] = select(models)
 
-    chosen = models[models["selected"] | models["selected_within_1"]]
-    reported = {p: parts[p] for p in ("clean reporting", *(f"{a} test" for a in attacks))}
+    chosen = models[models[RULES].any(axis=1)]
+    reported = {
+        row.sha256: {"clean reporting": parts["clean reporting"]}
+        | {f"{a} {s}": parts[f"{a} {s}"] for a in attacks for s in unseen_splits(row.method)}
+        for row in chosen.itertuples()
+    }
     score_models(study, chosen, reported, scores, "score selected models")
     weights = dict(zip(models["sha256"], models["path"], strict=True))
     return robustness_rows(models, attacks, scores), weights
@@ -263,7 +292,7 @@ def robustness_rows(models, attacks, scores):
     rows = []
     for model in models.to_dict("records"):
         digest = model["sha256"]
-        is_reported = model["selected"] or model["selected_within_1"]
+        is_reported = any(model[rule] for rule in RULES)
         for attack in attacks:
             for split in ["validation", "test"] if is_reported else ["validation"]:
                 measured = {

@@ -97,6 +97,15 @@ def family(method):
     return METHODS[method].family
 
 
+def unseen_splits(*methods):
+    """The splits of the samples that none of the methods has seen and that may be reported.
+
+    Adversarial training is tuned on the training part, and selection sees the validation part.
+    """
+    trained = any(METHODS[method].trains_on_samples for method in methods)
+    return ("test",) if trained else ("training", "test")
+
+
 def folder_pattern(name):
     """Name of a method's folder, with its settings as {wildcards}: "dare-s_{choose_layer}_..."."""
     method = METHODS[name]

@@ -51,35 +51,44 @@ def exactly(share, n, order):
     return right
 
 
-def made_up(home, methods=PLAIN, seed=0, run_count=1, n=300, model="lenet", more=()):
+def made_up(
+    home, methods=PLAIN, seed=0, run_count=1, n=300, model="lenet", more=(), dataset="digits",
+    training=True,
+):  # fmt: skip
     """A study's folder with robustness.csv, scores.h5, adaptive.h5 and .csv, log.csv and samples.
 
     Harder images are harder for all methods, but for a quarter of them that are a method's own
     luck, so that results are paired. more: rows like a method of `methods`, with settings.
+    n: images of every part, but for 3 n in the training part of the samples; training: whether that
+    was scored, except for adversarial training.
     """
     rng = np.random.default_rng([seed, 1])
-    folder = home / "models" / f"digits_{model}_seed{seed}"
+    folder = home / "models" / f"{dataset}_{model}_seed{seed}"
     (folder / "adv").mkdir(parents=True)
-    parts = {f"{a} {s}": np.sort(rng.choice(2 * n, n, replace=False)) for a in ATTACKS
-             for s in ("validation", "test")}  # fmt: skip
+    # Of twice as many images, so that some are a sample of one attack and not of another.
+    images = {"validation": range(2 * n), "test": range(2 * n, 4 * n)}
+    images |= {"training": range(4 * n, 10 * n)} if training else {}
+    parts = {f"{a} {s}": np.sort(rng.choice(rows, len(rows) // 2, replace=False))
+             for a in ATTACKS for s, rows in images.items()}  # fmt: skip
     parts |= {
         f"clean {half}": np.arange(n) + i * n for i, half in enumerate(("selection", "reporting"))
     }
     rows, adaptive, scores, robust = [], [], {}, {}
-    difficulty = rng.random(4 * n)
+    difficulty = rng.random(10 * n)
     jobs = [(m, v, {}) for m, v in methods.items()] + list(more)
     for method, (robustness, clean, own), changed in jobs:
         single = not METHODS[method].has_runs
         for run in range(1 if single else run_count):
             digest = sha(len(scores))
             noise = np.random.default_rng([seed, len(scores), 2])
-            of_image = difficulty + 0.25 * noise.random(4 * n)
+            of_image = difficulty + 0.25 * noise.random(10 * n)
             right = {
                 part: exactly(clean if part.startswith("clean") else robustness, len(index),
                               np.argsort(of_image[index])) for part, index in parts.items()
+                if not (METHODS[method].trains_on_samples and part.endswith("training"))
             }  # fmt: skip
             scores[digest] = right
-            about = {"dataset": "digits", "model": model, "source": f"M{seed}", "run": run}
+            about = {"dataset": dataset, "model": model, "source": f"M{seed}", "run": run}
             about |= {"seed": seed, "method": method, "epoch": 3, "sha256": digest}
             about |= {"per": None, "choose_layer": None, "batches": None, "lr_rate": None}
             about |= SETTINGS.get(method, DEFAULTS) | changed
@@ -89,6 +98,7 @@ def made_up(home, methods=PLAIN, seed=0, run_count=1, n=300, model="lenet", more
                 rows.append(
                     about
                     | {"attack": attack, "split": split, "n": n, "selected": True}
+                    | {"last_epoch": True}
                     | {"empirical_robustness": 100 * right[f"{attack} {split}"].mean()}
                     | {"test_accuracy": 100 * right["clean reporting"].mean()}
                     | {"selection_accuracy": 100 * right["clean selection"].mean()}

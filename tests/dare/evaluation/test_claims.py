@@ -5,19 +5,22 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from made_up import PLAIN, made_up
+from scipy import stats
 
-from dare.evaluation import claims, comparisons, intervals, tables
+from dare.evaluation import claims, comparisons, tables
 from dare.evaluation.runs import RecordedRuns
 
+NETWORKS = ("alexnet", "vgg16", "vgg19")
 
-def claimed(home, *changes, seeds=1):
-    """claims_table of made-up networks "a", "b", ... by what is subtracted, rule and network.
+
+def claimed(home, *changes, seeds=1, dataset="svhn"):
+    """claims_table of made-up networks of the paper, by what is subtracted, rule and network.
 
     changes: what methods of each network do otherwise than in PLAIN.
     """
     folders = [
-        made_up(home, PLAIN | changed, model=name, seed=seed)
-        for name, changed in zip("abc", changes, strict=False)
+        made_up(home, PLAIN | changed, model=name, seed=seed, dataset=dataset)
+        for name, changed in zip(NETWORKS, changes, strict=False)
         for seed in range(seeds)
     ]
     table = claims.claims_table(RecordedRuns(folders), tables.published_means())
@@ -28,23 +31,18 @@ def test_claims_over_three_networks(home):
     single = {"control-single": (0.5, 0.95, 0.3)}
     table = claimed(home, single, single | {"dare-s": (0.4, 0.95, 0.4)}, {})
     rows = table.loc["control-single", "compared"]
-    assert rows["difference"].to_dict() == pytest.approx({"a": 20, "b": 20, "c": 10, "all": 50 / 3})
-    assert rows.loc["all", ["measured", "cells", "cells_with_yes", "sources"]].tolist() == [
-        3,
-        3,
-        3,
-        3,
-    ]
+    expected = {"alexnet": 20, "vgg16": 20, "vgg19": 10, "all": 50 / 3}
+    assert rows["difference"].to_dict() == pytest.approx(expected)
+    names = ["measured", "cells", "cells_with_yes", "sources"]
+    assert rows.loc["all", names].tolist() == [3, 3, 3, 3]
     assert (rows["conclusion"] == "yes").all()
-    low, high = rows.loc["all", ["low", "high"]]
-    assert 8 < low < 50 / 3 < high < 23 and high - low > 5
+    t = stats.ttest_1samp([20, 20, 10], 0)
+    low, high = t.confidence_interval()
+    assert rows.loc["all", ["low", "high", "p"]].tolist() == pytest.approx([low, high, t.pvalue])
     # One network of three says yes: nothing holds in general.
     slicing = table.loc["dare-s", "compared"]
-    assert slicing.loc["b", "conclusion"] == "yes" and slicing.loc["a", "conclusion"] != "yes"
-    assert (
-        slicing.loc["all", "conclusion"] == "undecided"
-        and slicing.loc["all", "cells_with_yes"] == 1
-    )
+    assert slicing.loc["vgg16", "conclusion"] == "yes" != slicing.loc["vgg19", "conclusion"]
+    assert slicing.loc["all", ["conclusion", "cells_with_yes"]].tolist() == ["undecided", 1]
     adaptive = table.loc["original", "compared"].loc["all"]
     assert adaptive["difference"] == pytest.approx(10) and adaptive["conclusion"] == "yes"
 
@@ -52,31 +50,69 @@ def test_claims_over_three_networks(home):
 def test_two_networks_are_too_few_for_an_answer(home):
     for other in {}, {"dare": (0.3, 0.95, 0.2)}:
         rows = claimed(home / str(len(other)), other, other).loc["control-checkpoint", "compared"]
-        assert len(set(rows.loc[["a", "b"], "conclusion"]) - {"undecided"}) == 1
+        assert len(set(rows.loc[["alexnet", "vgg16"], "conclusion"]) - {"undecided"}) == 1
         assert rows.loc["all", "conclusion"] == "undecided"
 
 
 def test_a_majority_is_needed_whatever_the_interval_says(home, monkeypatch):
-    """Two cells of a huge and one of no difference: the interval of the mean alone is no yes."""
+    """One cell of a huge difference and two of none: the interval of the mean alone is no yes."""
     large = {"dare-s": (0.1, 0.95, 0.4)}
-    monkeypatch.setattr(claims, "draws", lambda n, *_: np.ones((intervals.RESAMPLES, n)))
+    monkeypatch.setattr(claims, "mean_of_cells", lambda values, _: (np.mean(values), 10, 30, 0.01))
     rows = claimed(home, large, {}, {}).loc["dare-s", "compared"]
     assert rows.loc["all", "low"] > 0 and rows.loc["all", "conclusion"] == "undecided"
 
 
-def test_cells_are_drawn_independently_of_their_seeds(home):
-    """Three networks of three seeds: every cell is as wide alone, the mean is narrower."""
-    rows = claimed(home, {}, {}, {}, seeds=3).loc["control-checkpoint", "compared"]
-    widths = rows["high"] - rows["low"]
-    assert rows.loc["all", "sources"] == 9 and rows.loc["a", "sources"] == 3
-    assert 0.4 * widths["a"] < widths["all"] < 0.9 * widths["a"]
+def test_only_the_papers_networks_and_data_sets_answer(home, monkeypatch):
+    """Others are shown apart, without a conclusion of the whole."""
+    monkeypatch.setattr("train.params.choose_layer", "conv3")  # the same setting in all
+    folders = [made_up(home, model=name, dataset="svhn") for name in (*NETWORKS, "lenet")]
+    folders += [made_up(home, model="alexnet", dataset="digits")]
+    far = PLAIN | {"control-single": (0.1, 0.95, 0.3)}
+    folders += [made_up(home, far, model="resnet", dataset="svhn")]
+    table = claims.claims_table(RecordedRuns(folders), tables.published_means())
+    rows = table[(table["compared_with"] == "control-single") & table["decides"]]
+    rows = rows.set_index("model")
+    assert rows.loc["all", ["cells", "difference"]].tolist() == pytest.approx([3, 10])
+    assert rows.loc["others", ["cells", "difference"]].tolist() == pytest.approx([3, 80 / 3])
+    assert rows.loc["all", "p_holm"] >= rows.loc["all", "p"] and np.isnan(
+        rows.loc["others"]["p_holm"]
+    )
+    alone = claims.claims_table(RecordedRuns(folders[3:]), tables.published_means())
+    whole = alone[alone["model"] == "all"]
+    assert set(whole["reason"]) == {"none of the paper's networks was run"}
+
+
+def test_noise_and_drift_as_good_as_dare_are_no_merit_of_dare(home):
+    equal = {"control-noise": PLAIN["dare"], "control-batchnorm": PLAIN["dare"]}
+    equal |= {"control-checkpoint": PLAIN["dare"]}
+    table = claimed(home, equal, equal, equal, seeds=2)
+    for name in equal:
+        for rule in "selected", "compared", "last_epoch":
+            assert table.loc[(name, rule, "all"), "conclusion"] in ("no", "undecided")
+
+
+def test_the_last_epoch_as_a_third_rule(home):
+    """Selection favours DARE; at the last epoch it is no better."""
+    folders = [made_up(home, model=name, dataset="svhn") for name in NETWORKS]
+    for folder in folders:
+        path = folder / "robustness.csv"
+        rows = pd.read_csv(path)
+        is_dare = rows["method"] == "dare"
+        of_swa = rows.loc[rows["method"] == "control-swa", "sha256"].iloc[0]
+        last = rows[is_dare].assign(epoch=9, sha256=of_swa, selected=False, selected_within_1=False)
+        rows.loc[is_dare, "last_epoch"] = False
+        pd.concat([rows, last]).to_csv(path, index=False)
+    table = claims.claims_table(RecordedRuns(folders), tables.published_means())
+    rows = table[(table["compared_with"] == "control-swa") & (table["model"] == "all")]
+    found = rows.set_index("rule")["difference"].to_dict()
+    assert found == pytest.approx({"selected": 10, "compared": 10, "last_epoch": 0})
 
 
 def test_claims_leave_out_what_does_not_compare(home):
     unmoved, lossy = {"control-self": (0.0, 0.95, 0.3)}, {"control-finetune": (0.3, 0.9, 0.3)}
     table = claimed(home, unmoved, lossy, {})
     history = table.loc["control-self", "compared"]
-    assert "is the original" in history.loc["a", "reason"]
+    assert "is the original" in history.loc["alexnet", "reason"]
     assert history.loc["all", ["measured", "cells"]].tolist() == [3, 2]
     assert history.loc["all", "difference"] == pytest.approx(10)
     # Who lost clean accuracy compares only where the most robust epochs do.

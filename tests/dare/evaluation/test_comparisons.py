@@ -61,12 +61,31 @@ def test_batch_normalisation_s_drift_is_no_merit_of_dare(home):
 
 
 def test_a_planted_effect_is_found(home):
-    rows, _ = judged(home, dare=(0.65, 0.95, 0.4), control_self=(0.6, 0.95, 0.45))
-    row = rows.loc["control-self"]
-    assert row["difference"] == pytest.approx(5) and 0 < row["low"] < 5 < row["high"] < 10
-    assert row["conclusion"] == "yes" and row["component"] == "mined history"
+    """In three trainings; a single one cannot tell whether another would end the same."""
+    better = PLAIN | {"dare": (0.65, 0.95, 0.4), "control-self": (0.6, 0.95, 0.45)}
+    folders = [made_up(home, better, seed=seed, n=200) for seed in range(3)]
+    for trainings, expected in (folders, "yes"), (folders[:1], "undecided"):
+        rows = verdict(RecordedRuns(trainings), "digits", "lenet").set_index("compared_with")
+        row = rows.loc["control-self"]
+        assert row["difference"] == pytest.approx(5) and 0 < row["low"] < 5 < row["high"] < 10
+        assert row["conclusion"] == expected and row["component"] == "mined history"
+    assert row["reason"] == "the interval is above 0, but one training cannot tell"
     assert row["adaptive_difference"] == pytest.approx(-5) and row["adaptive_high"] < 0
-    assert row["adaptive_conclusion"] == "no"
+    assert rows.loc["control-noise", "conclusion"] == "yes"  # 25 points
+
+
+def test_all_unseen_samples_count(home):
+    """3 points are found on 80% of 500 samples and not on 20%."""
+    better = PLAIN | {"dare": (0.63, 0.95, 0.4)}
+    for training in True, False:
+        folder = made_up(home / str(training), better, n=100, training=training)
+        rows = verdict(RecordedRuns([folder]), "digits", "lenet").set_index("compared_with")
+        row = rows.loc["control-self"]
+        assert row["difference"] == pytest.approx(3) and (row["low"] > 0) == training
+        # Images of which any of three attacks made a sample, each of half of them.
+        assert row["n"] == pytest.approx(700 if training else 175, rel=0.05)
+        # What adversarial training was tuned on does not count.
+        assert rows.loc["at-pgd", "n"] == pytest.approx(175, rel=0.05)
 
 
 def test_the_same_model_is_no_better(home):

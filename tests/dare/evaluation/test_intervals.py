@@ -122,3 +122,18 @@ def test_holm():
     found = intervals.holm([0.01, np.nan, 0.04, 0.03, 0.005])
     np.testing.assert_allclose(found, [0.03, np.nan, 0.06, 0.06, 0.02])
     assert intervals.holm([0.6, 0.7]).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("cells", [3, 6, 9])
+@pytest.mark.parametrize("spread", [0, 10])
+def test_the_interval_over_cells_covers_the_true_mean(cells, spread):
+    """In 95 of 100 made-up studies, each with cells of different precision."""
+    rng = np.random.default_rng(cells)
+    covered = 0
+    for _ in range(2000):
+        true = 3 + spread * rng.standard_normal(cells)
+        values = true + rng.uniform(2, 7, cells) * rng.standard_normal(cells)
+        _, low, high, p = intervals.mean_of_cells(values)
+        covered += low <= 3 <= high
+        assert (p < 0.05) == (low > 0 or high < 0)
+    assert 0.93 < covered / 2000 < 0.97

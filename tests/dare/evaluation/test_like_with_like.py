@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from made_up import PLAIN, made_up
 
-from dare.evaluation.claims import ALL, claims_table
+from dare.evaluation.claims import OTHERS, claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.differences import differences_table
 from dare.evaluation.runs import RecordedRuns
@@ -115,7 +115,7 @@ def test_claims_have_a_row_for_every_setting(home):
             folders[-1] / "robustness.csv", index=False
         )
     table = claims_table(RecordedRuns(folders), published_means())
-    rows = table[table["decides"] & (table["model"] == ALL)]
+    rows = table[table["decides"] & (table["model"] == OTHERS)]
     rows = rows.set_index(["compared_with", "setting"])["cells"]
     assert set(rows.index.unique("setting")) == {"", "per 0.5"}
     assert rows["control-self", ""] == rows["control-self", "per 0.5"] == 3

@@ -23,7 +23,7 @@ def candidates(*rows):
     """Models to select from: (method, lr_rate, epoch, validation robustness, clean accuracy)."""
     columns = ["method", "lr_rate", "epoch", "robustness", "selection_accuracy"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.assign(run=0, per=0.95, choose_layer=None, batches=np.nan)
+    return table.assign(model="lenet", run=0, per=0.95, choose_layer=None, batches=np.nan)
 
 
 def test_selection_rule():
@@ -36,20 +36,38 @@ def test_selection_rule():
         ("at-fgsm", 1e-4, 1, 90, 80.0),
         ("at-fgsm", 1e-4, 2, 70, 85.0),  # none within one point
     )
-    selected, within_1 = (models[mark][["method", "epoch"]] for mark in selection.select(models))
-    assert selected.to_records(index=False).tolist() == [
-        ("original", 20),
-        ("dare", 3),
-        ("at-fgsm", 1),
-    ]
-    assert within_1.to_records(index=False).tolist() == [("original", 20), ("dare", 2)]
+    marks = selection.select(models)
+    chosen = {
+        rule: list(models[marks[rule]][["method", "epoch"]].itertuples(index=False, name=None))
+        for rule in marks
+    }
+    assert chosen["selected"] == [("original", 20), ("dare", 3), ("at-fgsm", 1)]
+    assert chosen["selected_within_1"] == [("original", 20), ("dare", 2)]
+    # Of DARE the last epoch at the default rate, 1e-3, and not at 1e-4.
+    assert chosen["last_epoch"] == [("original", 20), ("dare", 3), ("at-fgsm", 2)]
+
+
+def test_the_last_epoch_looks_at_no_sample():
+    """At the rate that is nearest to the default one, 1e-3 for lenet and 1e-4 for at-*."""
+    rows = [("original", None, 9, 0, 90.0)]
+    for rate in (1e-5, 1e-4, 1e-2):
+        rows += [("dare", rate, epoch, 50, 90.0) for epoch in (1, 2)]
+        rows += [("at-pgd", rate, epoch, 50, 90.0) for epoch in (1, 2)]
+    models = candidates(*rows)
+    last = models[selection.select(models)["last_epoch"]].set_index("method")
+    assert last.loc["dare", ["lr_rate", "epoch"]].tolist() in ([1e-4, 2], [1e-2, 2])
+    assert last.loc["at-pgd", ["lr_rate", "epoch"]].tolist() == [1e-4, 2]
+    before = selection.select(models)["last_epoch"]
+    models["robustness"] = np.random.default_rng(0).random(len(models))
+    models["selection_accuracy"] = 50 + models["robustness"]
+    pd.testing.assert_series_equal(selection.select(models)["last_epoch"], before)
 
 
 def test_runs_layers_and_slices_are_selected_separately():
     one = candidates(("original", None, 9, 0, 90.0), ("dare", 1e-3, 1, 50, 90.0))
     others = [one[1:].assign(**{k: v}) for k, v in (("run", 1), ("per", 0.5), ("batches", 1.0))]
     models = pd.concat([one, *others], ignore_index=True)
-    assert [mark.sum() for mark in selection.select(models)] == [5, 5]
+    assert selection.select(models).sum().tolist() == [5, 5, 5]
 
 
 def test_scores_are_kept_as_bits(tmp_path):
@@ -76,6 +94,7 @@ def test_only_selected_models_are_reported(tmp_path):
     models = candidates(("original", None, 9, 0, 90.0), ("dare", 1e-3, 1, 50, 90.0))
     models = models.assign(dataset="toy", model="tiny", source="M0", seed=0, sha256=["a", "b"])
     models = models.assign(selected=[True, False], selected_within_1=[True, False])
+    models["last_epoch"] = [True, False]
     scores = Scores(tmp_path / "scores.h5")
     for part in ("pgd validation", "pgd test", "clean reporting"):
         scores.define(part, np.arange(4), "0" * 64)
@@ -101,8 +120,8 @@ def test_robustness_csv(scored, capsys, monkeypatch):
     folder, flags = scored
     table = pd.read_csv(folder / "robustness.csv")
     wanted = "dataset, model, source, run, seed, method, lr_rate, epoch, attack, split, n, "
-    wanted += "empirical_robustness, test_accuracy, selected, selected_within_1"
-    assert list(table.columns)[:15] == wanted.split(", ")
+    wanted += "empirical_robustness, test_accuracy, selected, selected_within_1, last_epoch"
+    assert list(table.columns)[:16] == wanted.split(", ")
     original = table[table["method"] == "original"]
     assert (original["empirical_robustness"] == 0).all() and original["selected"].all()
     names = {f"control-{c}" for c in controls.CONTROLS}
@@ -110,8 +129,8 @@ def test_robustness_csv(scored, capsys, monkeypatch):
 
     # What is reported is scored for selected models only, and nothing else was looked at.
     tested = table[table["split"] == "test"]
-    assert (tested["selected"] | tested["selected_within_1"]).all()
-    unselected = table[~(table["selected"] | table["selected_within_1"])]
+    assert tested[selection.RULES].any(axis=1).all()
+    unselected = table[~table[selection.RULES].any(axis=1)]
     assert len(unselected) and unselected["test_accuracy"].isna().all()
 
     row = table[(table["method"] == "dare") & (table["attack"] == "pgd") & table["selected"]]
@@ -142,7 +161,7 @@ def test_robustness_csv(scored, capsys, monkeypatch):
 def test_the_reported_parts_do_not_change_the_selection(scored):
     """Other labels in the reporting half and the test part: the same models are selected."""
     folder, flags = scored
-    marks = ["selected", "selected_within_1"]
+    marks = selection.RULES
     keys = ["method", "lr_rate", "epoch", *marks]
     before = pd.read_csv(folder / "robustness.csv").query("split == 'validation'")[keys]
     path = folder.parents[1] / "data/toy/y_test.npy"

@@ -115,9 +115,12 @@ def test_differences_of_a_single_run(single):
     row = table.loc[("control-finetune", "cw")]
     sha = {m: single.rows.loc[single.rows["method"] == m, "sha256"].iloc[0] for m in PLAIN}
     scores = single.scores("digits_lenet_seed0")
-    first, second = (scores.right(sha[m], "cw test") for m in ("dare", "control-finetune"))
+    first, second = (
+        np.concatenate([scores.right(sha[m], f"cw {split}") for split in ("training", "test")])
+        for m in ("dare", "control-finetune")
+    )
     won, lost = int((first & ~second).sum()), int((second & ~first).sum())
-    assert row["difference"] == pytest.approx(100 * (won - lost) / 300)
+    assert row["difference"] == pytest.approx(100 * (won - lost) / 1200)
     assert row["test"] == "McNemar" and row["p"] == pytest.approx(
         stats.binomtest(won, won + lost).pvalue
     )
