@@ -15,8 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.evaluation.selection import score_study, selected_models
+from dare.workflow.methods import METHODS
 from train.artifacts import atomic_write
-from train.flags import options, run_script
+from train.flags import chosen_names, options, run_script
 from train.log import stage
 from train.study import Study
 
@@ -25,6 +26,7 @@ model = "lenet"
 seed = 0
 adaptive = False  # also attack every selected model itself
 adaptive_images = 500  # from the reporting half of x_test
+adaptive_methods = "all"  # of which --adaptive attacks the selected models, or a list with commas
 restarts = 3  # random starts of pgd in these attacks
 
 TITLES = {
@@ -34,7 +36,7 @@ TITLES = {
 
 
 def main(argv=None):
-    args = options(__doc__, argv, globals())
+    args = options(__doc__, argv, globals(), adaptive_methods=[*METHODS])
     study = Study.open(args)
     with stage(study.folder / "test.log", "score", vars(args)):
         table, weights = score_study(study)
@@ -50,7 +52,9 @@ def main(argv=None):
         if args.adaptive:
             from dare.evaluation.adaptive import evaluate
 
-            evaluate(study, table, weights, args.adaptive_images, args.restarts)
+            methods = chosen_names(args.adaptive_methods, METHODS)
+            attacked = table[table["method"].isin(methods)]
+            evaluate(study, attacked, weights, args.adaptive_images, args.restarts)
 
 
 if __name__ == "__main__":

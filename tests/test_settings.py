@@ -99,9 +99,9 @@ def test_shared_defaults_have_one_home(study, tmp_path, monkeypatch):
         edited(f"dare/{script}", tmp_path, **base_of("toy")).main([])
     tuned = {path.parent.name for path in folder.glob("tuned/*/model.001.weights.h5")}
     sliced = {name for name in tuned if "_per" in name}
-    assert len(sliced) == 5 and all("_per0.5_lr0.002_" in name for name in sliced)
+    assert len(sliced) == 6 and all("_per0.5_lr0.002_" in name for name in sliced)
     rated = {name for name in tuned if "_lr" in name}
-    assert len(rated) == 8 and all("_lr0.002_" in name for name in rated)
+    assert len(rated) == 9 and all("_lr0.002_" in name for name in rated)
     assert {len(list((folder / "tuned" / name).glob("model.*"))) for name in tuned} == {1}
 
 

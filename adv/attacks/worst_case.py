@@ -62,6 +62,12 @@ class WorstCase:
     def attempts(self):
         return sum((1 + self.restarts) * len(sizes) for sizes in self.epsilons.values()) + 1
 
+    @property
+    def gradients(self):
+        """How many gradients an image needs at most."""
+        steps = 1 + self.restarts * PGD_STEPS
+        return sum(steps * len(sizes) for sizes in self.epsilons.values())
+
 
 def attack_model(classifier, x, y, how, model=None):
     """Attack a Keras softmax classifier on pixels in [0, 1].

@@ -11,6 +11,7 @@ x_test, at several epsilons in Linf and L2. This writes, every ten seconds and a
   it is clean accuracy. The attack "worst" is the worst case over the attacks.
 """
 
+import datetime
 import functools
 import json
 import time
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from adv.attacks.classifier import BatchedModel, reads_weights_anew
+from adv.attacks.losses import log_odds
 from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, WorstCase, attack_model
 from dare.evaluation.intervals import wilson
 from dare.evaluation.scores import arrays_in
@@ -39,13 +41,13 @@ COLUMNS = [*IDENTITY, "norm", "attack", "epsilon", "n", "unknown", "robust_accur
 
 
 def evaluate(study, table, weights, images=500, restarts=3):
-    """Attack all models of robustness.csv that are selected by either rule.
+    """Attack all models of a table that are selected by either rule.
 
     Results that adaptive.h5 already holds are kept; a file made with other images or settings is
     refused.
 
     Args:
-        study: train.study.Study. table: its robustness.csv as a DataFrame.
+        study: train.study.Study. table: its robustness.csv, or part of it, as a DataFrame.
         weights: {SHA-256 of the weights: path}.
         images: number of images of the reporting half. restarts: random starts of pgd.
 
@@ -72,6 +74,9 @@ def evaluate(study, table, weights, images=500, restarts=3):
     print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack", flush=True)
     batched_model_of = functools.cache(BatchedModel.of)  # one for each thread's classifier
     how = WorstCase(epsilons, restarts, study.seed)
+    if todo:
+        longest = len(todo) * longest_attack(study, x, y, how)
+        print(f"adaptive: at most {datetime.timedelta(seconds=round(longest))}", flush=True)
     with progress(total=len(todo) * how.attempts, desc="adaptive", unit="attempt") as bar:
         how.tick = bar.update
 
@@ -88,6 +93,25 @@ def evaluate(study, table, weights, images=500, restarts=3):
         finally:
             written = results.save(chosen)
     return written
+
+
+def longest_attack(study, x, y, how):
+    """The longest time in seconds that attacking one model may take, from two timed passes.
+
+    It is shorter where images are broken early.
+    """
+    model = BatchedModel.of(study.classifier)
+    passes = [
+        (how.gradients, lambda: model.gradient(x, y, log_odds)),
+        (DECISIONS, lambda: model.logits(x)),
+    ]
+    seconds = 0.0
+    for count, run in passes:
+        run()  # compiles it
+        start_time = time.perf_counter()
+        run()
+        seconds += count * (time.perf_counter() - start_time)
+    return seconds
 
 
 def attacked_images(study, images):

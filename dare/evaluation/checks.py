@@ -1,9 +1,9 @@
 """Warnings about unreliable recorded runs."""
 
-import h5py
 import pandas as pd
 
 from dare.evaluation.comparisons import lowest_accuracy
+from dare.evaluation.facts import facts
 from dare.evaluation.runs import NETWORK, PAPER
 
 POINTS_BELOW_PAPER = 20
@@ -18,10 +18,11 @@ def warnings(recorded):
     texts = []
     for name, folder in recorded.folders.items():
         rows = recorded.rows[recorded.rows["folder"] == name]
+        known = facts(folder)
         problems = [
             *problems_of_accuracy(rows, paper),
-            *problems_of_samples(folder, rows),
-            *problems_of_mining(folder),
+            *problems_of_samples(known, rows),
+            *problems_of_mining(known),
             *problems_of_selection(rows),
         ]
         texts += [f"{name}: {problem}." for problem in problems]
@@ -44,12 +45,10 @@ def problems_of_accuracy(rows, paper):
         )
 
 
-def problems_of_samples(folder, rows):
-    for path in sorted((folder / "adv").glob("*.h5")):
-        with h5py.File(path, "r") as file:
-            success = file["success"][()].mean()
+def problems_of_samples(known, rows):
+    for attack, success in known["success"].items():
         if success < SUCCESS_NEEDED:
-            yield f"{path.stem} succeeds on {100 * success:.0f}% of the images, less than half"
+            yield f"{attack} succeeds on {100 * success:.0f}% of the images, less than half"
     tested = rows[(rows["split"] == "test") & (rows["method"] == "original")]
     too_few = tested[tested["n"] < SAMPLES_NEEDED]
     if len(too_few):
@@ -57,13 +56,10 @@ def problems_of_samples(folder, rows):
         yield f"fewer than {SAMPLES_NEEDED} reported samples of {attacks}"
 
 
-def problems_of_mining(folder):
-    for path in sorted(folder.glob("ats_*.h5")):
-        with h5py.File(path, "r") as file:
-            is_mined = "first" in file.attrs  # and not the targets of a control
-            mined = len(file["index"])
-        if is_mined and mined < MINED_NEEDED:
-            yield f"{path.name} has {mined} mined images, fewer than {MINED_NEEDED}"
+def problems_of_mining(known):
+    for name, mined in known["mined"].items():
+        if mined < MINED_NEEDED:
+            yield f"{name} has {mined} mined images, fewer than {MINED_NEEDED}"
 
 
 def problems_of_selection(rows):

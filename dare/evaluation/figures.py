@@ -19,6 +19,7 @@ plt.rcParams |= {"font.size": 9, "svg.hashsalt": "dare", "axes.grid": True, "gri
 # A colour for each family, from the colour-blind safe palette of Okabe and Ito. Within a family
 # methods are told apart by their place and their label.
 COLOURS = dict(zip(FAMILIES, ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73"), strict=True))
+CURVES = {"dare": "#0072B2", "control-finetune": "#009E73"}  # of accuracy_curves
 LEGEND_BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
 NORMS = {"linf": "Linf", "l2": "L2"}
 MAX_DISTANCE = 12  # points of clean accuracy below the best, where the trade-off picture ends
@@ -131,6 +132,42 @@ def trade_off(cells):
         axis.set_title("dotted: 1 point below the original", fontsize=8, loc="left")
     axis.set(xlim=(left - 0.3, right), ylim=(bottom, top))
     axis.set(xlabel="clean accuracy (%)", ylabel="mean empirical robustness (%)")
+    return figure
+
+
+def accuracy_curves(rows):
+    """Robustness against clean accuracy, epoch by epoch, of DARE and of fine-tuning.
+
+    rows: of RecordedRuns.rows, of one network; both axes are what selection saw. A line for each
+    learning rate, run and source model. Filled circles: selected; squares: selected within 1 point
+    of clean accuracy. Returns None if either method was not run.
+    """
+    keys = ["label", "method", "lr_rate", "folder", "run", "epoch"]
+    seen = rows[(rows["split"] == "validation") & rows["method"].isin((*CURVES, "original"))]
+    marks = ["selection_accuracy", "selected", "selected_within_1"]
+    points = seen.groupby([*keys, *marks], dropna=False)["empirical_robustness"].mean()
+    points = points.reset_index().sort_values("epoch")
+    if not set(CURVES) <= set(points["method"]):
+        return None
+    originals = points[points["method"] == "original"].set_index("folder")["selection_accuracy"]
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    lines = points[points["method"] != "original"].groupby(["method", "label", "lr_rate"])
+    styles = {method: iter(("-", "--", ":", "-.") * len(lines)) for method in CURVES}
+    for (method, label, rate), of_rate in lines:
+        colour, style = CURVES[method], next(styles[method])
+        axis.plot([], [], style, color=colour, label=f"{label}, rate {rate:g}")
+        for (folder, _), line in of_rate.groupby(["folder", "run"]):
+            line = line.assign(change=line["selection_accuracy"] - originals[folder])
+            at = line["change"], line["empirical_robustness"]
+            axis.plot(*at, style, marker="o", color=colour, lw=1, ms=3, mfc="white")
+            for mark, shape, size in ("selected_within_1", "s", 8), ("selected", "o", 5):
+                best = line[line[mark]]
+                at = best["change"], best["empirical_robustness"]
+                axis.plot(*at, shape, color=colour, ms=size, mec="white", mew=0.5)
+    axis.axvline(-1, color="#555555", ls=":", lw=1)
+    axis.set(xlabel="change of clean accuracy, selection half (points)")
+    axis.set(ylabel="mean empirical robustness, validation part (%)")
+    axis.legend(**LEGEND_BESIDE)
     return figure
 
 

@@ -76,6 +76,14 @@ def network_pictures(folder, cells, dataset, model, recorded):
             figures.trade_off(cells),
         ),
     ]
+    curves = recorded and figures.accuracy_curves(of_network(recorded.rows, dataset, model))
+    if curves is not None:
+        caption = (
+            f"{model} on {dataset}: robustness against clean accuracy, epoch by epoch, of DARE and "
+            f"of fine-tuning, as selection saw them. Filled circles: the most robust epoch. "
+            f"Squares: the most robust that loses at most 1 point of clean accuracy (dotted)."
+        )
+        pictures.append(folder.save(f"curves_{name}", caption, curves))
     table = recorded and adaptive_table(recorded, dataset, model)
     if table is not None:
         caption = (

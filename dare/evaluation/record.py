@@ -2,17 +2,19 @@
 
 Called by `python dare/tables.py --record NAME`. For every study it keeps robustness.csv, log.csv
 and adaptive.csv, and for the reported models scores.h5 (which images each gets right) and the worst
-cases of adaptive.h5. commands.csv holds the recorded commands, with versions, device and times. No
-weights and no images are kept.
+cases of adaptive.h5. commands.csv holds the recorded commands, with versions, device and times, and
+facts.json what warnings and the table of networks need. No weights and no images are kept.
 """
 
+import json
 import shutil
 
 import h5py
 
+from dare.evaluation.facts import NAME, facts
 from dare.evaluation.runs import ROOT, RULES, RecordedRuns, commands
 from dare.evaluation.scores import Scores, arrays_in
-from train.artifacts import atomic_write, set_attributes
+from train.artifacts import atomic_write, set_attributes, write_text
 
 RESULTS = ROOT / "dare" / "results"
 
@@ -31,6 +33,7 @@ def record(folders, name):
             shutil.copyfile(path, target / path.name)
         with atomic_write(target / "commands.csv") as temporary:
             commands(folder, versions=True).to_csv(temporary, index=False)
+        write_text(target / NAME, json.dumps(facts(folder), indent=1) + "\n")
         scores = Scores(folder / "scores.h5")
         scores.path = target / "scores.h5"
         scores.packed = {model: bits for model, bits in scores.packed.items() if model in reported}

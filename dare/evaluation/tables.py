@@ -1,9 +1,9 @@
 """The tables of the report, as numbers: robustness, networks, learning rates."""
 
-import h5py
 import numpy as np
 import pandas as pd
 
+from dare.evaluation.facts import facts
 from dare.evaluation.intervals import bootstrap, wilson
 from dare.evaluation.runs import (
     NETWORK,
@@ -18,7 +18,6 @@ from dare.evaluation.runs import (
 )
 from dare.evaluation.scores import loses_too_much
 from dare.workflow.methods import family
-from train.artifacts import checkpoint_path
 
 
 def robustness_table(runs, recorded=None):
@@ -103,17 +102,14 @@ def published_means():
 
 
 def models_table(recorded):
-    """Sizes of training, parameters and accuracy of the networks, beside the authors' table.
-
-    Recorded results have no checkpoints, and so they lack our numbers of parameters.
-    """
+    """Sizes of training, parameters and accuracy of the networks, beside the authors' table."""
     theirs = pd.read_csv(PAPER / "models.csv").set_index(NETWORK)
     originals = recorded.rows[recorded.rows["method"] == "original"].drop_duplicates("folder")
     table = originals[[*NETWORK, "source", "epoch"]].rename(columns={"epoch": "epochs"})
-    paths = map(checkpoint_path, originals["folder"].map(recorded.folders), originals["epoch"])
+    known = [facts(recorded.folders[name]) for name in originals["folder"]]
     authors = theirs.reindex(pd.MultiIndex.from_frame(originals[NETWORK]))
     table["images"] = [training_images(recorded.folders[name]) for name in originals["folder"]]
-    table["parameters (M)"] = [parameters(path) / 1e6 for path in paths]
+    table["parameters (M)"] = [(of_study["parameters"] or np.nan) / 1e6 for of_study in known]
     table["authors' parameters"] = authors["params_millions"].to_numpy()
     table["clean accuracy"] = originals["test_accuracy"]
     table["authors' accuracy"] = authors["test_accuracy_percent"].to_numpy()
@@ -127,16 +123,6 @@ def training_images(folder):
         return np.nan
     images = recorded.loc[recorded["stage"].str.startswith("train "), "images"].astype(float)
     return images.iloc[-1] if len(images) else np.nan
-
-
-def parameters(path):
-    """Number of weights in a checkpoint; NaN if it does not exist."""
-    if not path.exists():
-        return np.nan
-    sizes = []
-    with h5py.File(path, "r") as file:
-        file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
-    return sum(sizes)
 
 
 def learning_rates_table(recorded):

@@ -10,6 +10,7 @@ from adv.attacks.rays import Rays
 from adv.attacks.worst_case import BROKEN, ROBUST, UNKNOWN, WorstCase, attack_model, worst_of
 from train.backend import keras, ops
 
+pytest_plugins = ["attack_cases"]
 SHAPE = (6, 6, 1)
 EPSILONS = {"linf": (0.004, 0.01, 0.02, 0.04), "l2": (0.02, 0.05, 0.1, 0.2)}
 
@@ -48,6 +49,39 @@ def linear_images(n=60):
     y[::10] = 1 - y[::10]
     size = {"linf": np.abs(difference).sum(), "l2": np.linalg.norm(difference)}
     return x, y, {norm: np.abs(margin) / length for norm, length in size.items()}
+
+
+def test_an_independent_attack_breaks_hardly_more(subject):
+    """A momentum attack on the probabilities' margin, with 60 steps from four starts (Linf)."""
+    classifier, x, y, batched = subject
+    x, y, sizes = x[:40], y[:40], (0.02, 0.05, 0.1)
+    settings = WorstCase({"linf": sizes, "l2": (0.5,)}, restarts=1)
+    results = attack_model(classifier, x, y, settings, batched)
+
+    def margin_of_probabilities(z, labels):
+        p = z.softmax(axis=-1)
+        right = ep.onehot_like(p, labels, value=1)
+        # Its own weights for the images, so that saturated ones do not vanish.
+        others = (p * (1 - right)).max(axis=-1)
+        return ((others + 1e-9).log() - ((p * right).sum(axis=-1) + 1e-9).log()).sum()
+
+    rng = np.random.default_rng(0)
+    is_broken = np.zeros(len(x), bool)
+    for size in sizes:
+        for start in range(4):
+            moved = np.clip(x + size * start / 3 * rng.choice((-1, 1), x.shape), 0, 1)
+            moved, velocity = moved.astype("float32"), np.zeros_like(x)
+            for step in range(60):
+                z, gradient = batched.gradient(moved, y, margin_of_probabilities)
+                is_broken |= z.argmax(axis=1) != y
+                scale = np.abs(gradient).mean(axis=(1, 2, 3), keepdims=True) + 1e-12
+                velocity = 0.75 * velocity + gradient / scale
+                step_size = size * 0.5 * (1 - step / 60)
+                moved = moved + step_size * np.sign(velocity)
+                moved = np.clip(np.clip(moved, x - size, x + size), 0, 1).astype("float32")
+        ours = results[f"linf/worst/{size:g}"] == ROBUST
+        assert ours.sum() <= (~is_broken).sum() + 2
+    assert 3 < is_broken.sum()  # and it is an attack
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from matplotlib.text import Text
 
 import dare.evaluation.record
 from dare import tables as script
-from dare.evaluation import figures, pictures, runs, sections, tables
+from dare.evaluation import checks, figures, pictures, runs, sections, tables
 from dare.evaluation.claims import claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.runs import RecordedRuns
@@ -81,6 +82,17 @@ def test_one_network(home):
 def test_recorded_results_give_the_same_tables(home, monkeypatch):
     """Also after models/ is gone; what is kept has neither weights nor images."""
     folder = made_up(home, PLAIN | {"at-fgsm": (0.6, 0.9, 0.5)}, n=100)
+    with h5py.File(folder / "adv/cw.h5", "a") as file:
+        file["success"][:60] = False
+    with h5py.File(folder / "ats_conv3.h5", "a") as file:
+        del file["index"]
+        file["index"] = np.arange(99)
+    (folder / "checkpoints").mkdir()
+    with h5py.File(folder / "checkpoints/model.040.weights.h5", "w") as file:
+        file["layer/kernel"] = np.ones((3, 5))
+    before = RecordedRuns([folder])
+    warned, networks = checks.warnings(before), tables.models_table(before)
+    assert len(warned) == 3 and networks["parameters (M)"].tolist() == [15e-6]
     monkeypatch.setattr(dare.evaluation.record, "RESULTS", home / "results")
     script.main([])
     names = ("table.csv", "table_differences.csv", "table_verdict.csv")
@@ -89,6 +101,7 @@ def test_recorded_results_give_the_same_tables(home, monkeypatch):
     kept = home / "results/mine" / folder.name
     assert {p.name for p in kept.iterdir()} == {
         "robustness.csv", "adaptive.csv", "log.csv", "commands.csv", "scores.h5", "adaptive.h5",
+        "facts.json",
     }  # fmt: skip
     assert "tensorflow" in (kept / "commands.csv").read_text()
     shutil.rmtree(home / "models")
@@ -97,6 +110,9 @@ def test_recorded_results_give_the_same_tables(home, monkeypatch):
     script.main(["--results", "mine"])
     assert expected == {name: (home / "results/mine" / name).read_text() for name in names}
     assert "python dare/get_ats.py" in (home / "results/mine/report.html").read_text()
+    after = RecordedRuns([kept])
+    assert checks.warnings(after) == warned
+    pd.testing.assert_frame_equal(tables.models_table(after), networks)
 
 
 def test_a_study_without_dare_or_adaptive_evaluation(home):
