@@ -17,15 +17,16 @@ def single(tmp_path_factory):
     return RecordedRuns([made_up(tmp_path_factory.mktemp("single"))])
 
 
-def judged(home, **changed):
-    """The verdict on a made-up study, by the method compared with, and its sentences."""
+def judged(home, trainings=1, **changed):
+    """The verdict on made-up studies, by the method compared with, and its sentences."""
     methods = PLAIN | {name.replace("_", "-"): value for name, value in changed.items()}
-    rows = verdict(RecordedRuns([made_up(home, methods, n=400)]), "digits", "lenet")
+    folders = [made_up(home, methods, n=400, seed=seed) for seed in range(trainings)]
+    rows = verdict(RecordedRuns(folders), "digits", "lenet")
     return rows.set_index("compared_with"), verdict_sentences(rows)
 
 
 def test_a_method_that_is_better_than_every_control(home):
-    rows, text = judged(home)
+    rows, text = judged(home, trainings=2)
     controls = rows[rows.index.str.startswith("control-")]
     assert len(controls) == 9
     assert (controls["conclusion"] == "yes").all()
