@@ -31,6 +31,11 @@ from dare.evaluation.scores import LOSS_ALLOWED
 
 ALL = "all"  # data set and network of the row over the paper's cells
 OTHERS = "others"  # of the row over all other cells
+RULE_NAMES = {
+    "selected": "the most robust epoch",
+    "compared": "epochs within 1 point",
+    LAST: "the last epoch",
+}
 ALPHA = 0.05
 CELLS_NEEDED = 3  # for a yes or a no over cells
 PAPER_NETWORKS = ("alexnet", "vgg16", "vgg19")
@@ -81,6 +86,12 @@ def claims_table(recorded, published):
     table.loc[answers, "p_holm"] = holm(table.loc[answers, "p"])
     is_lost = answers & (table["p"] < ALPHA) & (table["p_holm"] >= ALPHA)
     table.loc[is_lost, "reason"] += "; not significant among all claims (Holm)"
+    for row in table[answers & table["conclusion"].isin(("yes", "no"))].itertuples():
+        other_rules = (table["component"] == row.component) & (table["setting"] == row.setting)
+        other_rules &= (table["model"] == ALL) & ~table["decides"]
+        others = table[other_rules & (table["conclusion"] != row.conclusion)]
+        for rule, found in zip(others["rule"], others["conclusion"], strict=True):
+            table.loc[row.Index, "reason"] += f"; {found} by {RULE_NAMES[rule]}"
     return table
 
 

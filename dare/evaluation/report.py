@@ -15,6 +15,7 @@ from dare.evaluation.pictures import FigureFolder, claims_pictures, network_pict
 from dare.evaluation.runs import NETWORK, RULES, RecordedRuns, of_network, paper_runs
 from dare.evaluation.sections import (
     LEARNING_RATES_NOTE,
+    OPTIMISM_NOTE,
     PAPER_NOTE,
     Content,
     Section,
@@ -28,6 +29,7 @@ from dare.evaluation.sections import (
 from dare.evaluation.tables import (
     learning_rates_table,
     models_table,
+    optimism_table,
     published_means,
     robustness_table,
     wins,
@@ -77,6 +79,7 @@ def make_report_of_runs(target, folders, command):
     sentences.append(wins_sentence(count, wins(robustness_table(paper_runs()))))
     models = text_table(models_table(recorded), **{"parameters (M)": "{:.2f}", "images": "{:.0f}"})
     rates = text_table(learning_rates_table(recorded), lr_rate="{:g}")
+    optimism = text_table(optimism_table(recorded), candidates="{:.0f}", optimism="{:+.1f}")
     content = Content(
         sentences,
         warnings(recorded),
@@ -87,6 +90,7 @@ def make_report_of_runs(target, folders, command):
         [
             Section("Trained networks, beside the authors' table", models),
             Section("Learning rates and selected epochs", rates, LEARNING_RATES_NOTE, True),
+            Section("Optimism of the selection", optimism, OPTIMISM_NOTE, True),
         ],
         command,
         claims_sections(claims) if len(claims) else [],

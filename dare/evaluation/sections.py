@@ -51,6 +51,11 @@ LEARNING_RATES_NOTE = (
     "validation part and, for selected epochs, on the reported part; clean accuracy on the two "
     "halves of the test images."
 )
+OPTIMISM_NOTE = (
+    "The most robust epoch of every method: mean robustness on the validation part, where it was "
+    "selected among the candidates, minus that on the test part, in points. The claims by the last "
+    "epoch are free of it."
+)
 
 
 @dataclass

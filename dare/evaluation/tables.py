@@ -145,3 +145,24 @@ def learning_rates_table(recorded):
     for rule in RULES:
         table = table.assign(**{rule: np.where(table[rule], "yes", "")})
     return table.rename(columns={"label": "method", "test": "reported"} | clean)
+
+
+def optimism_table(recorded):
+    """How much better the most robust epoch is where it was selected than where it is reported.
+
+    A method with many candidates gains more from the luck of the validation part.
+
+    Returns:
+        DataFrame with the columns dataset, model, method (its label), candidates (epochs and rates,
+        mean over runs), validation, test (mean robustness of the selected epoch, in %), optimism
+        (their difference in points).
+    """
+    rows = recorded.rows[recorded.rows["method"] != "original"]
+    of_run = [*NETWORK, "label", "folder", "run"]
+    seen = rows[rows["split"] == "validation"]
+    candidates = seen.groupby(of_run, sort=False)["sha256"].nunique().rename("candidates")
+    selected = rows[rows["selected"]].groupby([*of_run, "split"])["empirical_robustness"].mean()
+    table = selected.unstack("split").join(candidates).groupby([*NETWORK, "label"]).mean()
+    table = table.reset_index().rename(columns={"label": "method"})
+    table["optimism"] = table["validation"] - table["test"]
+    return table[[*NETWORK, "method", "candidates", "validation", "test", "optimism"]]

@@ -106,6 +106,8 @@ def test_the_last_epoch_as_a_third_rule(home):
     rows = table[(table["compared_with"] == "control-swa") & (table["model"] == "all")]
     found = rows.set_index("rule")["difference"].to_dict()
     assert found == pytest.approx({"selected": 10, "compared": 10, "last_epoch": 0})
+    (reason,) = rows.loc[rows["decides"], "reason"]
+    assert reason == "the interval is above 0; no by the last epoch"
 
 
 def test_claims_leave_out_what_does_not_compare(home):

@@ -152,3 +152,21 @@ def test_scores_of_other_models_are_refused(home):
     recorded = RecordedRuns([folder])
     with pytest.raises(UserError, match=r"scores.h5 lacks a model.*dare/test.py"):
         differences.differences_table(recorded, "selected")
+
+
+def test_optimism_of_the_selection(home):
+    """Three epochs of DARE, of which the luckiest on the validation part is selected."""
+    folder = made_up(home)
+    rows = pd.read_csv(folder / "robustness.csv")
+    dare = rows[rows["method"] == "dare"]
+    for epoch in 4, 5:
+        other = dare[dare["split"] == "validation"].assign(epoch=epoch, sha256=str(epoch))
+        other = other.assign(selected=False, selected_within_1=False, last_epoch=False)
+        rows = pd.concat([rows, other])
+    lucky = (rows["method"] == "dare") & rows["selected"] & (rows["split"] == "validation")
+    rows.loc[lucky, "empirical_robustness"] += 6
+    rows.to_csv(folder / "robustness.csv", index=False)
+    table = tables.optimism_table(RecordedRuns([folder])).set_index("method")
+    columns = ["candidates", "validation", "test", "optimism"]
+    assert table.loc["dare", columns].tolist() == pytest.approx([3, 76, 70, 6])
+    assert table.loc["control-seed", columns].tolist() == pytest.approx([1, 50, 50, 0])
