@@ -1,0 +1,47 @@
+"""A lock that a killed Snakemake left behind is removed, so that the same command goes on.
+
+Snakemake locks its folder and says in the lock which files it makes, but not which process it is.
+"""
+
+import json
+import platform
+import shutil
+from pathlib import Path
+
+import psutil  # a dependency of Snakemake
+
+
+def note_owner(home):
+    """Write down that this process holds the lock of the folder `home`."""
+    process = psutil.Process()
+    owner = {"host": platform.node(), "pid": process.pid, "started": process.create_time()}
+    owner_path(home).write_text(json.dumps(owner))
+
+
+def drop_lock_of_dead_owner(home):
+    """Remove the lock of `home` if a process of this machine held it that has ended."""
+    path = owner_path(home)
+    if not path.exists():
+        return
+    owner = json.loads(path.read_text() or "{}")
+    if owner.get("host") == platform.node() and not is_running(owner):
+        print("Snakemake was killed here: its lock is removed, and the work goes on.")
+        shutil.rmtree(path.with_name("locks"), ignore_errors=True)
+        path.unlink()
+
+
+def forget_owner(home):
+    """Called when Snakemake ends in order and gives up its lock itself."""
+    owner_path(home).unlink(missing_ok=True)
+
+
+def owner_path(home):
+    return Path(home) / ".snakemake" / "owner.json"
+
+
+def is_running(owner):
+    """Whether the process still runs, and is not another one with its number."""
+    try:
+        return psutil.Process(owner["pid"]).create_time() == owner["started"]
+    except psutil.NoSuchProcess:
+        return False
