@@ -1,24 +1,28 @@
-"""Folders of images: train/<class>/*.png and test/<class>/*.png."""
+"""Folders of images: train/<class>/* and test/<class>/*, in any format of FORMATS."""
 
 import math
+import mimetypes
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data.parse import LARGEST_DATA, parse
 from train.flags import UserError
 from train.log import progress
 
 LARGEST_IMAGE = 1024 * 1024  # pixels; a file that claims more is refused before it is decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for a quarter turn
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")  # Pillow's names
 
 
 def read_folder(folder):
-    """Read train/<class>/*.png, .jpg or .jpeg and test/<class>/*, with the classes sorted by name.
+    """Read the images train/<class>/* and test/<class>/*, with the classes sorted by name.
 
-    Grey images become RGB if others have colours, and so do palettes. Transparent parts are put on
+    Images are turned as their EXIF orientation says. Of several frames the first counts. Grey
+    images become RGB if others have colours, and so do palettes. Transparent parts are put on
     white, and 16 bits of a channel become 8. Hidden files and folders and other files are ignored.
 
     Returns:
@@ -40,28 +44,50 @@ def read_folder(folder):
     for part, name in product(parts, names):
         if not parts[part].get(name):
             raise UserError(
-                f"{folder / part / name} has no .png or .jpg: every class needs images."
+                f"{folder / part / name} has no image (.png, .jpg, ...): every class needs some."
             )
-    if ignored:
-        print(f"{len(ignored)} hidden or other files ignored, first {min(ignored)}", flush=True)
+    report_ignored(ignored)
     paths = [path for part in parts.values() for of_class in part.values() for path in of_class]
     shape = _common_shape(paths)
     train, test = (_decode_all(part, classes, shape) for part, classes in parts.items())
     return train, test, names
 
 
+def report_ignored(paths):
+    """Say which files are not used, with a warning for those that look like images."""
+    images = [path for path in paths if not path.name.startswith(".") and _looks_like_image(path)]
+    if images:
+        kinds = ", ".join(sorted({path.suffix.lower() for path in images}))
+        print(
+            f"Warning: {len(images)} images ({kinds}) are not used, first {min(images)}: convert "
+            f"them to one of {', '.join(FORMATS)}.",
+            flush=True,
+        )
+    if others := set(paths) - set(images):
+        print(f"{len(others)} hidden or other files ignored, first {min(others)}", flush=True)
+
+
+def _looks_like_image(path):
+    kind, _ = mimetypes.guess_type(path.name)
+    return path.is_file() and (kind or "").startswith("image/")
+
+
 def _is_image(path):
-    return path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.is_file()
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in FORMATS and path.is_file()
 
 
 def _common_shape(paths):
     """(height, width, channels) of all images, from their headers; UserError if sizes differ."""
 
     def header(path):
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > LARGEST_IMAGE:
-                raise ValueError(f"it claims {image.width} x {image.height} pixels")
-            return image.size, image.mode in GREY_MODES
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > LARGEST_IMAGE:
+                raise ValueError(f"it claims {width} x {height} pixels")
+            if image.getexif().get(ORIENTATION, 1) in SIDEWAYS:
+                width, height = height, width
+            return (width, height), image.mode in GREY_MODES
 
     first = None
     grey = 0
@@ -89,7 +115,8 @@ def _decode_all(part, classes, shape):
 
 
 def _decode(path, shape):
-    with Image.open(path, formats=("PNG", "JPEG")) as image:
+    with Image.open(path, formats=FORMATS) as image:
+        image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey: the high byte, as Pillow does with colours
             image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
         if image.has_transparency_data:

@@ -5,7 +5,7 @@
     python data/prepare.py --dataset cifar10 --source ~/Downloads   # reads local official files
     python data/prepare.py --dataset leaves --source ~/leaves       # your own folder of images
 
-A folder of images has train/<class>/*.png (or .jpg, .jpeg) and test/<class>/*. Writes
+A folder of images has train/<class>/*.png (.jpg, .webp, ...) and test/<class>/*. Writes
 data/<dataset>/{x,y}_{train,validation,test}.npy, images uint8 (n, h, w, c), labels uint8 from 0,
 and info.json with the names of the classes. The training images are shuffled with --seed and cut in
 half: x_train is for training, x_validation for mining and tuning. A data set that was prepared with
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from data.official import OFFICIAL, READERS, download
-from train import artifacts
+from train import artifacts, params
 from train.flags import UserError, options, run_script
 from train.log import stage
 
@@ -38,6 +38,13 @@ def check(name, train, test, class_names):
     """Raise UserError for images and labels that no network could learn from."""
     classes = set(range(len(class_names)))
     shape = train[0].shape[1:]
+    if len(classes) > 256:
+        raise UserError(f"{name} has {len(classes)} classes: at most 256 are possible.")
+    if min(shape[:2]) < params.smallest_image:
+        raise UserError(
+            f"{name} has images of {shape[0]} x {shape[1]} pixels, and no network of train/models "
+            f"takes less than {params.smallest_image} x {params.smallest_image}: enlarge them."
+        )
     for part, (x, y) in (("training", train), ("test", test)):
         labels = set(y.tolist())
         what = f"{name}, {part} files:"

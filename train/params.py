@@ -34,6 +34,9 @@ chosen_layer_of_small_images = {"vgg16": "block4_conv3_relu", "vgg19": "block5_c
 # Data sets of images smaller than 32x32; needed only until prepare.py has written their size.
 small_images = ("digits", "fashion_mnist")
 
+# Height and width in pixels that at least one network of train/models takes.
+smallest_image = 8
+
 # Adam's learning rate in tuning, by network or family of networks. The released code writes
 # "10e-3" for AlexNet and "10e-7" for VGG. With 1e-3 AlexNet loses clean accuracy, and dare-sl and
 # dare-last end at chance.

@@ -48,9 +48,9 @@ def claims(width, height):
     return grey_png(8, 8).replace(chunk(b"IHDR", size), chunk(b"IHDR", claimed))
 
 
-def bmp():
+def icon():
     file = io.BytesIO()
-    Image.new("RGB", (11, 9)).save(file, "bmp")
+    Image.new("RGB", (11, 9)).save(file, "ico")
     return file.getvalue()
 
 
@@ -90,7 +90,7 @@ BROKEN = {
     "mixed sizes": ("leaves", "train/bee/1.png", grey_png(5, 9), "bring all images to one size"),
     "test of another size": ("leaves", "test/ant/0.png", grey_png(5, 9), "test.ant.0.png is .5, 9"),
     "not an image": ("leaves", "test/ant/0.png", b"hello", "not a whole file"),
-    "another format": ("leaves", "test/ant/0.png", bmp(), "not a whole file"),
+    "another format": ("leaves", "test/ant/0.png", icon(), "not a whole file"),
     "image bomb": ("leaves", "train/ant/0.png", claims(60000, 60000), "not a whole file"),
     "small bomb": ("leaves", "train/ant/0.png", claims(1025, 1024), "claims 1025 x 1024"),
     "class without images": ("leaves", "train/wasp/readme.txt", b"", "train/wasp has no"),

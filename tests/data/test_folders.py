@@ -3,13 +3,25 @@
 import struct
 
 import numpy as np
+import pytest
 from data_files import chunk, images, png, prepared, write_folder
+from PIL import Image
 
 from data import prepare
-from train import log
+from train import log, params
+from train.flags import UserError
+from train.models import build_model
 from train.utils import class_names, load_data
 
 pytest_plugins = ["data_files"]
+
+
+@pytest.fixture(autouse=True)
+def smallest_image(monkeypatch):
+    """Most of these tests are about images that are smaller than any network takes."""
+    size = params.smallest_image
+    monkeypatch.setattr(params, "smallest_image", 1)
+    return size
 
 
 def write_pngs(folder, files):
@@ -111,3 +123,85 @@ def test_says_how_far_it_is_without_a_terminal(home, source, capsys, monkeypatch
     out = capsys.readouterr().out
     for line in ("headers: 7 of 12", "train: 3 of 6", "test: 6 of 6"):
         assert line in out
+
+
+def write_images(source, files):
+    """A data set of one class, `only`, of the images {name: Pillow image} or {name: bytes}."""
+    for part in "train", "test":
+        folder = source / part / "only"
+        folder.mkdir(parents=True)
+        for name, image in files.items():
+            if isinstance(image, bytes):
+                (folder / name).write_bytes(image)
+            else:
+                image.save(folder / name)
+
+
+def test_every_format_and_content_counts_not_the_name(home, source, capsys):
+    """A GIF that is called .png is a whole file, and is read."""
+    x, _ = images(1, (9, 11, 3))
+    picture = Image.fromarray(x[0])
+    names = ["0.png", "1.bmp", "2.gif", "3.tif", "4.webp", "5.ppm", "6.PNG"]
+    files = dict.fromkeys(names, picture)
+    write_images(source, files)
+    picture.save(source / "test/only/7.gif")
+    (source / "test/only/7.gif").rename(source / "test/only/7.png")
+    found = read_pngs(source)
+    assert len(found) == 8 and "not used" not in capsys.readouterr().out
+    lossless = [0, 1, 3, 5, 6]
+    np.testing.assert_array_equal(found[lossless], np.repeat(x, 5, axis=0))
+    np.testing.assert_array_equal(found[7], found[2])
+
+
+def test_images_of_other_kinds_are_counted_in_a_warning(home, source, capsys):
+    picture = Image.fromarray(images(1, (9, 11, 3))[0][0])
+    write_images(
+        source, {"0.png": picture, "9.png": picture, "1.heic": b"", "2.svg": b"", "notes.txt": b""}
+    )
+    read_pngs(source)
+    out = capsys.readouterr().out
+    assert "Warning: 4 images (.heic, .svg) are not used" in out
+    assert "2 hidden or other files ignored" in out
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(home, source, orientation):
+    """A camera that was held sideways: the image is turned as its viewer would."""
+    stored = images(1, (9, 11, 3))[0][0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for part in "train", "test":
+        (source / part / "only").mkdir(parents=True)
+        for name in "0.png", "1.png":
+            Image.fromarray(stored).save(source / part / "only" / name, exif=exif)
+    flipped = stored[:, ::-1]
+    expected = {
+        1: stored, 2: flipped, 3: stored[::-1, ::-1], 4: stored[::-1],
+        5: stored.swapaxes(0, 1), 6: np.rot90(stored, -1), 7: stored.swapaxes(0, 1)[::-1, ::-1],
+        8: np.rot90(stored, 1),
+    }  # fmt: skip
+    np.testing.assert_array_equal(read_pngs(source)[0], expected[orientation])
+
+
+def test_too_many_classes_and_too_small_images(home, source, smallest_image, monkeypatch):
+    monkeypatch.setattr(params, "smallest_image", smallest_image)
+    picture = Image.fromarray(images(1, (8, 8, 3))[0][0])
+    for number in range(257):
+        for part in "train", "test":
+            (source / part / f"{number:03d}").mkdir(parents=True)
+            for name in "0.png", "1.png":
+                picture.save(source / part / f"{number:03d}" / name)
+    with pytest.raises(UserError, match="has 257 classes: at most 256 are possible"):
+        prepared("many", source)
+    small = source.with_name("small")
+    write_images(small, dict.fromkeys(("0.png", "1.png"), picture.resize((7, 9))))
+    with pytest.raises(UserError, match=r"images of 9 x 7 pixels.* less than 8 x 8: enlarge them"):
+        prepared("small", small)
+
+
+def test_the_smallest_image_fits_a_network(smallest_image):
+    size = smallest_image
+    build_model("lenet", (size, size, 1), 2)
+    for name in params.chosen_layer.keys() - {"tiny", "plain"}:
+        with pytest.raises(ValueError, match="output size"):
+            build_model(name, (size - 1, size - 1, 1), 2)
