@@ -81,10 +81,10 @@ def control_self(study, epochs, settings):
         keep_original(study, {"method": "control-self"} | settings, epochs)
         return
 
-    def itself(mined):
+    def the_original(mined):
         return [study.checkpoint], np.zeros(len(mined.index), int)
 
-    targets = partial(open_targets_of, name="self", choose=itself)
+    targets = partial(open_targets_of, name="self", choose=the_original)
     tune_study(study, {"method": "control-self"} | settings, epochs, targets)
 
 
@@ -100,14 +100,15 @@ def control_single(study, epochs, settings):
 
 
 def control_random(study, epochs, settings):
-    """DARE towards the activations of a random historical checkpoint for each image."""
+    """DARE towards a random historical checkpoint for each image, whether it is right or wrong."""
 
-    def any_of_them(mined):
+    def random_checkpoints(mined):
         paths = list(study.mined_checkpoints().values())
-        rng = np.random.default_rng([study.seed, 6])
+        rng = np.random.default_rng([study.seed, settings["run"], 6])
         return paths, rng.integers(len(paths), size=len(mined.index))
 
-    targets = partial(open_targets_of, name="random", choose=any_of_them)
+    name = f"random_run{settings['run']}"
+    targets = partial(open_targets_of, name=name, choose=random_checkpoints)
     tune_study(study, {"method": "control-random"} | settings, epochs, targets)
 
 

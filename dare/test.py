@@ -53,8 +53,7 @@ def main(argv=None):
             from dare.evaluation.adaptive import evaluate
 
             methods = chosen_names(args.adaptive_methods, METHODS)
-            attacked = table[table["method"].isin(methods)]
-            evaluate(study, attacked, weights, args.adaptive_images, args.restarts)
+            evaluate(study, table, weights, args.adaptive_images, args.restarts, methods)
 
 
 if __name__ == "__main__":

@@ -40,16 +40,17 @@ IDENTITY = [*MODEL, "per", "choose_layer", "batches"]  # which model a row is ab
 COLUMNS = [*IDENTITY, "norm", "attack", "epsilon", "n", "unknown", "robust_accuracy", "low", "high"]
 
 
-def evaluate(study, table, weights, images=500, restarts=3):
-    """Attack all models of a table that are selected by either rule.
+def evaluate(study, table, weights, images=500, restarts=3, methods=None):
+    """Attack all models that are selected by robustness, with or without a loss of accuracy.
 
     Results that adaptive.h5 already holds are kept; a file made with other images or settings is
     refused.
 
     Args:
-        study: train.study.Study. table: its robustness.csv, or part of it, as a DataFrame.
+        study: train.study.Study. table: its robustness.csv as a DataFrame.
         weights: {SHA-256 of the weights: path}.
         images: number of images of the reporting half. restarts: random starts of pgd.
+        methods: names of the methods to attack; None: all.
 
     Returns:
         adaptive.csv as a DataFrame, in %.
@@ -70,8 +71,9 @@ def evaluate(study, table, weights, images=500, restarts=3):
 
     chosen = table[table["selected"] | table["selected_within_1"]][[*IDENTITY, "sha256"]]
     chosen = chosen.drop_duplicates()
-    todo = [digest for digest in chosen["sha256"].unique() if digest not in results.models]
-    print(f"adaptive: {len(todo)} of {chosen['sha256'].nunique()} models to attack", flush=True)
+    asked = chosen[chosen["method"].isin(methods)] if methods else chosen
+    todo = [digest for digest in asked["sha256"].unique() if digest not in results.models]
+    print(f"adaptive: {len(todo)} of {asked['sha256'].nunique()} models to attack", flush=True)
     batched_model_of = functools.cache(BatchedModel.of)  # one for each thread's classifier
     how = WorstCase(epsilons, restarts, study.seed)
     if todo:

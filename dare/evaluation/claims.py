@@ -3,8 +3,8 @@
 A cell is a network and data set. Every comparison is measured in each cell by three rules: at each
 method's most robust epoch ("selected", as in the paper's tables), at the epochs that the verdict
 compares ("compared"), and at the last epoch of each ("last_epoch"), where no method gains from
-choosing among many candidates. The cells of the paper's networks and data sets answer; others are
-shown apart.
+choosing among many epochs and learning rates. Only cells of the paper's networks and data sets
+count; others are shown apart.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,10 @@ from dare.evaluation.comparisons import (
     why_unchanged,
 )
 from dare.evaluation.intervals import holm, mean_of_cells
-from dare.evaluation.runs import LAST, of_network
-from dare.evaluation.scores import LOSS_ALLOWED
+from dare.evaluation.runs import of_network
+from dare.evaluation.scores import LOSS_ALLOWED, SELECTION_RULES
 
+LAST = SELECTION_RULES[2]
 ALL = "all"  # data set and network of the row over the paper's cells
 OTHERS = "others"  # of the row over all other cells
 RULE_NAMES = {
@@ -52,13 +53,20 @@ class Cell:
     obstacle: str | None
 
     @property
-    def is_paper_s(self):
+    def is_in_paper(self):
         return self.model in PAPER_NETWORKS and self.dataset in PAPER_DATASETS
 
 
 def rules_of(comparison):
-    """Epochs that lose at most a point cannot show whether clean accuracy is kept."""
-    return ("selected",) if comparison.quantity == "clean" else ("selected", "compared", LAST)
+    """The rules that a comparison makes sense by.
+
+    Epochs that lose at most a point cannot show whether clean accuracy is kept. The last mined
+    checkpoint hardly differs from the original. Last epochs are not attacked themselves.
+    """
+    if comparison.quantity == "clean":
+        return ("selected",)
+    has_last = comparison.quantity == "robustness" and comparison.other != "control-checkpoint"
+    return ("selected", "compared", *([LAST] if has_last else []))
 
 
 def claims_table(recorded, published):
@@ -84,12 +92,14 @@ def claims_table(recorded, published):
     table = pd.DataFrame(rows)
     answers = table["decides"] & (table["model"] == ALL)
     table.loc[answers, "p_holm"] = holm(table.loc[answers, "p"])
-    is_lost = answers & (table["p"] < ALPHA) & (table["p_holm"] >= ALPHA)
-    table.loc[is_lost, "reason"] += "; not significant among all claims (Holm)"
-    for row in table[answers & table["conclusion"].isin(("yes", "no"))].itertuples():
+    is_decided = answers & table["conclusion"].isin(("yes", "no"))
+    is_uncorrected = is_decided & ~(table["p_holm"] < ALPHA)
+    table.loc[is_uncorrected, "conclusion"] += ", uncorrected"
+    for row in table[is_decided].itertuples():
         other_rules = (table["component"] == row.component) & (table["setting"] == row.setting)
         other_rules &= (table["model"] == ALL) & ~table["decides"]
-        others = table[other_rules & (table["conclusion"] != row.conclusion)]
+        answer = row.conclusion.removesuffix(", uncorrected")
+        others = table[other_rules & (table["conclusion"] != answer)]
         for rule, found in zip(others["rule"], others["conclusion"], strict=True):
             table.loc[row.Index, "reason"] += f"; {found} by {RULE_NAMES[rule]}"
     return table
@@ -99,8 +109,8 @@ def rows_of(comparison, cells, published):
     """The rows of a comparison by one rule: its cells, the paper's together, and the others."""
     if not cells:
         return []
-    groups = {ALL: [cell for cell in cells if cell.is_paper_s]}
-    groups[OTHERS] = [cell for cell in cells if not cell.is_paper_s]
+    groups = {ALL: [cell for cell in cells if cell.is_in_paper]}
+    groups[OTHERS] = [cell for cell in cells if not cell.is_in_paper]
     rows = [row_of_cell(comparison, cell) for cell in cells]
     for name, group in groups.items():
         if group or name == ALL:
@@ -162,12 +172,13 @@ def row_of_cell(comparison, cell):
 def row_over_cells(comparison, name, cells):
     """The mean over the comparable cells of a group, with its interval over such cells.
 
-    A yes or no needs CELLS_NEEDED cells, and a yes also the intervals of more than half of them.
+    A yes or no needs CELLS_NEEDED cells, and a yes also the intervals over images of more than half
+    of them.
     """
     comparable = [cell.difference for cell in cells if cell.obstacle is None]
     quantity = comparison.quantity
-    answers = [conclusion_of(cell.low, cell.high, quantity)[0] for cell in comparable]
-    with_yes = answers.count("yes")
+    of_cells = [conclusion_of(cell.low, cell.high, quantity)[0] for cell in comparable]
+    with_yes = of_cells.count("yes")
     row = {"dataset": name, "model": name, "measured": len(cells), "cells": len(comparable)}
     row |= {"cells_with_yes": with_yes, "sources": sum(cell.sources for cell in comparable)}
     if not comparable:
@@ -179,6 +190,7 @@ def row_over_cells(comparison, name, cells):
     row |= {"difference": value, "low": low, "high": high}
     row["n"] = sum(cell.images for cell in comparable)
     if len(comparable) < CELLS_NEEDED:
+        row["p"] = np.nan  # it can conclude nothing, so it does not count in Holm's correction
         return row | {"conclusion": "undecided", "reason": f"fewer than {CELLS_NEEDED} cells"}
     row["conclusion"], row["reason"] = conclusion_of(low, high, quantity)
     if row["conclusion"] == "yes" and 2 * with_yes <= len(comparable):

@@ -86,11 +86,12 @@ def bootstrap(sources, resamples=RESAMPLES, seed=0):
 
 
 def mean_of_cells(values, null=0.0):
-    """The mean of some cells, with an interval that holds for other cells of their kind.
+    """The mean of some cells, with the interval of the mean over all such cells.
 
     Student's t over the cells' values. It is Hartung and Knapp's random-effects interval (2001)
-    with equal weights. It covers the true mean in 95% of simulated studies with 3, 6 and 9 cells,
-    whatever their spread; a percentile bootstrap over cells in 90 to 100% (tests).
+    with equal weights. It covers the true mean in 95% of simulated studies with 3, 6 and 9
+    independent cells, whatever their spread (tests). Cells that share a data set or a network are
+    not quite independent, and their interval is too narrow.
 
     values: (cells,). null: the mean that p tests.
 

@@ -12,8 +12,8 @@ import shutil
 import h5py
 
 from dare.evaluation.facts import NAME, facts
-from dare.evaluation.runs import ROOT, RULES, RecordedRuns, commands
-from dare.evaluation.scores import Scores, arrays_in
+from dare.evaluation.runs import ROOT, RecordedRuns, commands
+from dare.evaluation.scores import SELECTION_RULES, Scores, arrays_in
 from train.artifacts import atomic_write, set_attributes, write_text
 
 RESULTS = ROOT / "dare" / "results"
@@ -25,7 +25,7 @@ def record(folders, name):
     Other studies that were recorded under this name stay.
     """
     rows = RecordedRuns(folders).rows
-    reported = set(rows.loc[rows[[*RULES]].any(axis=1), "sha256"])
+    reported = set(rows.loc[rows[[*SELECTION_RULES]].any(axis=1), "sha256"])
     for folder in folders:
         target = RESULTS / name / folder.name
         target.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dare.evaluation.claims import claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.differences import differences_table, paper_differences
 from dare.evaluation.pictures import FigureFolder, claims_pictures, network_pictures, study_pictures
-from dare.evaluation.runs import NETWORK, RULES, RecordedRuns, of_network, paper_runs
+from dare.evaluation.runs import NETWORK, TABLE_RULES, RecordedRuns, of_network, paper_runs
 from dare.evaluation.sections import (
     LEARNING_RATES_NOTE,
     OPTIMISM_NOTE,
@@ -58,8 +58,8 @@ def make_report_of_runs(target, folders, command):
     """All tables and figures from the recorded runs in `folders`; returns the report's path."""
     recorded = RecordedRuns(folders)
     networks = recorded.networks()
-    cells = {rule: robustness_table(recorded.chosen[rule], recorded) for rule in RULES}
-    differences = {rule: differences_table(recorded, rule) for rule in RULES}
+    cells = {rule: robustness_table(recorded.chosen[rule], recorded) for rule in TABLE_RULES}
+    differences = {rule: differences_table(recorded, rule) for rule in TABLE_RULES}
     verdicts = {network: verdict(recorded, *network) for network in networks}
     published = published_means()
     claims = claims_table(recorded, published) if len(networks) > 1 else pd.DataFrame()

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from adv import ATTACKS
-from dare.evaluation.scores import Scores
+from dare.evaluation.scores import SELECTION_RULES, Scores
 from dare.workflow.methods import FAMILIES, METHODS, family, unseen_splits
 from train import params
 from train.artifacts import require
@@ -22,11 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "dare" / "paper"
 NETWORK = ["dataset", "model"]
 SETTING = ("per", "choose_layer")  # the settings in which two methods must agree
-RULES = {
+TABLE_RULES = {
     "selected_within_1": "the most robust epoch that loses at most 1 point of clean accuracy",
     "selected": "the most robust epoch, whatever clean accuracy it loses",
 }
-LAST = "last_epoch"  # a third rule, of the comparisons alone
 
 # ----------------------------------------------------------------------------- settings and labels
 
@@ -97,7 +96,8 @@ class RecordedRuns:
     """What was recorded of the studies in some folders.
 
     rows: robustness.csv of all of them, with the columns `folder`, `label`, `setting`, and `change`
-        (clean accuracy minus the original's, in points).
+        (clean accuracy minus the original's, in points) and `selection_change` (the same on the
+        selection half).
     chosen: {rule: the rows of the test part that the rule selected}.
     """
 
@@ -111,13 +111,17 @@ class RecordedRuns:
         rows = pd.concat([t.dropna(axis=1, how="all") for t in tables], ignore_index=True)
         for column in ("per", "choose_layer", "batches", "lr_rate"):
             rows[column] = rows.get(column, np.nan)
-        for rule in (*RULES, LAST):  # results of earlier versions lack LAST
+        for rule in SELECTION_RULES:  # earlier versions had no last_epoch
             rows[rule] = rows.get(rule, pd.Series(False, rows.index)).fillna(False).astype(bool)
         original = rows[rows["method"] == "original"].groupby("folder")["test_accuracy"].first()
         rows["change"] = rows["test_accuracy"] - rows["folder"].map(original)
+        selection = (
+            rows[rows["method"] == "original"].groupby("folder")["selection_accuracy"].first()
+        )
+        rows["selection_change"] = rows["selection_accuracy"] - rows["folder"].map(selection)
         self.rows = with_labels(rows)
         tested = self.rows[self.rows["split"] == "test"]
-        self.chosen = {rule: tested[tested[rule]] for rule in (*RULES, LAST)}
+        self.chosen = {rule: tested[tested[rule]] for rule in SELECTION_RULES}
 
     def networks(self):
         """[(dataset, model)] of the rows."""
@@ -138,7 +142,7 @@ class RecordedRuns:
 
         setting: DareSetting of all methods; None: all settings.
         """
-        within, highest = (of_network(self.chosen[rule], dataset, model) for rule in RULES)
+        within, highest = (of_network(self.chosen[rule], dataset, model) for rule in TABLE_RULES)
         if setting is not None:
             within = within[setting.matches(within)]
             highest = highest[setting.matches(highest)]
@@ -209,6 +213,8 @@ class RecordedRuns:
         """
 
         def read(folder, digest):
+            if not attacks:
+                return None
             parts = self.scores(folder).index
             splits = [s for s in unseen_splits(*methods) if f"{attacks[0]} {s}" in parts]
             return self.right(folder, digest, attacks, splits)

@@ -13,6 +13,9 @@ import numpy as np
 
 from train.artifacts import atomic_write, set_attributes
 
+# The rules by which an epoch of every method is chosen: columns of robustness.csv, set by
+# dare.evaluation.selection.select.
+SELECTION_RULES = ("selected", "selected_within_1", "last_epoch")
 LOSS_ALLOWED = 1.0  # points of clean accuracy that a model of selected_within_1 may lose
 
 

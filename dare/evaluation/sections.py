@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from adv import ATTACKS
-from dare.evaluation.claims import ALL, OTHERS
-from dare.evaluation.runs import LAST, NETWORK, RULES, labels_in_order, of_network
+from dare.evaluation.claims import ALL, LAST, OTHERS
+from dare.evaluation.runs import NETWORK, TABLE_RULES, labels_in_order, of_network
 
 ROBUSTNESS_NOTE = (
     "Empirical robustness in %: accuracy on the n reported samples of an attack. Square brackets "
@@ -37,12 +37,13 @@ VERDICT_NOTE = (
 CLAIMS_NOTE = (
     "DARE minus another method in points: the mean over the cells (data set and network) in which "
     "the two can be compared. The 95% interval is Student's t over the cells. Cells in favour: "
-    "those whose own interval is above 0. Most robust epoch: each method's, as in the paper's "
-    "tables. Within 1 point: the epochs that keep clean accuracy, as in the verdict of a network. "
-    "Last epoch: of every method, so that nothing is chosen. The difference in bold decides. Only "
-    "the paper's networks and data sets answer; a conclusion needs three of these cells, and a yes "
-    "more than half of them. Corrected p: for all claims (Holm). Paper: its nine networks and four "
-    "attacks."
+    "those whose own interval over images is above 0. Most robust epoch: each method's, as in the "
+    "paper's tables. Within 1 point: the epochs that keep clean accuracy, as in the verdict of a "
+    "network. Last epoch: of every method, so that no epoch or learning rate is chosen. The "
+    "difference in bold decides. Only the paper's networks and data sets count; a conclusion "
+    "needs three of these cells, and a yes more than half of them in favour. Uncorrected: it does "
+    "not survive Holm's correction for all claims (corrected p). Paper: its nine networks and "
+    "four attacks."
 )
 CLAIM_RULES = {"selected": "most robust epoch", "compared": "within 1 point", LAST: "last epoch"}
 OTHERS_NOTE = "Read like the table above. These networks or data sets are not the paper's."
@@ -158,7 +159,7 @@ def attack_title(attack, n):
 
 def robustness_section(cells, rule, published, note=ROBUSTNESS_NOTE):
     dataset, model = cells.iloc[0][NETWORK]
-    title = f"Robustness of {model} on {dataset}: {RULES.get(rule, 'the paper')}"
+    title = f"Robustness of {model} on {dataset}: {TABLE_RULES.get(rule, 'the paper')}"
     return Section(title, robustness_text(cells, published), note)
 
 
@@ -174,7 +175,9 @@ def differences_section(table):
     text.insert(text.columns.get_loc("test"), "DARE minus it", values)
     if table["setting"].any():
         text.insert(0, "DARE's setting", table["setting"].replace("", "default").to_numpy())
-    title = f"DARE minus every other method, {model} on {dataset}: {RULES.get(rule, 'the paper')}"
+    title = (
+        f"DARE minus every other method, {model} on {dataset}: {TABLE_RULES.get(rule, 'the paper')}"
+    )
     return Section(title, text, DIFFERENCES_NOTE, folded=True)
 
 
@@ -243,11 +246,13 @@ def network_sections(network, cells, differences, verdict, published):
     cells, differences: {rule: table}. verdict: rows of `verdict`. published: of published_means.
     """
     sections = [verdict_section(verdict, *network)] if len(verdict) else []
-    for rule, note in zip(RULES, (ROBUSTNESS_NOTE, "Read like the table above."), strict=True):
+    for rule, note in zip(
+        TABLE_RULES, (ROBUSTNESS_NOTE, "Read like the table above."), strict=True
+    ):
         sections.append(
             robustness_section(of_network(cells[rule], *network), rule, published, note)
         )
-    for rule in RULES:
+    for rule in TABLE_RULES:
         table = differences[rule]
         table = of_network(table, *network) if len(table) else table
         if len(table):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from adv import ATTACKS
-from dare.evaluation.scores import Scores, loses_too_much
+from dare.evaluation.scores import SELECTION_RULES, Scores, loses_too_much
 from dare.workflow.methods import METHODS, unseen_splits
 from train import params
 from train.artifacts import (
@@ -37,8 +37,7 @@ METHOD = ["method", "run", "per", "choose_layer", "batches"]
 # Columns of robustness.csv: which model, the results, and what selection saw.
 MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
-RULES = ["selected", "selected_within_1", "last_epoch"]  # see `select`
-COLUMNS = [*MODEL, *MEASURED, *RULES]
+COLUMNS = [*MODEL, *MEASURED, *SELECTION_RULES]
 COLUMNS += ["per", "choose_layer", "batches", "selection_accuracy", "sha256"]
 
 
@@ -212,7 +211,7 @@ def empirical_robustness(scores, model, attack, split):
 
 
 def select(models):
-    """The selection rules: a bool column of RULES for each.
+    """The selection rules: a bool column for each of SELECTION_RULES.
 
     `selected` is the most robust of all epochs and learning rates of a method (METHOD), by the mean
     over attacks on the validation part. `selected_within_1` is the most robust of those that lose
@@ -240,7 +239,9 @@ def select(models):
         for candidates in (models, within_1)
     ]
     best.append(in_order.groupby(METHOD, dropna=False, sort=False).tail(1).index)
-    return pd.DataFrame({rule: models.index.isin(b) for rule, b in zip(RULES, best, strict=True)})
+    return pd.DataFrame(
+        {rule: models.index.isin(b) for rule, b in zip(SELECTION_RULES, best, strict=True)}
+    )
 
 
 def default_rate(method, model):
@@ -274,14 +275,15 @@ def score_study(study):
     ]
     models["robustness"] = np.nanmean(validation, axis=1)
     models["selection_accuracy"] = [scores.percent(m, "clean selection") for m in models["sha256"]]
-    models[RULES] = select(models)
+    models[[*SELECTION_RULES]] = select(models)
 
-    chosen = models[models[RULES].any(axis=1)]
+    chosen = models[models[[*SELECTION_RULES]].any(axis=1)]
     reported = {
-        row.sha256: {"clean reporting": parts["clean reporting"]}
-        | {f"{a} {s}": parts[f"{a} {s}"] for a in attacks for s in unseen_splits(row.method)}
-        for row in chosen.itertuples()
+        digest: {"clean reporting": parts["clean reporting"]} for digest in chosen["sha256"]
     }
+    for row in chosen.itertuples():
+        names = [f"{attack} {split}" for attack in attacks for split in unseen_splits(row.method)]
+        reported[row.sha256] |= {name: parts[name] for name in names}
     score_models(study, chosen, reported, scores, "score selected models")
     weights = dict(zip(models["sha256"], models["path"], strict=True))
     return robustness_rows(models, attacks, scores), weights
@@ -292,7 +294,7 @@ def robustness_rows(models, attacks, scores):
     rows = []
     for model in models.to_dict("records"):
         digest = model["sha256"]
-        is_reported = any(model[rule] for rule in RULES)
+        is_reported = any(model[rule] for rule in SELECTION_RULES)
         for attack in attacks:
             for split in ["validation", "test"] if is_reported else ["validation"]:
                 measured = {

@@ -8,7 +8,7 @@ from dare.evaluation.intervals import bootstrap, wilson
 from dare.evaluation.runs import (
     NETWORK,
     PAPER,
-    RULES,
+    TABLE_RULES,
     commands,
     dare_rows,
     models_of,
@@ -136,13 +136,13 @@ def learning_rates_table(recorded):
     rows = recorded.rows[recorded.rows["method"] != "original"]
     by_model = rows.groupby([*keys, "split"], sort=False, dropna=False)["empirical_robustness"]
     models = by_model.mean().unstack("split").reindex(columns=["validation", "test"])
-    marks = rows.drop_duplicates(keys)[[*keys, *clean, *RULES]]
+    marks = rows.drop_duplicates(keys)[[*keys, *clean, *TABLE_RULES]]
     models = models.reset_index().merge(marks, on=keys)
-    is_selected = models[[*RULES]].any(axis=1)
+    is_selected = models[[*TABLE_RULES]].any(axis=1)
     models["test_accuracy"] = models["test_accuracy"].where(is_selected)
     best = models.groupby(keys[:-1], sort=False, dropna=False)["validation"].transform("max")
     table = models[models["validation"].eq(best) | is_selected]
-    for rule in RULES:
+    for rule in TABLE_RULES:
         table = table.assign(**{rule: np.where(table[rule], "yes", "")})
     return table.rename(columns={"label": "method", "test": "reported"} | clean)
 

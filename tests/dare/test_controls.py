@@ -78,7 +78,7 @@ def test_targets_of_random_checkpoints(study):
     with h5py.File(folder / "ats_conv2.h5") as file:
         epochs = range(file.attrs["first"], file.attrs["last"] + 1)
         mined = set(file["index"][()])
-    with h5py.File(folder / "ats_conv2_random.h5") as file:
+    with h5py.File(folder / "ats_conv2_random_run0.h5") as file:
         index, activation = file["index"][()], file["activation"][()]
     assert set(index) == mined and len(index) == len(mined)
     distance = [

@@ -35,13 +35,14 @@ def test_claims_over_three_networks(home):
     assert rows["difference"].to_dict() == pytest.approx(expected)
     names = ["measured", "cells", "cells_with_yes", "sources"]
     assert rows.loc["all", names].tolist() == [3, 3, 3, 3]
-    assert (rows["conclusion"] == "yes").all()
+    assert (rows["conclusion"].drop("all") == "yes").all()
+    assert rows.loc["all", "conclusion"] == "yes, uncorrected"
     t = stats.ttest_1samp([20, 20, 10], 0)
     low, high = t.confidence_interval()
     assert rows.loc["all", ["low", "high", "p"]].tolist() == pytest.approx([low, high, t.pvalue])
     # One network of three says yes: nothing holds in general.
     slicing = table.loc["dare-s", "compared"]
-    assert slicing.loc["vgg16", "conclusion"] == "yes" != slicing.loc["vgg19", "conclusion"]
+    assert slicing.loc["vgg16", "low"] > 0 > slicing.loc["vgg19", "low"]
     assert slicing.loc["all", ["conclusion", "cells_with_yes"]].tolist() == ["undecided", 1]
     adaptive = table.loc["original", "compared"].loc["all"]
     assert adaptive["difference"] == pytest.approx(10) and adaptive["conclusion"] == "yes"
@@ -82,13 +83,22 @@ def test_only_the_papers_networks_and_data_sets_answer(home, monkeypatch):
     assert set(whole["reason"]) == {"none of the paper's networks was run"}
 
 
-def test_noise_and_drift_as_good_as_dare_are_no_merit_of_dare(home):
-    equal = {"control-noise": PLAIN["dare"], "control-batchnorm": PLAIN["dare"]}
-    equal |= {"control-checkpoint": PLAIN["dare"]}
-    table = claimed(home, equal, equal, equal, seeds=2)
-    for name in equal:
-        for rule in "selected", "compared", "last_epoch":
-            assert table.loc[(name, rule, "all"), "conclusion"] in ("no", "undecided")
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_and_drift_as_good_as_dare_are_no_merit_of_dare(home, seed):
+    """Each is 70% robust but for the luck of its training, 4 points: no claim goes to DARE.
+
+    By chance one of 20 intervals is above 0; after Holm's correction it is no answer.
+    """
+    luck = np.random.default_rng(seed)
+    names = ("control-noise", "control-batchnorm", "control-checkpoint")
+    networks = [
+        {name: (0.7 + 0.04 * luck.standard_normal(), 0.95, 0.4) for name in ("dare", *names)}
+        for _ in NETWORKS
+    ]
+    table = claimed(home, *networks)
+    rows = table.loc[[*names]].query("model == 'all'")
+    assert len(rows) == 8 and not (rows["conclusion"] == "yes").any()
+    assert (rows["difference"].abs() > 0.1).any()
 
 
 def test_the_last_epoch_as_a_third_rule(home):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from made_up import PLAIN, made_up
 
-from dare.evaluation import checks
+from dare.evaluation import checks, comparisons
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.runs import RecordedRuns
 
@@ -26,7 +26,7 @@ def judged(home, trainings=1, **changed):
 
 
 def test_a_method_that_is_better_than_every_control(home):
-    rows, text = judged(home, trainings=2)
+    rows, text = judged(home, trainings=5)
     controls = rows[rows.index.str.startswith("control-")]
     assert len(controls) == 9
     assert (controls["conclusion"] == "yes").all()
@@ -62,15 +62,15 @@ def test_batch_normalisation_s_drift_is_no_merit_of_dare(home):
 
 
 def test_a_planted_effect_is_found(home):
-    """In three trainings; a single one cannot tell whether another would end the same."""
+    """In five trainings; fewer are not enough to tell whether others would end the same."""
     better = PLAIN | {"dare": (0.65, 0.95, 0.4), "control-self": (0.6, 0.95, 0.45)}
-    folders = [made_up(home, better, seed=seed, n=200) for seed in range(3)]
+    folders = [made_up(home, better, seed=seed, n=200) for seed in range(5)]
     for trainings, expected in (folders, "yes"), (folders[:1], "undecided"):
         rows = verdict(RecordedRuns(trainings), "digits", "lenet").set_index("compared_with")
         row = rows.loc["control-self"]
         assert row["difference"] == pytest.approx(5) and 0 < row["low"] < 5 < row["high"] < 10
         assert row["conclusion"] == expected and row["component"] == "mined history"
-    assert row["reason"] == "the interval is above 0, but one training cannot tell"
+    assert row["reason"] == "the interval is above 0, but one training is not enough"
     assert row["adaptive_difference"] == pytest.approx(-5) and row["adaptive_high"] < 0
     assert rows.loc["control-noise", "conclusion"] == "yes"  # 25 points
 
@@ -97,8 +97,32 @@ def test_the_same_model_is_no_better(home):
     rows.to_csv(folder / "robustness.csv", index=False)
     found = verdict(RecordedRuns([folder]), "digits", "lenet").set_index("compared_with")
     columns = ["low", "high", "conclusion", "reason"]
-    expected = [0, 0, "no", "the gain is below 1 point"]
-    assert found.loc["control-self", columns].tolist() == expected
+    low, high, *answer = found.loc["control-self", columns]
+    # By the rule of three, 3 of all images might differ.
+    assert high == -low == pytest.approx(300 / found.loc["control-self", "n"])
+    assert answer == ["no", "the gain is below 1 point"]
+
+
+def test_few_images_without_a_difference_decide_nothing():
+    difference = comparisons.difference(*two_equal_models(40))
+    assert (difference.low, difference.high) == (-7.5, 7.5)
+    assert comparisons.conclusion(difference)[0] == "undecided"
+
+
+def two_equal_models(images):
+    """Arguments of `difference`: two methods that are right on the same images."""
+    rows = pd.DataFrame({"method": ["dare"], "folder": ["seed0"], "run": [0], "sha256": ["a"]})
+    right = np.arange(images)[:, None] % 2 * 1.0
+    return rows, rows.assign(method="control-self"), lambda *_: right
+
+
+@pytest.mark.parametrize(("sources", "factor"), [(1, 3), (4, np.sqrt(3)), (5, 1)])
+def test_the_interval_over_trainings(sources, factor):
+    difference = comparisons.Difference(5, 3, 8, None, sources, 400)
+    low, high = difference.over_trainings("robustness")
+    assert (low, high) == pytest.approx((5 - 2 * factor, 5 + 3 * factor))
+    low, high = comparisons.Difference(0, -1, 1, None, 1, 700).over_trainings("clean")
+    assert high == -low == pytest.approx(np.sqrt(2))
 
 
 @pytest.mark.parametrize(("dare_has_one", "epochs"), [(True, [3, 1]), (False, [9, 2])])
@@ -128,7 +152,7 @@ def test_lost_clean_accuracy_is_not_comparable(home):
     rows, text = judged(home, dare=(0.9, 0.93, 0.6))
     assert set(rows["conclusion"]) == {"not comparable"}
     assert set(rows["adaptive_conclusion"]) == {"not comparable"}
-    assert "dare loses 2.0 points" in rows["reason"].iloc[0]
+    assert "dare loses 2.00 points" in rows["reason"].iloc[0]
     assert text.startswith("DARE is not shown to be more robust than any other method.")
 
 

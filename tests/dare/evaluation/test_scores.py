@@ -11,7 +11,7 @@ import pytest
 from adv import fintune_adv
 from dare import controls, dare, test
 from dare.evaluation import selection
-from dare.evaluation.scores import Scores
+from dare.evaluation.scores import SELECTION_RULES, Scores
 from train.artifacts import tuned_folder, weights_path
 from train.checkpoints import load_classifier, load_weights
 from train.flags import UserError
@@ -129,8 +129,8 @@ def test_robustness_csv(scored, capsys, monkeypatch):
 
     # What is reported is scored for selected models only, and nothing else was looked at.
     tested = table[table["split"] == "test"]
-    assert tested[selection.RULES].any(axis=1).all()
-    unselected = table[~table[selection.RULES].any(axis=1)]
+    assert tested[[*SELECTION_RULES]].any(axis=1).all()
+    unselected = table[~table[[*SELECTION_RULES]].any(axis=1)]
     assert len(unselected) and unselected["test_accuracy"].isna().all()
 
     row = table[(table["method"] == "dare") & (table["attack"] == "pgd") & table["selected"]]
@@ -161,7 +161,7 @@ def test_robustness_csv(scored, capsys, monkeypatch):
 def test_the_reported_parts_do_not_change_the_selection(scored):
     """Other labels in the reporting half and the test part: the same models are selected."""
     folder, flags = scored
-    marks = selection.RULES
+    marks = [*SELECTION_RULES]
     keys = ["method", "lr_rate", "epoch", *marks]
     before = pd.read_csv(folder / "robustness.csv").query("split == 'validation'")[keys]
     path = folder.parents[1] / "data/toy/y_test.npy"
