@@ -190,7 +190,7 @@ def test_the_readme_shows_the_recorded_demonstration():
     path = ROOT / "dare/results/demo/table_verdict.csv"
     rows = pd.read_csv(path, converters={"setting": str})
     table = sections.verdict_section(rows, "digits", "lenet").table.itertuples(index=False)
-    expected = {f"{row[0]:39}{row[1]:20}{row[2]:22}{row[4]}" for row in table}
+    expected = {f"{row[0]:39}{row[1]:20}{row[2]:28}{row[4]}" for row in table}
     shown = set(lines.splitlines()[1:])
     assert len(shown) >= 5 and shown <= expected
 
