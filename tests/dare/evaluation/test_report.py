@@ -67,7 +67,7 @@ def test_tables_and_report(home, capsys):
     assert r"\textbf{" in (folder.parent / "table.tex").read_text()
     written = pd.read_csv(folder.parent / "table_differences.csv")
     assert {"difference", "low", "high", "test", "p", "p_holm"} <= set(written.columns)
-    assert set(pd.read_csv(folder.parent / "table.csv")["rule"]) == set(runs.RULES)
+    assert set(pd.read_csv(folder.parent / "table.csv")["rule"]) == set(runs.TABLE_RULES)
 
 
 def test_one_network(home):
