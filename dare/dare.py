@@ -20,6 +20,7 @@ import numpy as np
 from dare.get_ats import MinedImages
 from dare.nnslicer import key_neurons, load_slice
 from train import params
+from train.arrays import check_arrays
 from train.artifacts import epochs_in, fingerprint, sha256, slice_path, targets_path, tuned_folder
 from train.backend import keras, ops
 from train.fine_tuning import LabelledImages
@@ -167,8 +168,9 @@ def tune(classifier, mined, x, y, folder, tuning):
         The classifier.
 
     Raises:
-        UserError: targets of another shape than the layer's, or what `fit` refuses.
+        UserError: targets of another shape than the layer's, or what `fit` or check_arrays refuses.
     """
+    check_arrays(x, y, classifier)
     set_seed(*tuning.seed)
     provenance = tuning.provenance or provenance_of(classifier, mined, tuning)
     regression = transform(classifier, tuning.choose_layer, tuning.masks)

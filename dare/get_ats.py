@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py
 import numpy as np
+import scipy.special
 
 from train import params
+from train.arrays import check_arrays
 from train.artifacts import (
     already_made,
     atomic_write,
@@ -35,7 +37,7 @@ from train.checkpoints import load_weights
 from train.flags import UserError, options, run_script
 from train.log import progress, stage
 from train.study import Study
-from train.utils import Rows, predict, up_to
+from train.utils import Rows, ends_in_softmax, predict, up_to
 
 dataset = "digits"
 model = "lenet"
@@ -103,7 +105,8 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
         MinedImages, or None if they are in files.targets.
 
     Raises:
-        UserError: no historical checkpoint, an unknown layer, or no modified image.
+        UserError: no historical checkpoint, an unknown layer, no modified image, or what
+            check_arrays refuses.
     """
     files = files or MiningFiles()
     if len(checkpoints) < 2:
@@ -111,6 +114,7 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
             "mining needs at least one historical checkpoint before the final one: train for more "
             "epochs."
         )
+    check_arrays(x, y, model)
     up_to(model, choose_layer)  # an unknown layer is refused before the first pass
     epochs = np.array(list(checkpoints))
     paths = list(checkpoints.values())
@@ -215,6 +219,8 @@ def probabilities(checkpoints, x, y, model, history=None):
     for digest, path in progress(paths.items(), desc="history", unit="checkpoint"):
         if digest not in results:
             softmax = predict(load_weights(model, path), x)
+            if not ends_in_softmax(model):
+                softmax = scipy.special.softmax(softmax, axis=1)
             results[digest] = softmax[np.arange(len(y)), y], softmax.argmax(axis=1) == y
             if history is not None:
                 write_history(history, results, y)

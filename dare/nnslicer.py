@@ -19,6 +19,7 @@ import numpy as np
 
 from dare.slicing.ranking import largest, map_blocks
 from train import params
+from train.arrays import check_arrays
 from train.artifacts import already_made, atomic_write, set_attributes, slice_path
 from train.backend import keras, ops
 from train.flags import UserError, options, run_script
@@ -76,11 +77,13 @@ def slice_model(model, x, y, per):
         {layer name: SlicedLayer}, from the first layer to the last.
 
     Raises:
-        UserError: a layer that the slicer cannot handle, a class without images, or a wrong `per`.
+        UserError: a layer that the slicer cannot handle, a class without images, a wrong `per`, or
+            what check_arrays refuses.
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
     layers = layer_chain(model)
+    check_arrays(x, y, model)
     return slice_backwards(layers, relative_activations(model, layers, x, y), per)
 
 

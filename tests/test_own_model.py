@@ -5,6 +5,9 @@ import re
 import numpy as np
 from conftest import ROOT, patterns
 
+from adv.attacks import attack
+from dare.get_ats import mine
+from dare.nnslicer import slice_model
 from train.backend import keras
 from train.utils import set_seed
 
@@ -55,3 +58,31 @@ def test_the_readme_s_lines(tmp_path, monkeypatch, capsys):
     for a, b in zip(before[4:], after[4:], strict=True):  # behind the chosen layer
         np.testing.assert_array_equal(a, b)
     assert len(list(tmp_path.glob("tuned/model.*.weights.h5"))) == 5
+
+
+def test_logits_are_taken_as_they_are(tmp_path):
+    """A model without its softmax gives the same mined images and the same samples."""
+    model, checkpoints = own_model(tmp_path)
+    *_, last = model.layers
+    logits = keras.layers.Dense(4, name="logits")(last.input)
+    without = keras.Model(model.inputs[0], logits)
+    x, y = patterns(240, seed=1)
+    x = x / np.float32(255)
+    unnamed = {}
+    for epoch, path in checkpoints.items():
+        model.load_weights(path)
+        without.set_weights(model.get_weights())
+        unnamed[epoch] = str(tmp_path / f"logits_{epoch}.weights.h5")
+        without.save_weights(unnamed[epoch])
+    mined = mine(checkpoints, x, y, model, "conv2")
+    of_logits = mine(unnamed, x, y, without, "conv2")
+    np.testing.assert_array_equal(mined.index, of_logits.index)
+    np.testing.assert_array_equal(mined.epoch, of_logits.epoch)
+    np.testing.assert_allclose(mined.probability, of_logits.probability, rtol=1e-4)
+    for name in "fgsm", "pgd":
+        samples, success = attack(name, model, x[:20], y[:20])
+        same, also = attack(name, without, x[:20], y[:20])
+        np.testing.assert_allclose(samples, same, atol=1e-4)
+        np.testing.assert_array_equal(success, also)
+    slices = [slice_model(one, x, y, 0.5)["conv2"].mask for one in (model, without)]
+    np.testing.assert_array_equal(*slices)

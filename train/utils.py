@@ -148,6 +148,13 @@ def predict_batches(model, batches):
     return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
 
+def ends_in_softmax(model):
+    """Whether a classifier's output are probabilities, and not logits."""
+    last = model.layers[-1]
+    softmax = keras.activations.softmax
+    return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is softmax
+
+
 def up_to(model, layer_name):
     """The model up to a layer, whose activations become the output. The weights are shared.
 

@@ -17,8 +17,9 @@ from adv.attacks.fixed import attack_at_epsilons
 from adv.attacks.gradient_sign import bim, fgsm, pgd
 from adv.attacks.perturbations import norms
 from adv.attacks.saliency_map import jsma
+from train.arrays import check_arrays
 from train.flags import UserError
-from train.utils import set_seed
+from train.utils import pixels, set_seed
 
 __all__ = ["attack", "norms"]
 
@@ -28,13 +29,14 @@ MINIMAL = {"fgsm": fgsm, "bim": bim, "pgd": pgd, "cw": cw, "jsma": jsma}
 
 
 def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None, progress=None):
-    """Adversarial images of a Keras softmax classifier.
+    """Adversarial images of a Keras classifier.
 
     Args:
         name: fgsm, bim, pgd, cw or jsma.
-        model: a Keras softmax classifier on pixels in [0, 1], or a BatchedModel of one.
-        x: images, float32 (n, h, w, c) in [0, 1]. y: int labels (n,). Images that the model gets
-            wrong are returned unchanged, as successes.
+        model: a Keras classifier of pixels in [0, 1], with a softmax or with logits as its output,
+            or a BatchedModel of one.
+        x: images (n, h, w, c), float32 in [0, 1] or uint8. y: int labels (n,). Images that the
+            model gets wrong are returned unchanged, as successes.
         mode: "minimal" or "fixed".
         epsilons: in mode fixed the size of the perturbation (fgsm, bim, pgd: Linf; cw: L2; jsma:
             number of features). If there are several, the first that succeeds counts.
@@ -47,7 +49,8 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
         success, bool (n,).
 
     Raises:
-        UserError: an unknown name or mode, mode fixed without epsilon, or images outside [0, 1].
+        UserError: an unknown name or mode, mode fixed without epsilon, or what check_arrays
+            refuses.
     """
     if name not in ATTACKS:
         raise UserError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}.")
@@ -56,17 +59,12 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
             f"mode {mode!r} with epsilon {epsilons}: mode fixed needs an --epsilon, mode minimal "
             f"takes none."
         )
-    x = np.asarray(x, "float32")
+    check_arrays(x, y, None if isinstance(model, BatchedModel) else model)
+    x = pixels(x)
     y = np.asarray(y, "int64")
-    if not (np.isfinite(x).all() and x.min(initial=0) >= 0 and x.max(initial=1) <= 1):
-        raise UserError(
-            "the images are not pixels in [0, 1], or some are NaN: divide 8-bit images by 255."
-        )
     if not isinstance(model, BatchedModel):
         model = BatchedModel.of(model)
     set_seed(seed)
-    if not len(x):
-        return x, np.zeros(0, bool)
     start = StartingPoint.at(model, x, y, seed)
     is_right = start.logits.argmax(axis=1) == y
     result = x.copy()

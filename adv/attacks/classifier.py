@@ -15,6 +15,7 @@ import numpy as np
 from adv.attacks.losses import log_odds, margin
 from train.backend import accelerators, keras, ops
 from train.flags import UserError
+from train.utils import ends_in_softmax
 
 # ------------------------------------------------------------------------------ the Foolbox model
 
@@ -32,16 +33,21 @@ class _WithoutSoftmax(keras.layers.Layer):
 
 
 def logits_model(model):
-    """The Keras model of a softmax classifier's logits, on the same layers."""
+    """The Keras model of a classifier's logits, on the same layers.
+
+    Raises UserError for a model that ends in neither a softmax nor a dense layer of logits.
+    """
     last = model.layers[-1]
     kind = type(last).__name__
-    softmax = keras.activations.softmax
-    if kind == "Softmax" or (kind == "Activation" and last.activation is softmax):
-        return keras.Model(model.inputs[0], last.input)
-    if kind == "Dense" and last.activation is softmax:
+    if kind == "Dense" and ends_in_softmax(model):
         return keras.Model(model.inputs[0], _WithoutSoftmax(last)(last.input))
+    if ends_in_softmax(model):
+        return keras.Model(model.inputs[0], last.input)
+    if kind == "Dense" and last.activation is keras.activations.linear:
+        return keras.Model(model.inputs[0], last.output)
     raise UserError(
-        f"attacks need a classifier that ends in a softmax; this one ends in {last.name}, a {kind}."
+        f"attacks need a classifier that ends in a softmax or in a dense layer of logits; this one "
+        f"ends in {last.name}, a {kind}: add keras.layers.Softmax()."
     )
 
 

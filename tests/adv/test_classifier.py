@@ -72,8 +72,15 @@ def test_logits_of_a_separate_softmax(subject):
     expected = ops.convert_to_numpy(ops.matmul(x.reshape(2, -1), twin.layers[1].kernel))
     logits = ops.convert_to_numpy(logits_model(twin)(x))
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match="softmax"):
-        logits_model(keras.Sequential([keras.Input((3,)), layers.Dense(2)]))
+    with pytest.raises(UserError, match=r"ends in .*, a Dense: add keras.layers.Softmax"):
+        logits_model(keras.Sequential([keras.Input((3,)), layers.Dense(2, activation="relu")]))
+
+
+def test_logits_as_they_are():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    x = np.ones((4, 3), "float32")
+    logits, expected = (ops.convert_to_numpy(m(x)) for m in (logits_model(model), model))
+    np.testing.assert_array_equal(logits, expected)
 
 
 def test_batches_stay_full():
