@@ -1,6 +1,7 @@
 """How fast each part is, as ratios measured side by side in one run. It is not a test.
 
     python tests/benchmark.py --dataset fashion_mnist --model alexnet --samples 64
+    python tests/benchmark.py --dataset svhn --model vgg16 --parts training,gradients
 
 Needs a trained model (data/prepare.py, train/). Prints:
 
@@ -10,6 +11,7 @@ Needs a trained model (data/prepare.py, train/). Prints:
   compared with predictions one after the other;
 - training: images per second in float32 and bfloat16, with and without augmentation, and
   prediction, on every backend that is installed; the cost of saving an epoch;
+- gradients: milliseconds of a forward pass and of a gradient by the images;
 - attacks: gradients per image, the share of the time outside the model, and each attack against
   plain Foolbox 3 on the same 24 images: a list of epsilons as fine as our search; cw with as many
   steps at the best of four step sizes; jsma, which Foolbox 3 lacks, with a gradient for every
@@ -50,7 +52,7 @@ from train import params
 from train.backend import keras
 from train.checkpoints import load_classifier, load_weights
 from train.fit import EpochKeeper, Run
-from train.flags import options, run_script
+from train.flags import chosen_names, options, run_script
 from train.log import device, peak_memory
 from train.precision import copy_weights, has_bfloat16, in_precision
 from train.study import Study
@@ -62,6 +64,9 @@ model = "lenet"
 seed = 0
 samples = 64
 steps = 50  # of cw, both ways
+parts = "all"  # slicer, mining, scoring, training, gradients, attacks, a list with commas, or all
+
+PARTS = ("slicer", "mining", "scoring", "training", "gradients", "attacks")
 
 TRAINED = 1280  # images of an epoch
 COMPARED = 24  # images that Foolbox 3 attacks, too
@@ -255,12 +260,10 @@ def by_foolbox(name, batched, x, y, sizes, steps):
     return best[1:]
 
 
-def attacks(classifier, x, y, steps):
+def gradients(classifier, x, y):
+    """A forward pass and a gradient by the images, in full batches."""
     batched = BatchedModel.of(classifier)
-    for name in ATTACKS:  # compile everything
-        attack(name, batched, x[:8], y[:8], steps=3)
-    for n in [k for k in batched.SIZES if k <= batched.batch]:
-        batched.logits(x[:n]), batched.gradient(x[:n], y[:n], log_odds)
+    x, y = (np.resize(a, (batched.batch, *a.shape[1:])) for a in (x, y))
     forward, gradient = (
         1e3 * fastest(call, *args) / len(x)
         for call, *args in ((batched.logits, x), (batched.gradient, x, y, log_odds))
@@ -271,6 +274,14 @@ def attacks(classifier, x, y, steps):
     print(
         f"gradient {gradient:.2f} ms, {gradient / forward:.1f} forward passes, {shares[1]:.0f}%\n"
     )
+
+
+def attacks(classifier, x, y, steps):
+    batched = BatchedModel.of(classifier)
+    for name in ATTACKS:  # compile everything
+        attack(name, batched, x[:8], y[:8], steps=3)
+    for n in [k for k in batched.SIZES if k <= batched.batch]:
+        batched.logits(x[:n]), batched.gradient(x[:n], y[:n], log_odds)
     print("attack  images/s  gradients/image  outside the model  success | on the same images:")
     few = slice(COMPARED)
     for name in ATTACKS:
@@ -297,7 +308,7 @@ def attacks(classifier, x, y, steps):
 
 
 def arguments(argv):
-    return options(__doc__, argv, globals())
+    return options(__doc__, argv, globals(), parts=PARTS)
 
 
 def main(argv=None):
@@ -305,16 +316,24 @@ def main(argv=None):
     study = Study.open(args)
     x, y = study.data("train")
     print(f"{args.model} on {args.dataset}, backend {keras.backend.backend()}, {device()}")
-    slicer(study.classifier, x, y)
-    mining(study, x[:4000], y[:4000])
-    scoring(study, x[:2000], y[:2000])
-    rate = training(study, x[:TRAINED], y[:TRAINED])
-    on_other_backends(sys.argv[1:] if argv is None else argv)
-    saving(study, rate)
+    chosen = chosen_names(args.parts, PARTS)
+    if "slicer" in chosen:
+        slicer(study.classifier, x, y)
+    if "mining" in chosen:
+        mining(study, x[:4000], y[:4000])
+    if "scoring" in chosen:
+        scoring(study, x[:2000], y[:2000])
+    if "training" in chosen:
+        rate = training(study, x[:TRAINED], y[:TRAINED])
+        on_other_backends(sys.argv[1:] if argv is None else argv)
+        saving(study, rate)
     few = slice(0, 2 * args.samples + 64)
     right = predict(study.original(), x[few]).argmax(axis=1) == y[few]
-    chosen, labels = pixels(x[few][right][: args.samples]), y[few][right][: args.samples]
-    attacks(study.classifier, chosen, labels, args.steps)
+    samples, labels = pixels(x[few][right][: args.samples]), y[few][right][: args.samples]
+    if "gradients" in chosen:
+        gradients(study.classifier, samples, labels)
+    if "attacks" in chosen:
+        attacks(study.classifier, samples, labels, args.steps)
     print(f"\npeak memory {peak_memory():.2f} GB")
 
 
