@@ -73,16 +73,14 @@ class Difference:
     """DARE minus another method, in points.
 
     value, low, high: the difference and its 95% interval.
-    resampled: the resampled differences, (resamples,).
     sources: number of source models. images: number of images, over all of these.
     """
 
     value: float
     low: float
     high: float
-    resampled: np.ndarray
     sources: int
-    images: int = 0
+    images: int
 
     def over_trainings(self, quantity):
         """(low, high) of the difference in other trainings of the same network.
@@ -106,14 +104,13 @@ def difference(dare, other, read):
     if not first:
         return None
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    resampled = 100 * resampled_means(differences).mean(axis=1)
     value = 100 * plain_means(differences).mean()
     images = sum(values.shape[1] for values in differences)
-    low, high = interval(resampled)
+    low, high = interval(100 * resampled_means(differences).mean(axis=1))
     # Where no two results differ, the bootstrap has no width. By the rule of three up to 3 of n
     # images might have.
     low, high = min(low, value - 300 / images), max(high, value + 300 / images)
-    return Difference(value, low, high, resampled, len(differences), images)
+    return Difference(value, low, high, len(differences), images)
 
 
 def as_columns(difference, prefix=""):

@@ -19,7 +19,7 @@ plt.rcParams |= {"font.size": 9, "svg.hashsalt": "dare", "axes.grid": True, "gri
 # A colour for each family, from the colour-blind safe palette of Okabe and Ito. Within a family
 # methods are told apart by their place and their label.
 COLOURS = dict(zip(FAMILIES, ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73"), strict=True))
-CURVES = {"dare": "#0072B2", "control-finetune": "#009E73"}  # of accuracy_curves
+CURVES = ("dare", "control-finetune")  # of accuracy_curves
 LEGEND_BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
 NORMS = {"linf": "Linf", "l2": "L2"}
 MAX_DISTANCE = 12  # points of clean accuracy below the best, where the trade-off picture ends
@@ -154,7 +154,7 @@ def accuracy_curves(rows):
     lines = points[points["method"] != "original"].groupby(["method", "label", "lr_rate"])
     styles = {method: iter(("-", "--", ":", "-.") * len(lines)) for method in CURVES}
     for (method, label, rate), of_rate in lines:
-        colour, style = CURVES[method], next(styles[method])
+        colour, style = COLOURS[family(method)], next(styles[method])
         axis.plot([], [], style, color=colour, label=f"{label}, rate {rate:g}")
         for (folder, _), line in of_rate.groupby(["folder", "run"]):
             line = line.assign(change=line["selection_accuracy"] - originals[folder])

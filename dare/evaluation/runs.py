@@ -21,6 +21,7 @@ from train.flags import UserError
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "dare" / "paper"
 NETWORK = ["dataset", "model"]
+CHANGES = {"change": "test_accuracy", "selection_change": "selection_accuracy"}
 SETTING = ("per", "choose_layer")  # the settings in which two methods must agree
 TABLE_RULES = {
     "selected_within_1": "the most robust epoch that loses at most 1 point of clean accuracy",
@@ -113,12 +114,9 @@ class RecordedRuns:
             rows[column] = rows.get(column, np.nan)
         for rule in SELECTION_RULES:  # earlier versions had no last_epoch
             rows[rule] = rows.get(rule, pd.Series(False, rows.index)).fillna(False).astype(bool)
-        original = rows[rows["method"] == "original"].groupby("folder")["test_accuracy"].first()
-        rows["change"] = rows["test_accuracy"] - rows["folder"].map(original)
-        selection = (
-            rows[rows["method"] == "original"].groupby("folder")["selection_accuracy"].first()
-        )
-        rows["selection_change"] = rows["selection_accuracy"] - rows["folder"].map(selection)
+        original = rows[rows["method"] == "original"].groupby("folder").first()
+        for change, accuracy in CHANGES.items():
+            rows[change] = rows[accuracy] - rows["folder"].map(original[accuracy])
         self.rows = with_labels(rows)
         tested = self.rows[self.rows["split"] == "test"]
         self.chosen = {rule: tested[tested[rule]] for rule in SELECTION_RULES}

@@ -168,8 +168,8 @@ def robustness_section(cells, rule, published, note=ROBUSTNESS_NOTE):
 
 def differences_section(table):
     dataset, model, rule = table.iloc[0][[*NETWORK, "rule"]]
-    columns = ["method", "attack", "runs", "n", "test", "p"]
-    text = text_table(table[columns].dropna(axis=1, how="all"), p="{:.2g}", n="{:.0f}")
+    columns = ["method", "attack", "runs", *(["n"] if table["n"].any() else []), "test", "p"]
+    text = text_table(table[columns], p="{:.2g}", n="{:.0f}")
     text["p, corrected"] = ["" if pd.isna(p) else f"{p:.2g}" for p in table["p_holm"]]
     values = with_interval(table.drop(columns="n"))
     text.insert(text.columns.get_loc("test"), "DARE minus it", values)

@@ -13,8 +13,7 @@ import pandas as pd
 
 from adv import ATTACKS
 from dare.evaluation.scores import SELECTION_RULES, Scores, loses_too_much
-from dare.workflow.methods import METHODS, unseen_splits
-from train import params
+from dare.workflow.methods import default_rate, unseen_splits
 from train.artifacts import (
     attributes,
     data_sha256,
@@ -242,14 +241,6 @@ def select(models):
     return pd.DataFrame(
         {rule: models.index.isin(b) for rule, b in zip(SELECTION_RULES, best, strict=True)}
     )
-
-
-def default_rate(method, model):
-    """The learning rate of a method unless a number is given (train/params.py)."""
-    kind = METHODS[method].rate
-    if kind == "adv_lr_rate":
-        return params.adv_lr_rate
-    return params.tuning_rate(model, released=kind == "released_lr_rate")
 
 
 def score_study(study):

@@ -6,6 +6,7 @@ A new method is a row here and a script, or a function in dare/controls.py, that
 from dataclasses import dataclass, field
 
 from adv import ATTACKS
+from train import params
 from train.artifacts import tuned_name
 
 # Families of methods, in the order of the tables.
@@ -95,6 +96,14 @@ CONTROLS = tuple(
 def family(method):
     """The family, of FAMILIES, that a method belongs to."""
     return METHODS[method].family
+
+
+def default_rate(method, model):
+    """The learning rate of a method for a network unless a number is given (train/params.py)."""
+    kind = METHODS[method].rate
+    if kind == "adv_lr_rate":
+        return params.adv_lr_rate
+    return params.tuning_rate(model, released=kind == "released_lr_rate")
 
 
 def unseen_splits(*methods):

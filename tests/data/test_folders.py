@@ -1,5 +1,6 @@
 """Folders of images."""
 
+import io
 import struct
 
 import numpy as np
@@ -26,10 +27,7 @@ def smallest_image(monkeypatch):
 
 def write_pngs(folder, files):
     """A data set of one class, `only`, whose training and test images are `files`."""
-    for part in "train", "test":
-        (folder / part / "only").mkdir(parents=True)
-        for i, file in enumerate(files):
-            (folder / part / "only" / f"{i}.png").write_bytes(file)
+    write_images(folder, {f"{i}.png": file for i, file in enumerate(files)})
 
 
 def read_pngs(source):
@@ -170,10 +168,9 @@ def test_exif_orientation_is_applied(home, source, orientation):
     stored = images(1, (9, 11, 3))[0][0]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for part in "train", "test":
-        (source / part / "only").mkdir(parents=True)
-        for name in "0.png", "1.png":
-            Image.fromarray(stored).save(source / part / "only" / name, exif=exif)
+    file = io.BytesIO()
+    Image.fromarray(stored).save(file, "png", exif=exif)
+    write_pngs(source, [file.getvalue()] * 2)
     flipped = stored[:, ::-1]
     expected = {
         1: stored, 2: flipped, 3: stored[::-1, ::-1], 4: stored[::-1],

@@ -163,7 +163,7 @@ def test_the_best_baseline_is_chosen_on_the_validation_part(home):
 )
 def test_the_claim_that_clean_accuracy_is_kept(low, high, expected):
     kept = next(c for c in comparisons.COMPARISONS if c.quantity == "clean")
-    difference = comparisons.Difference(0, low, high, None, 1)
+    difference = comparisons.Difference(0, low, high, sources=1, images=0)
     assert comparisons.conclusion(difference, kept.quantity)[0] == expected
     assert claims.rules_of(kept) == ("selected",)
 

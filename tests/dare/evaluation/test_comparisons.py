@@ -118,10 +118,10 @@ def two_equal_models(images):
 
 @pytest.mark.parametrize(("sources", "factor"), [(1, 3), (4, np.sqrt(3)), (5, 1)])
 def test_the_interval_over_trainings(sources, factor):
-    difference = comparisons.Difference(5, 3, 8, None, sources, 400)
+    difference = comparisons.Difference(5, 3, 8, sources, 400)
     low, high = difference.over_trainings("robustness")
     assert (low, high) == pytest.approx((5 - 2 * factor, 5 + 3 * factor))
-    low, high = comparisons.Difference(0, -1, 1, None, 1, 700).over_trainings("clean")
+    low, high = comparisons.Difference(0, -1, 1, 1, 700).over_trainings("clean")
     assert high == -low == pytest.approx(np.sqrt(2))
 
 
