@@ -27,6 +27,7 @@ precision = None  # of training: "float32", "bfloat16", or None: bfloat16 if the
 chosen_layer = {
     "alexnet": "conv5",
     "lenet": "conv3",
+    "resnet20": "stage3_block3_relu",
     "vgg16": "block5_conv3_relu",
     "vgg19": "block5_conv4_relu",
 }
@@ -40,12 +41,12 @@ smallest_image = 8
 # Adam's learning rate in tuning, by network or family of networks. The released code writes
 # "10e-3" for AlexNet and "10e-7" for VGG. With 1e-3 AlexNet loses clean accuracy, and dare-sl and
 # dare-last end at chance.
-network_lr_rate = {"alexnet": 1e-4, "lenet": 1e-3, "vgg": 1e-6}
-released_lr_rate = {"alexnet": 1e-2, "vgg": 1e-6}  # the released code, taken literally
+network_lr_rate = {"alexnet": 1e-4, "lenet": 1e-3, "resnet": 1e-4, "vgg": 1e-6}
+released_lr_rate = {"alexnet": 1e-2, "resnet": 1e-2, "vgg": 1e-6}  # the released code, taken literally
 
 # How many of the first layers dare-sl and adversarial training freeze. As in the released code, the
 # input layer counts and our normalisation does not. Networks that are not listed freeze none.
-frozen = {"alexnet": 5, "lenet": 5, "vgg16": 20, "vgg19": 20}
+frozen = {"alexnet": 5, "lenet": 5, "resnet20": 25, "vgg16": 20, "vgg19": 20}
 
 # -------------------------------------------------------------------------------------- training
 
@@ -56,23 +57,28 @@ momentum = 0.9  # SGD with Nesterov momentum
 # (first epoch of 200, learning rate from there on)
 milestones = {
     "alexnet": ((0, 0.01), (80, 0.005), (160, 0.001)),
+    "resnet": ((0, 0.1), (100, 0.01), (150, 0.001)),  # as He et al.
     "vgg": ((0, 0.01), (60, 0.002), (120, 0.0004), (160, 0.00008)),
 }
 
 # The rates are divided by 1 + decay * steps taken, as SGD's decay does in the released code.
-decay = {"alexnet": 0, "vgg": 5e-4}
+decay = {"alexnet": 0, "resnet": 0, "vgg": 5e-4}
 
 # Random shifts: the largest, as a share of height and width, and how the border is filled: with the
 # mean image of x_train ("constant": 0 after the mean is subtracted) or the nearest pixel ("edge").
-shift = {"alexnet": (0.125, "constant"), "vgg": (0.1, "edge")}
+shift = {
+    "alexnet": (0.125, "constant"),
+    "resnet": (0.125, "constant"),
+    "vgg": (0.1, "edge"),
+}
 
 # Data sets whose images change their meaning when they are mirrored.
 no_flip = ("svhn", "digits")
 
 
 def network_family(model):
-    """The family whose schedule, augmentation and rates a network uses: "vgg" or "alexnet"."""
-    return "vgg" if model.startswith("vgg") else "alexnet"
+    """The family whose schedule, augmentation and rates a network uses; by default "alexnet"."""
+    return next((family for family in ("resnet", "vgg") if model.startswith(family)), "alexnet")
 
 
 def batch_size(images):

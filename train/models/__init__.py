@@ -8,11 +8,12 @@ its first layer. The statistics are constants of that layer and are saved with t
 import numpy as np
 
 from train.backend import keras
-from train.models import alexnet, lenet, vgg
+from train.models import alexnet, lenet, resnet, vgg
 
 NETWORKS = {
     "alexnet": alexnet.build,
     "lenet": lenet.build,
+    "resnet20": resnet.build20,
     "vgg16": vgg.build16,
     "vgg19": vgg.build19,
 }
