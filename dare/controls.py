@@ -52,10 +52,12 @@ from train.artifacts import (
 )
 from train.checkpoints import load_weights, save_weights
 from train.fine_tuning import FineTuning, fine_tune_study
+from train.fit import random_stream
 from train.flags import chosen_names, options, run_script
+from train.graph import layers_by_path, up_to
 from train.log import progress, stage
 from train.study import Study
-from train.utils import Rows, pixels, up_to
+from train.utils import Rows, pixels
 
 dataset = "digits"
 model = "lenet"
@@ -194,7 +196,7 @@ def is_batch_norm(layer):
 
 def differs_in_training(layer):
     """Whether a layer behaves differently in training: batch normalisation, dropout, noise."""
-    return is_batch_norm(layer) or hasattr(layer, "seed_generator")
+    return is_batch_norm(layer) or random_stream(layer) is not None
 
 
 def keep_original(study, settings, epochs):
@@ -253,7 +255,7 @@ def average_weights(classifier, paths):
 
 def estimate_batch_norm(classifier, x, batch=250):
     """Set the statistics of batch normalisation to their mean over batches of x (n, h, w, c)."""
-    layers = [layer for layer in classifier.layers if is_batch_norm(layer)]
+    layers = list(filter(is_batch_norm, layers_by_path(classifier).values()))
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

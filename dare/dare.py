@@ -18,17 +18,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dare.get_ats import MinedImages
-from dare.nnslicer import key_neurons, load_slice
+from dare.nnslicer import load_slice
+from dare.slicing.key_neurons import key_neurons_of
+from dare.slicing.kinds import kernel_of, mask_of_kernel
 from train import params
 from train.arrays import check_arrays
-from train.artifacts import epochs_in, fingerprint, sha256, slice_path, targets_path, tuned_folder
+from train.artifacts import (
+    epochs_in,
+    fingerprint,
+    path_text,
+    sha256,
+    slice_path,
+    targets_path,
+    tuned_folder,
+)
 from train.backend import keras, ops
 from train.fine_tuning import LabelledImages
 from train.fit import Run, fit
 from train.flags import UserError, options, run_script
+from train.graph import layers_by_path, up_to
 from train.log import stage
 from train.study import Study
-from train.utils import Batches, Rows, pixels, set_seed, up_to
+from train.utils import Batches, Rows, pixels, set_seed
 
 dataset = "digits"
 model = "lenet"
@@ -64,23 +75,29 @@ def transform(classifier, choose_layer, masks=None):
     same weights and none of the regularisers of training.
 
     Args:
-        classifier: Keras model. choose_layer: name of the chosen layer.
-        masks: the slice, {layer name: bool (n_in, n_out)}; kernels move inside it only. None: all
+        classifier: Keras model. choose_layer: path of the chosen layer, as in "backbone/conv3".
+        masks: the slice, {path: bool mask of SlicedLayer}; kernels move inside it only. None: all
             weights move.
     """
+    path_of = {id(layer): path for path, layer in layers_by_path(classifier).items()}
 
     def copy_layer(layer):
+        if not isinstance(layer, keras.layers.Layer):  # an operation, such as a sum of tensors
+            return layer
         config = layer.get_config()
         config |= {name: None for name in config if name.endswith("_regularizer")}
+        config["name"] = path_text(path_of[id(layer)])
         return type(layer).from_config(config)
 
     part = up_to(classifier, choose_layer)
     regression = keras.models.clone_model(part, clone_function=copy_layer)
-    synchronise(part, regression)
-    for layer in regression.layers:
-        if masks and layer.name in masks:
-            kernel_before = ops.copy(ops.convert_to_tensor(layer.kernel))
-            layer.kernel.constraint = InsideSlice(masks[layer.name], kernel_before)
+    synchronise(classifier, regression)
+    copies = layers_by_path(regression)
+    for path, mask in (masks or {}).items():
+        if copy := copies.get(path_text(path)):
+            kernel = kernel_of(copy)
+            kernel_before = ops.copy(ops.convert_to_tensor(kernel))
+            kernel.constraint = InsideSlice(mask_of_kernel(copy, mask), kernel_before)
     return regression
 
 
@@ -90,10 +107,11 @@ def synchronise(regression, classifier):
     The layers after the chosen one, which the regression model lacks, stay as they are. With the
     arguments exchanged it copies the classifier's weights into the regression model.
     """
-    names = {layer.name for layer in regression.layers}
-    for layer in classifier.layers:
-        if layer.name in names and layer.weights:
-            layer.set_weights(regression.get_layer(layer.name).get_weights())
+    sources = {path_text(path): layer for path, layer in layers_by_path(regression).items()}
+    for path, layer in layers_by_path(classifier).items():
+        source = sources.get(path_text(path))
+        if source is not None and layer.weights:
+            layer.set_weights(source.get_weights())
             if hasattr(layer, "finalize_state"):  # a Normalization layer that was adapted
                 layer.finalize_state()
 
@@ -236,23 +254,6 @@ def provenance_of(classifier, mined, tuning):
         "seed": str(tuning.seed),
         "sha256": fingerprint(*arrays),
     }
-
-
-def key_neurons_of(classifier, choose_layer, slices, per):
-    """The key neurons of a layer, by the contributions of the last sliced layer up to it.
-
-    slices: {layer name: SlicedLayer}. Returns bool (classes, neurons).
-    Raises UserError for a layer whose outputs are not the neurons of a sliced layer.
-    """
-    names = [layer.name for layer in classifier.layers]
-    sliced = [name for name in names[: names.index(choose_layer) + 1] if name in slices]
-    neurons = classifier.get_layer(choose_layer).output.shape[-1]
-    if not sliced or slices[sliced[-1]].contribution.shape[1] != neurons:
-        raise UserError(
-            f"--choose_layer {choose_layer} has no neurons of its own: choose a dense or "
-            f"convolutional layer, or a layer that follows one."
-        )
-    return key_neurons(slices[sliced[-1]].contribution, per)
 
 
 # ----------------------------------------------------------------------------- inputs of tuning

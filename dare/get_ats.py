@@ -35,9 +35,10 @@ from train.artifacts import (
 )
 from train.checkpoints import load_weights
 from train.flags import UserError, options, run_script
+from train.graph import up_to
 from train.log import progress, stage
 from train.study import Study
-from train.utils import Rows, ends_in_softmax, predict, up_to
+from train.utils import Rows, ends_in_softmax, predict
 
 dataset = "digits"
 model = "lenet"

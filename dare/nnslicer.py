@@ -4,8 +4,8 @@
 
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
 slice_<per>.h5 there, with mask, class_mask, contribution and relative_activation of every dense and
-convolutional layer. The slicer works on any feed-forward chain of the Keras layers in SLICED and
-PASSED_ON; it knows no layer names and no shapes.
+convolutional layer. The slicer works on any acyclic graph of the layers in dare/slicing/kinds.py;
+it knows no layer names and no shapes.
 """
 
 import sys
@@ -17,12 +17,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
-from dare.slicing.ranking import largest, map_blocks
+from dare.slicing.kinds import (
+    check_step,
+    contributions_of_inputs,
+    has_synapses,
+    split_separable,
+    synapses_of,
+)
+from dare.slicing.ranking import ceil_share, map_blocks
 from train import params
 from train.arrays import check_arrays
-from train.artifacts import already_made, atomic_write, set_attributes, slice_path
-from train.backend import keras, ops
+from train.artifacts import already_made, atomic_write, path_text, set_attributes, slice_path
+from train.backend import ops
 from train.flags import UserError, options, run_script
+from train.graph import part_of, steps_of
 from train.log import progress, stage
 from train.study import Study
 from train.utils import predict
@@ -32,19 +40,6 @@ model = "lenet"
 seed = 0
 per = params.per  # share of each neuron's synapses in the slice; a larger `per`, a larger slice
 
-# Layers with synapses.
-SLICED = ("Dense", "Conv1D", "Conv2D", "Conv3D")
-# Layers that pass contributions on unchanged: they change the scale, sign or resolution of a
-# channel, but not which channel it is. Flatten adds up the positions of a channel. After global
-# pooling a channel has no positions, and before it its activation is their mean.
-PASSED_ON = (
-    *("Normalization", "Rescaling", "BatchNormalization", "LayerNormalization"),
-    *("GroupNormalization", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax"),
-    *("Dropout", "SpatialDropout2D", "GaussianNoise", "ZeroPadding2D", "Flatten"),
-    *(f"{kind}Pooling{d}D" for kind in ("Max", "Average") for d in (1, 2, 3)),
-    *(f"{kind}Pooling{d}D" for kind in ("GlobalMax", "GlobalAverage") for d in (1, 2, 3)),
-)
-
 IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 
 
@@ -52,7 +47,8 @@ IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 class SlicedLayer:
     """The slice of one dense or convolutional layer, with n_in inputs and n_out neurons.
 
-    mask: bool (n_in, n_out), the synapses in the model's slice. All taps of a kernel share one.
+    mask: bool (n_in, n_out), the synapses in the model's slice. All taps of a kernel share one. In
+        a grouped convolution, n_in is the number of inputs of a group.
     class_mask: bool (classes, n_in, n_out), the synapses in the slice of each class.
     contribution: float32 (classes, n_out), CONTRIB of each neuron to each class.
     relative_activation: float32 (classes, n_out), D of each neuron.
@@ -68,13 +64,15 @@ def slice_model(model, x, y, per):
     """The slices of a classifier (NNSlicer, FSE 2020, section 4).
 
     Args:
-        model: a chain of Keras layers of the kinds above that ends in one output for each class.
+        model: a Keras model of the kinds of layers in dare/slicing/kinds.py, with one output for
+            each class. Its layers may form any acyclic graph, and models may be layers.
         x: images (n, h, w, c), uint8 or float32 pixels as the model takes them.
         y: int labels (n,), with images of every class.
         per: share of each neuron's synapses in the slice, in (0, 1].
 
     Returns:
-        {layer name: SlicedLayer}, from the first layer to the last.
+        {path of a layer: SlicedLayer}, from the first layer to the last. The path is the layer's
+        name, or for a model inside the model, such as "backbone/conv3".
 
     Raises:
         UserError: a layer that the slicer cannot handle, a class without images, a wrong `per`, or
@@ -82,62 +80,38 @@ def slice_model(model, x, y, per):
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
-    layers = layer_chain(model)
+    steps = graph_of(model)
     check_arrays(x, y, model)
-    return slice_backwards(layers, relative_activations(model, layers, x, y), per)
+    return slice_backwards(steps, relative_activations(model, steps, x, y), per)
 
 
-def layer_chain(model):
-    """The layers from the model's input to its output.
+def graph_of(model):
+    """The steps from the model's input to its output (train.graph.Step).
 
-    Raises UserError if they do not form a chain, or one is of a kind that is not handled.
+    Raises UserError if one is of a kind that is not handled, or has synapses and is used twice.
     """
-    layers = [layer for layer in model.layers if type(layer).__name__ != "InputLayer"]
-    tensor = model.inputs[0]
-    for layer in layers:
-        check_layer(layer)
-        if layer.input is not tensor:
-            raise UserError(
-                f"the slicer cannot handle layer {layer.name}: its input is not the output of the "
-                f"layer before it, so the model is not a chain."
-            )
-        tensor = layer.output
-    if not any(is_sliced(layer) for layer in layers):
+    steps = steps_of(model)
+    for step in steps:
+        check_step(step)
+    sliced = [step.path for step in steps if has_synapses(step.layer)]
+    if not sliced:
         raise UserError("the slicer found no dense or convolutional layer in this model.")
-    return layers
-
-
-def check_layer(layer):
-    """Raise UserError if the slicer cannot handle a layer."""
-    kind = type(layer).__name__
-    if kind not in SLICED + PASSED_ON:
-        known = ", ".join(SLICED + PASSED_ON)
-        raise UserError(
-            f"the slicer cannot handle layer {layer.name}, a {kind}: it handles {known}."
-        )
-    if kind.startswith("Conv") and (layer.groups, layer.data_format) != (1, "channels_last"):
-        raise UserError(
-            f"the slicer cannot handle layer {layer.name}: convolutions must have one group, "
-            f"channels last."
-        )
-
-
-def is_sliced(layer):
-    return type(layer).__name__ in SLICED
+    if twice := [path for path in sliced if sliced.count(path) > 1]:
+        raise UserError(f"the slicer cannot handle layer {twice[0]}: it is used more than once.")
+    return [part for step in steps for part in split_separable(step)]
 
 
 # --------------------------------------------------------------------------- relative activation
 
 
-def relative_activations(model, layers, x, y):
-    """D of every neuron at the input and output of every layer, in one pass over the images.
+def relative_activations(model, steps, x, y):
+    """D of every neuron at the inputs and outputs of all layers, in one pass over the images.
 
     D_n(c) = mean activation of neuron n over the images of class c, minus its mean over all images.
     The activation of a channel is its mean over positions.
 
     Returns:
-        A list of float64 (classes, neurons): D[k] at the input of layers[k], D[k + 1] at its
-        output.
+        {id of a tensor: float64 (classes, neurons)} for the tensors of the steps.
     """
     classes = model.outputs[0].shape[-1]
     y = np.asarray(y, "int64")
@@ -146,18 +120,19 @@ def relative_activations(model, layers, x, y):
         found = np.unique(y).tolist()
         raise UserError(f"the slicer needs images of all {classes} classes: there are {found}.")
 
-    tensors = [model.inputs[0], *(layer.output for layer in layers)]
-    neurons_model = keras.Model(model.inputs[0], [mean_over_positions(t) for t in tensors])
-    class_sums = [np.zeros((classes, tensor.shape[-1])) for tensor in tensors]
+    tensors = {id(tensor): tensor for step in steps for tensor in (*step.inputs, step.output)}
+    neurons_model = part_of(model, [mean_over_positions(t) for t in tensors.values()])
+    class_sums = [np.zeros((classes, tensor.shape[-1])) for tensor in tensors.values()]
     for first in progress(range(0, len(x), IMAGES_AT_ONCE), desc="activations"):
         rows = slice(first, first + IMAGES_AT_ONCE)
         is_of_class = np.eye(classes)[y[rows]].T  # (classes, images)
         activations = predict(neurons_model, x[rows])
         for class_sum, activation in zip(class_sums, activations, strict=True):
             class_sum += is_of_class @ activation
-    return [
-        class_sum / counts[:, None] - class_sum.sum(axis=0) / len(y) for class_sum in class_sums
-    ]
+    return {
+        key: class_sum / counts[:, None] - class_sum.sum(axis=0) / len(y)
+        for key, class_sum in zip(tensors, class_sums, strict=True)
+    }
 
 
 def mean_over_positions(tensor):
@@ -169,32 +144,65 @@ def mean_over_positions(tensor):
 # -------------------------------------------------------------------- contributions and slices
 
 
-def slice_backwards(layers, relative_activation, per):
+def slice_backwards(steps, relative_activation, per):
     """Contributions from the output backwards, and the slice of every layer on the way.
 
-    relative_activation: of `relative_activations`. Returns {layer name: SlicedLayer}.
+    steps: of `graph_of`. relative_activation: of `relative_activations`. Returns {path:
+    SlicedLayer}, from the first layer to the last.
     """
+    output = id(steps[-1].output)
     # CONTRIB_out(c) = D_out(c) for the output neuron of class c, and 0 for the others.
-    contribution = np.diag(np.diag(relative_activation[-1]))
+    contributions = {output: np.diag(np.diag(relative_activation[output]))}
     slices = {}
-    for k, layer in reversed(list(enumerate(layers))):
-        d_in = relative_activation[k]
-        d_out = relative_activation[k + 1]
-        if is_sliced(layer):
-            weights = summed_taps(layer)
-            slices[layer.name], contribution = slice_layer(weights, contribution, d_out, d_in, per)
-        elif type(layer).__name__ == "Flatten":
-            # A channel's contribution is the sum over its positions.
-            positions = contribution.reshape(len(contribution), -1, layer.input.shape[-1])
-            contribution = positions.sum(axis=1)
+    for step in reversed(steps):
+        contribution = contributions.pop(id(step.output), None)
+        if contribution is None:  # the layer does not lead to the output
+            continue
+        if has_synapses(step.layer):
+            weights, groups = synapses_of(step.layer)
+            d_out = relative_activation[id(step.output)]
+            d_in = relative_activation[id(step.inputs[0])]
+            sliced, below = slice_groups(weights, groups, contribution, d_out, d_in, per)
+            slices[step.path] = sliced
+            of_inputs = [below]
+        else:
+            of_inputs = contributions_of_inputs(step, contribution)
+        for tensor, part in zip(step.inputs, of_inputs, strict=True):
+            # A tensor that several layers take gets the sum of what they pass back.
+            contributions[id(tensor)] = contributions.get(id(tensor), 0) + part
     return dict(reversed(slices.items()))
 
 
-def summed_taps(layer):
-    """Weights (n_in, n_out) of a dense or convolutional layer, with a kernel's taps summed."""
-    kernel = ops.convert_to_numpy(layer.kernel)
-    taps = tuple(range(kernel.ndim - 2))
-    return kernel.sum(axis=taps, dtype="float64") if taps else kernel
+def slice_groups(weights, groups, contribution, d_out, d_in, per):
+    """The slice of a layer whose inputs and neurons form groups, as slice_layer for each group.
+
+    Input j is in group j // (n_in / groups) and neuron i in i // (n_out / groups); synapses connect
+    neurons of the same group. weights: (inputs of a group, n_out); the others as in slice_layer.
+    """
+    if groups == 1:
+        return slice_layer(weights, contribution, d_out, d_in, per)
+    if len(weights) == 1:
+        return slice_depthwise(weights, contribution, d_out, d_in)
+    neurons = [np.split(array, groups, axis=1) for array in (weights, contribution, d_out)]
+    inputs = np.split(d_in, groups, axis=1)
+    of_groups = [slice_layer(*arrays, per) for arrays in zip(*neurons, inputs, strict=True)]
+    slices, below = zip(*of_groups, strict=True)
+    arrays = {
+        field.name: np.concatenate([getattr(part, field.name) for part in slices], axis=-1)
+        for field in fields(SlicedLayer)
+    }
+    return SlicedLayer(**arrays), np.concatenate(below, axis=1)
+
+
+def slice_depthwise(weights, contribution, d_out, d_in):
+    """As slice_groups for groups of one input: a neuron's only synapse is always in the slice."""
+    classes, n_in = d_in.shape
+    sign = np.sign(contribution * d_out * weights).reshape(classes, n_in, -1)
+    everything = np.ones((classes, *weights.shape), bool)
+    sliced = SlicedLayer(
+        everything[0], everything, contribution.astype("float32"), d_out.astype("float32")
+    )
+    return sliced, sign.sum(axis=2) * np.sign(d_in)
 
 
 def slice_layer(weights, contribution, d_out, d_in, per):
@@ -272,16 +280,6 @@ def votes_then_ties(votes, ties, classes):
     return 4 * classes * votes.astype("float64") + ties
 
 
-def ceil_share(per, n):
-    """ceil(per * n) of the product as it is written: 0.05 * 20 is 1, whatever its rounding."""
-    return int(np.ceil(round(per * n, 9)))
-
-
-def key_neurons(contribution, per):
-    """The ceil(per * n) neurons with the largest contribution to each class: bool (classes, n)."""
-    return largest(np.asarray(contribution, "float64"), ceil_share(per, contribution.shape[1]))
-
-
 # -------------------------------------------------------------------------------- the slice file
 
 
@@ -290,8 +288,8 @@ def save_slice(path, slices, provenance):
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, provenance)
         for order, (name, sliced) in enumerate(slices.items()):
-            group = file.create_group(name)
-            group.attrs["order"] = order
+            group = file.create_group(path_text(name))
+            group.attrs.update({"order": order, "path": name})
             for field in fields(sliced):
                 array = getattr(sliced, field.name)
                 compression = "lzf" if array.dtype == bool else None
@@ -299,11 +297,14 @@ def save_slice(path, slices, provenance):
 
 
 def load_slice(file):
-    """{layer name: SlicedLayer, without class_mask} of an open slice file, from first to last."""
-    names = sorted(file, key=lambda name: file[name].attrs["order"])
-    arrays = ("mask", "contribution", "relative_activation")
-    found = {name: {array: file[name][array][()] for array in arrays} for name in names}
-    return {name: SlicedLayer(class_mask=None, **arrays) for name, arrays in found.items()}
+    """{path of a layer: SlicedLayer, without class_mask} of an open slice file, first to last."""
+    groups = sorted(file.values(), key=lambda group: group.attrs["order"])
+    names = ("mask", "contribution", "relative_activation")
+    slices = {}
+    for group in groups:
+        arrays = {name: group[name][()] for name in names}
+        slices[group.attrs["path"]] = SlicedLayer(class_mask=None, **arrays)
+    return slices
 
 
 def main(argv=None):

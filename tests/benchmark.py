@@ -38,7 +38,7 @@ import eagerpy as ep
 import foolbox
 import numpy as np
 from attack_cases import size
-from test_nnslicer import naive
+from naive_slicer import Naive
 
 from adv import ATTACKS
 from adv.attacks import attack
@@ -47,17 +47,18 @@ from adv.attacks.losses import log_odds
 from adv.attacks.saliency_map import SaliencyMapAttack
 from dare.evaluation.selection import Part, score
 from dare.get_ats import historical_checkpoints, mine
-from dare.nnslicer import layer_chain, relative_activations, slice_backwards
+from dare.nnslicer import graph_of, relative_activations, slice_backwards
 from train import params
 from train.backend import keras
 from train.checkpoints import load_classifier, load_weights
 from train.fit import EpochKeeper, Run
 from train.flags import chosen_names, options, run_script
+from train.graph import up_to
 from train.log import device, peak_memory
 from train.precision import copy_weights, has_bfloat16, in_precision
 from train.study import Study
 from train.train import compiled, train_batches
-from train.utils import Batches, pixels, predict, up_to
+from train.utils import Batches, pixels, predict
 
 dataset = "digits"
 model = "lenet"
@@ -106,15 +107,15 @@ def peak(size=2048):
 
 
 def slicer(classifier, x, y):
-    layers = layer_chain(classifier)
-    relative = relative_activations(classifier, layers, x[:256], y[:256])
-    fast = fastest(slice_backwards, layers, relative, 0.95, times=5)
+    steps = graph_of(classifier)
+    relative = relative_activations(classifier, steps, x[:256], y[:256])
+    fast = fastest(slice_backwards, steps, relative, 0.95, times=5)
     # On the whole network the naive loop would take minutes: a part with as many inputs a neuron.
     small = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.AveragePooling2D(7)])
     small.add(keras.layers.Flatten())
     for units in (2048, 16, int(y.max()) + 1):
         small.add(keras.layers.Dense(units, "softmax" if units < 16 else "relu"))
-    slow, _ = seconds(naive, small, pixels(x[:64]), y[:64], 0.95)
+    slow, _ = seconds(Naive, small, pixels(x[:64]), y[:64], 0.95)
     count, of_naive = (
         sum(int(np.prod(w.kernel.shape[-2:])) for w in m.layers if hasattr(w, "kernel"))
         for m in (classifier, small)

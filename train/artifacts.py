@@ -52,7 +52,7 @@ def slice_path(folder, per):
 
 
 def targets_path(folder, layer):
-    return Path(folder) / f"ats_{layer}.h5"
+    return Path(folder) / f"ats_{path_text(layer)}.h5"
 
 
 def samples_path(folder, attack):
@@ -65,13 +65,13 @@ def tuned_name(method, choose_layer=None, per=None, batches=None, lr_rate=None, 
     Numbers may be given as text, and any setting as a {wildcard} of the graph.
     """
     settings = {"": choose_layer, "per": per, "batches": batches, "lr": lr_rate, "run": run}
-    parts = [f"{key}{number_text(value)}" for key, value in settings.items() if value is not None]
+    parts = [f"{key}{path_text(value)}" for key, value in settings.items() if value is not None]
     return "_".join([method, *parts])
 
 
-def number_text(number):
-    """A number as it stands in a path: 0.5, 1e-05; text stays as it is."""
-    return f"{number:g}" if isinstance(number, float) else str(number)
+def path_text(setting):
+    """A number or the name of a layer as it stands in a path: 0.5, 1e-05, backbone.conv3."""
+    return f"{setting:g}" if isinstance(setting, float) else str(setting).replace("/", ".")
 
 
 def tuned_folder(folder, method, **settings):

@@ -7,6 +7,7 @@ import numpy as np
 from train.artifacts import tuned_folder
 from train.backend import keras
 from train.fit import Run, fit
+from train.graph import layers_by_path, up_to
 from train.log import stage
 from train.utils import Batches, pixels, set_seed
 
@@ -18,7 +19,7 @@ class FineTuning:
     loss: "mse" (on the softmax and one-hot labels) or "categorical_crossentropy".
     lr_rate: of Adam.
     frozen: how many of the first layers are frozen. The input counts, the normalisation does not.
-    last_layer: name of the last layer that is tuned; None: the last layer of the network.
+    last_layer: path of the last layer that is tuned; None: the last layer of the network.
     batch: images in a step. 32 is the default of Keras's fit, which the released code uses.
     seed: of the order of the images, a tuple of numbers.
     """
@@ -69,12 +70,11 @@ def fine_tune(classifier, data, tuning, run):
 
 
 def freeze_layers(classifier, frozen, last_layer=None):
-    """Freeze the first layers of a classifier, and those after `last_layer`."""
-    layers = [layer for layer in classifier.layers if type(layer).__name__ != "Normalization"]
-    names = [layer.name for layer in layers]
-    end = len(layers) if last_layer is None else names.index(last_layer) + 1
-    for number, layer in enumerate(layers):
-        layer.trainable = frozen <= number < end
+    """Freeze the first layers of a classifier, and those that do not lead to `last_layer`."""
+    layers = [x for x in layers_by_path(classifier).values() if type(x).__name__ != "Normalization"]
+    leading = layers if last_layer is None else up_to(classifier, last_layer).layers
+    for number, layer in enumerate(layers, 1):  # the input is number 0
+        layer.trainable = frozen <= number and layer in leading
 
 
 def drop_weight_penalties(model):

@@ -20,9 +20,15 @@ from train.artifacts import (
 from train.backend import keras
 from train.checkpoints import load_weights, save_weights
 from train.flags import UserError
+from train.graph import layers_by_path
 from train.utils import set_seed
 
 LOG_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+def random_stream(layer):
+    """The random numbers of dropout, noise or augmentation; None for other layers."""
+    return getattr(layer, "seed_generator", None) or getattr(layer, "generator", None)
 
 
 @dataclass
@@ -188,11 +194,11 @@ class EpochKeeper(keras.callbacks.Callback):
         seed = (*self.batches.seed, epoch)
         if keras.backend.backend() == "torch":  # its dropout draws from the process's generator
             set_seed(*seed)
-        for layer in self.model.layers:
-            if hasattr(layer, "seed_generator"):
+        for layer in layers_by_path(self.model).values():
+            if stream := random_stream(layer):
                 layer_name = [ord(letter) for letter in layer.name]
                 state = np.random.SeedSequence([*seed, *layer_name]).generate_state(2)
-                layer.seed_generator.state.assign(state.astype("uint32"))
+                stream.state.assign(state.astype("uint32"))
 
     def on_epoch_end(self, epoch, logs=None):
         epoch += 1

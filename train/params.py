@@ -42,7 +42,8 @@ smallest_image = 8
 # "10e-3" for AlexNet and "10e-7" for VGG. With 1e-3 AlexNet loses clean accuracy, and dare-sl and
 # dare-last end at chance.
 network_lr_rate = {"alexnet": 1e-4, "lenet": 1e-3, "resnet": 1e-4, "vgg": 1e-6}
-released_lr_rate = {"alexnet": 1e-2, "resnet": 1e-2, "vgg": 1e-6}  # the released code, taken literally
+# The released code, taken literally; it has no ResNet.
+released_lr_rate = {"alexnet": 1e-2, "resnet": 1e-2, "vgg": 1e-6}
 
 # How many of the first layers dare-sl and adversarial training freeze. As in the released code, the
 # input layer counts and our normalisation does not. Networks that are not listed freeze none.
@@ -66,11 +67,7 @@ decay = {"alexnet": 0, "resnet": 0, "vgg": 5e-4}
 
 # Random shifts: the largest, as a share of height and width, and how the border is filled: with the
 # mean image of x_train ("constant": 0 after the mean is subtracted) or the nearest pixel ("edge").
-shift = {
-    "alexnet": (0.125, "constant"),
-    "resnet": (0.125, "constant"),
-    "vgg": (0.1, "edge"),
-}
+shift = {"alexnet": (0.125, "constant"), "resnet": (0.125, "constant"), "vgg": (0.1, "edge")}
 
 # Data sets whose images change their meaning when they are mirrored.
 no_flip = ("svhn", "digits")

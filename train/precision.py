@@ -9,6 +9,7 @@ from pathlib import Path
 
 from train.artifacts import attributes, epochs_in, weights_path
 from train.backend import accelerators, keras
+from train.graph import layers_by_path, output_layer
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")  # Linux's names of processors that multiply bfloat16
 
@@ -65,16 +66,18 @@ def in_precision(network, precision):
     """
     if precision == "float32":
         return network
-    float32_layers = {layer.name for layer in network.layers if is_input(layer)}
-    float32_layers.add(network.layers[-1].name)
+    float32_layers = {layer.name for layer in layers_by_path(network).values() if is_input(layer)}
+    float32_layers.add(output_layer(network).name)
 
     def copy_layer(layer):
+        if not isinstance(layer, keras.layers.Layer):  # an operation, such as a sum of tensors
+            return layer
         config = layer.get_config()
         if layer.name not in float32_layers:
             config["dtype"] = f"mixed_{precision}"
         return faster_class(layer).from_config(config)
 
-    copy = keras.models.clone_model(network, clone_function=copy_layer)
+    copy = keras.models.clone_model(network, clone_function=copy_layer, recursive=True)
     copy_weights(network, copy)
     return copy
 

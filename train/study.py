@@ -20,7 +20,8 @@ from train.artifacts import (
 from train.backend import keras
 from train.checkpoints import final_checkpoint, load_architecture, load_weights
 from train.flags import UserError
-from train.utils import load_data, up_to
+from train.graph import find_step, steps_of
+from train.utils import load_data
 
 
 @dataclass
@@ -131,19 +132,18 @@ class Study:
         return open_artifact(path, step, **fingerprints, **expected)
 
     def layer(self, choose_layer=None):
-        """Name of the layer to transform: the one that is asked for, or the network's default.
+        """Path of the layer to transform: the one that is asked for, or the network's default.
 
         Raises UserError if the network has no such layer, or no default.
         """
         choose_layer = choose_layer or params.default_layer(self.dataset, self.model)
         if choose_layer is None:
-            names = ", ".join(layer.name for layer in self.classifier.layers[1:-1])
+            names = ", ".join(step.path for step in steps_of(self.classifier)[:-1])
             raise UserError(
                 f"{self.model} has no chosen layer in train/params.py: name one with "
                 f"--choose_layer, of {names}."
             )
-        up_to(self.classifier, choose_layer)
-        return choose_layer
+        return find_step(self.classifier, choose_layer).path
 
     def mined_layer(self):
         """The default layer, or for a network without one the first layer that was mined.

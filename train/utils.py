@@ -9,6 +9,7 @@ from train.artifacts import data_folder, data_info
 from train.backend import keras
 from train.checkpoints import load_classifier
 from train.flags import UserError
+from train.graph import output_layer
 
 __all__ = ["Batches", "Rows", "load_classifier", "load_data", "pixels", "predict", "set_seed"]
 
@@ -150,20 +151,6 @@ def predict_batches(model, batches):
 
 def ends_in_softmax(model):
     """Whether a classifier's output are probabilities, and not logits."""
-    last = model.layers[-1]
+    last = output_layer(model)
     softmax = keras.activations.softmax
     return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is softmax
-
-
-def up_to(model, layer_name):
-    """The model up to a layer, whose activations become the output. The weights are shared.
-
-    Raises UserError if the model has no such layer.
-    """
-    names = [layer.name for layer in model.layers if type(layer).__name__ != "InputLayer"]
-    if layer_name not in names:
-        raise UserError(
-            f"--choose_layer {layer_name} is not a layer of this network: choose from "
-            f"{', '.join(names)}."
-        )
-    return keras.Model(model.inputs[0], model.get_layer(layer_name).output)

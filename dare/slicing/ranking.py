@@ -76,6 +76,11 @@ class Ranking:
         return largest(values, k, scratch, self.mask[: len(values)])
 
 
+def ceil_share(per, n):
+    """ceil(per * n) of the product as it is written: 0.05 * 20 is 1, whatever its rounding."""
+    return int(np.ceil(round(per * n, 9)))
+
+
 def largest(values, k, scratch=None, mask=None):
     """Mask of the k largest values of every row; among equal values the lower index comes first.
 

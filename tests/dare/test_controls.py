@@ -9,8 +9,9 @@ from tuned_models import RATE, moved, tuned_model
 from dare import controls, dare, get_ats, nnslicer
 from train.artifacts import attributes, tuned_folder, weights_path
 from train.checkpoints import load_classifier, load_weights
+from train.graph import up_to
 from train.train import train as train_network
-from train.utils import predict, up_to
+from train.utils import predict
 
 
 def test_controls(study):

@@ -16,7 +16,8 @@ from train.artifacts import attributes, epochs_in, tuned_folder, weights_path
 from train.backend import keras, ops
 from train.checkpoints import load_classifier, load_weights
 from train.flags import UserError
-from train.utils import predict, set_seed, up_to
+from train.graph import up_to
+from train.utils import predict, set_seed
 
 layers = keras.layers
 

@@ -8,8 +8,9 @@ from dare.get_ats import best_checkpoint, mine
 from train import params
 from train.backend import keras
 from train.checkpoints import load_classifier, save_weights
+from train.graph import up_to
 from train.models import build_model
-from train.utils import predict, up_to
+from train.utils import predict
 
 layers = keras.layers
 

@@ -1,0 +1,229 @@
+"""Slicing and transforming graphs of layers."""
+
+import math
+
+import numpy as np
+import pytest
+from conftest import patterns
+from naive_slicer import Naive, values
+
+from dare.dare import synchronise, transform
+from dare.nnslicer import slice_model
+from dare.slicing.key_neurons import key_neurons_of
+from dare.slicing.kinds import kernel_of
+from train.backend import keras, ops
+from train.flags import UserError
+from train.graph import layers_by_path, steps_of, up_to
+from train.utils import predict, set_seed
+
+layers = keras.layers
+
+
+# ---------------------------------------------------------------------------------- the graphs
+
+
+def conv(filters, size=3, **kwargs):
+    return layers.Conv2D(filters, size, padding="same", **{"activation": "relu"} | kwargs)
+
+
+def residual(x):
+    x = conv(6)(x)
+    y = layers.BatchNormalization()(conv(6, activation=None)(x))
+    x = layers.ReLU()(layers.Add()([x, y]))
+    y = conv(8, activation=None)(x)
+    return layers.Add()([conv(8, 1, activation=None)(x), y])
+
+
+def dense_branches(x):
+    x = conv(5)(x)
+    return layers.Concatenate()([x, conv(3)(x), layers.UnitNormalization()(conv(4)(x))])
+
+
+def gate(x):
+    x = conv(6)(x)
+    squeezed = layers.Dense(3, activation="tanh")(layers.GlobalAveragePooling2D()(x))
+    excited = layers.Dense(6, activation="sigmoid")(squeezed)
+    x = layers.Multiply()([x, layers.Reshape((1, 1, 6))(excited)])
+    return layers.Multiply()([x, conv(1, activation="sigmoid")(x)])
+
+
+def operators(x):
+    x = conv(5)(x)
+    return ops.relu(conv(5)(x) + x) * 2.0 - conv(5)(x)
+
+
+def grouped(x):
+    x = conv(6)(x)
+    x = conv(8, groups=2)(x)
+    return conv(8, groups=8)(x)
+
+
+def depthwise(x):
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, activation="relu")(conv(5)(x))
+    return layers.DepthwiseConv2D(3)(conv(7, 1)(x))
+
+
+def separable(x):
+    return layers.SeparableConv2D(6, 3, depth_multiplier=2, activation="relu")(conv(4)(x))
+
+
+def transposed(x):
+    x = layers.Conv2D(6, 3, strides=2, activation="relu")(x)
+    return layers.Conv2DTranspose(5, 4, strides=2, activation="relu")(x)
+
+
+def moved(x):
+    x = layers.Cropping2D(2)(conv(6)(x))
+    x = layers.UpSampling2D(2)(layers.MaxPooling2D(2)(x))
+    x = layers.Permute((3, 1, 2))(x)  # now a row is a channel
+    x = layers.Reshape((8, 8, 6))(layers.Dense(8, activation="relu")(x))
+    return layers.Reshape((4, 4, 6))(layers.Dense(96, activation="relu")(layers.Flatten()(x)))
+
+
+def augmented(x):
+    x = layers.RandomRotation(0.1)(layers.RandomFlip()(x))
+    x = layers.RandomCrop(12, 12)(layers.RandomContrast(0.2)(x))
+    return layers.GaussianDropout(0.1)(layers.SpectralNormalization(conv(6))(x))
+
+
+def nested(x):
+    inputs = keras.Input((12, 12, 1))
+    features = residual(inputs)
+    backbone = keras.Model(inputs, features, name="backbone")
+    head = keras.Sequential([conv(5, name="conv"), layers.MaxPooling2D()], name="head")
+    return head(backbone(x, training=False))
+
+
+GRAPHS = (
+    residual, dense_branches, gate, operators, grouped, depthwise, separable, transposed, moved,
+    augmented, nested,
+)  # fmt: skip
+
+
+def model_of(graph, seed=3):
+    set_seed(seed)
+    inputs = keras.Input((12, 12, 1))
+    x = layers.Flatten()(layers.AveragePooling2D(2)(graph(inputs)))
+    return keras.Model(inputs, layers.Dense(4, activation="softmax", name="predictions")(x))
+
+
+@pytest.mark.parametrize("per", [0.3, 0.95])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_slices_of_graphs_against_loops(graph, per):
+    x, y = patterns(40)
+    x = x.astype("float32") / 255
+    model = model_of(graph)
+    found = slice_model(model, x, y, per)
+    expected = Naive(model, x, y, per).slices
+    assert {path for path in found if not path.endswith("/depthwise")} == set(expected)
+    for path, (mask, class_mask, contribution, relative) in expected.items():
+        sliced = found[path]
+        np.testing.assert_allclose(sliced.contribution, contribution, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(sliced.relative_activation, relative, rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(sliced.class_mask, class_mask)
+        np.testing.assert_array_equal(sliced.mask, mask)
+
+
+# ------------------------------------------------------------------ the regression model of a graph
+
+
+@pytest.fixture(scope="module")
+def transfer():
+    """A backbone and a head with layers of the same name, and a slice of the whole."""
+    set_seed(1)
+    inputs = keras.Input((12, 12, 1))
+    x = conv(6, name="conv1")(inputs)
+    y = layers.BatchNormalization(name="bn")(conv(6, name="conv2", activation=None)(x))
+    added = layers.Add(name="add")([x, y])
+    features = conv(7, name="conv3")(layers.ReLU(name="relu")(added))
+    backbone = keras.Model(inputs, layers.SeparableConv2D(5, 3, name="last")(features))
+    backbone.name = "backbone"
+    outer = keras.Input((12, 12, 1))
+    x = conv(4, name="conv1")(backbone(outer, training=False))
+    model = keras.Model(
+        outer, layers.Dense(4, name="predictions")(layers.Flatten(name="flatten")(x))
+    )
+    x, y = patterns(80)
+    x = x.astype("float32") / 255
+    return model, slice_model(model, x, y, 0.5), x
+
+
+@pytest.mark.parametrize("layer", ["backbone/relu", "backbone.conv3", "backbone/last"])
+def test_the_regression_model_of_a_graph(transfer, layer):
+    model, slices, x = transfer
+    masks = {path: sliced.mask for path, sliced in slices.items()}
+    regression = transform(model, layer, masks)
+    expected = predict(up_to(model, layer), x)
+    np.testing.assert_allclose(predict(regression, x), expected, rtol=1e-5, atol=1e-6)
+    before = {path: layer.get_weights() for path, layer in layers_by_path(model).items()}
+    regression.compile(keras.optimizers.SGD(1.0), "mse")
+    regression.fit(x, expected + 1, verbose=0)
+    synchronise(regression, model)
+    np.testing.assert_allclose(
+        predict(regression, x), predict(up_to(model, layer), x), rtol=1e-4, atol=1e-5
+    )
+    reached = {step.path for step in steps_of(model)}
+    reached = {path for path in reached if path.startswith("backbone/")} - {
+        "backbone/last" if layer != "backbone/last" else "",
+        "backbone/conv3" if layer == "backbone/relu" else "",
+    }
+    for path, weights in before.items():
+        after = layers_by_path(model)[path].get_weights()
+        changes = [a != b for a, b in zip(weights, after, strict=True)]
+        assert any(change.any() for change in changes) == (path in reached and bool(weights)), path
+        if path in masks and path in reached:
+            kernel = changes[1 if path == "backbone/last" else 0]
+            outside = ~masks[path]
+            assert kernel[..., ~outside].any() and not kernel[..., outside].any()
+    for path, weights in before.items():
+        layers_by_path(model)[path].set_weights(weights)
+
+
+def test_masks_of_other_kernels():
+    """The mask of a depthwise, grouped or transposed kernel fits the kernel, and binds it."""
+    x, y = patterns(40)
+    x = x.astype("float32") / 255
+    for graph in depthwise, grouped, transposed, augmented:
+        model = model_of(graph)
+        slices = slice_model(model, x, y, 0.3)
+        regression = transform(model, "predictions", {k: v.mask for k, v in slices.items()})
+        regression.compile(keras.optimizers.SGD(1.0), "mse")
+        layer_of = layers_by_path(regression)
+        kernels = {path: values(kernel_of(layer_of[path])) for path in slices}
+        regression.fit(x, np.eye(4)[y], verbose=0)
+        for path, sliced in slices.items():
+            layer = layer_of[path]
+            changed = values(kernel_of(layer)) != kernels[path]
+            assert changed.any()
+            if "Transpose" in type(layer).__name__:
+                changed = changed.swapaxes(-1, -2)
+            changed = changed.reshape(*changed.shape[:-2], *sliced.mask.shape)
+            assert not changed[..., ~sliced.mask].any(), path
+
+
+def test_key_neurons_of_graphs(transfer):
+    """CONTRIB of a layer without synapses is what it passes back, as in the naive slicer."""
+    model, slices, x = transfer
+    _, y = patterns(80)
+    naive = Naive(model, x, y, 0.5)
+    for step in naive.steps:
+        if step.path in ("backbone/bn", "backbone/add", "backbone/relu", "backbone/last"):
+            expected = np.array(naive.contributions(step.output))
+            found = key_neurons_of(model, step.path, slices, 0.5)
+            neurons = expected.shape[1]
+            order = np.lexsort((np.broadcast_to(np.arange(neurons), expected.shape), -expected))
+            best = np.zeros_like(found)
+            np.put_along_axis(best, order[:, : math.ceil(neurons / 2)], True, axis=1)
+            np.testing.assert_array_equal(found, best, err_msg=step.path)
+    with pytest.raises(UserError, match="has no neurons of its own"):
+        key_neurons_of(model, "flatten", slices, 0.5)
+
+
+def test_layers_of_one_name_are_told_apart_by_their_paths(transfer):
+    model, *_ = transfer
+    with pytest.raises(UserError, match="choose from backbone/conv1, backbone/conv2"):
+        up_to(model, "conv9")
+    assert up_to(model, "conv1").output_shape[-1] == 4
+    assert up_to(model, "backbone/conv1").output_shape[-1] == 6
+    assert up_to(model, "predictions").get_layer("predictions")
+    assert [layer.name for layer in model.layers if "conv" in layer.name] == ["conv1"]
