@@ -9,6 +9,7 @@ from adv.attacks import attack
 from dare.get_ats import mine
 from dare.nnslicer import slice_model
 from train.backend import keras
+from train.graph import layers_by_path
 from train.utils import set_seed
 
 layers = keras.layers
@@ -37,6 +38,12 @@ def own_model(tmp_path):
     return model, checkpoints
 
 
+def readme_blocks():
+    """The two blocks of code of the README's section."""
+    section = (ROOT / "README.md").read_text().split("## Your own images, network or Keras model")
+    return re.findall(r"```python\n(.*?)```", section[1], re.S)
+
+
 def test_the_readme_s_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model, checkpoints = own_model(tmp_path)
@@ -47,10 +54,7 @@ def test_the_readme_s_lines(tmp_path, monkeypatch, capsys):
         "x_unseen": x_unseen / np.float32(255), "y_unseen": y_unseen,
     }  # fmt: skip
     before = [w.copy() for w in model.get_weights()]
-    section = (
-        (ROOT / "README.md").read_text().split("## Your own images, network or Keras model")[1]
-    )
-    exec(re.search(r"```python\n(.*?)```", section, re.S)[1], names)
+    exec(readme_blocks()[0], names)
     robust = float(re.search(r"([0-9.]+)% robust", capsys.readouterr().out)[1])
     assert 0 < robust <= 100 and names["success"].mean() > 0.5
     after = names["tuned"].get_weights()
@@ -58,6 +62,33 @@ def test_the_readme_s_lines(tmp_path, monkeypatch, capsys):
     for a, b in zip(before[4:], after[4:], strict=True):  # behind the chosen layer
         np.testing.assert_array_equal(a, b)
     assert len(list(tmp_path.glob("tuned/model.*.weights.h5"))) == 5
+
+
+def test_the_readme_s_backbone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    set_seed(0)
+    names = {"keras": keras}
+    exec(readme_blocks()[1], names)
+    model = names["model"]
+    for layer in layers_by_path(model).values():
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.5  # its statistics follow within a few steps
+    images = []
+    for seed in 0, 1:
+        x, y = patterns(200, classes=10, size=32, seed=seed)
+        images += [np.repeat(x / np.float32(255), 3, axis=-1), y]
+    names["x"], names["y"], names["x_unseen"], names["y_unseen"] = images
+    model.compile(keras.optimizers.Adam(0.002), "sparse_categorical_crossentropy")
+    names["checkpoints"] = {}
+    for epoch in range(1, 5):
+        model.fit(*images[:2], epochs=1, verbose=0)
+        names["checkpoints"][epoch] = str(tmp_path / f"{epoch}.weights.h5")
+        model.save_weights(names["checkpoints"][epoch])
+    shorter = readme_blocks()[0].replace('layer = "conv2"\n', "").replace("[:500]", "[:20]")
+    exec(shorter.replace('"pgd"', '"fgsm"').replace("epochs=5", "epochs=1"), names)
+    assert "% robust" in capsys.readouterr().out
+    assert "base/block_12_project" in names["masks"]
+    assert len(list(tmp_path.glob("tuned/model.*.weights.h5"))) == 1
 
 
 def test_logits_are_taken_as_they_are(tmp_path):

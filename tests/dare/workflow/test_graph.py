@@ -67,6 +67,7 @@ SWEEPS = {
     "seeds=0,1,2": {
         **{rule: 3 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")}
     },
+    "control_seeds=1,2": {"train": 3},
     "dataset=cifar10,svhn model=vgg16,alexnet,lenet": {
         **{rule: 6 * n for rule, n in ONE.items() if rule not in ("prepare", "tables", "all")},
         "prepare": 2,

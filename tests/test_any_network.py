@@ -1,0 +1,79 @@
+"""Networks that are no chains, through all steps: from training to the robustness table."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_data
+
+import train.models
+import train.params
+from adv import generate_adv
+from dare import controls, dare, get_ats, nnslicer
+from dare import test as scoring
+from train.backend import keras
+from train.graph import layers_by_path
+from train.train import train as train_network
+from train.utils import load_classifier
+
+layers = keras.layers
+
+
+def with_backbone(x, classes):
+    """A backbone of keras.applications with a new head."""
+    backbone = keras.applications.MobileNetV2(
+        input_shape=x.shape[1:], alpha=0.35, include_top=False, weights=None, pooling="avg"
+    )
+    backbone.name = "backbone"
+    return layers.Dense(classes, activation="softmax", name="predictions")(backbone(x))
+
+
+@pytest.fixture(params=["resnet20", "with_backbone"])
+def network(request, monkeypatch):
+    monkeypatch.setitem(train.models.NETWORKS, "with_backbone", with_backbone)
+    monkeypatch.setitem(train.params.chosen_layer, "with_backbone", "backbone/block_12_add")
+    monkeypatch.setattr("train.train.build_model", build_quick_model)
+    return request.param
+
+
+def build_quick_model(*args):
+    """The network, with batch statistics that follow the images within a few steps."""
+    model = train.models.build_model(*args)
+    for layer in layers_by_path(model).values():
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.5
+    return model
+
+
+def test_from_training_to_the_robustness_table(home, network):
+    write_data(home, n=120, size=32)
+    train_network("toy", network, 0, 4)
+    flags = ["--dataset", "toy", "--model", network]
+    nnslicer.main(flags)
+    get_ats.main([*flags, "--first", "1"])
+    generate_adv.main([*flags, "--attack", "fgsm", "--samples", "20", "--mode", "fixed"])
+    tuning = [*flags, "--epoch", "1"]
+    dare.main(tuning)
+    controls.main([*tuning, "--control", "batchnorm,finetune,swa"])
+    scoring.main(flags)
+    folder = home / "models" / f"toy_{network}_seed0"
+    table = pd.read_csv(folder / "robustness.csv")
+    assert {"original", "dare", "control-batchnorm", "control-finetune"} <= set(table.method)
+    layer = train.params.chosen_layer[network]
+    assert set(table.choose_layer.dropna()) == {layer}
+
+    # Only layers before the chosen one were tuned, and only inside the slice.
+    (tuned,) = folder.glob("tuned/dare_*")
+    assert layer.replace("/", ".") in tuned.name
+    classifier = load_classifier(folder)
+    before = [w.copy() for w in classifier.get_weights()]
+    classifier.load_weights(tuned / "model.001.weights.h5")
+    changed = {
+        variable.path.split("/")[-2]
+        for variable, old, new in zip(
+            classifier.weights, before, classifier.get_weights(), strict=True
+        )
+        if (np.asarray(old) != new).any()
+    }
+    last = {"resnet20": "stage3_block3_conv2", "with_backbone": "block_12_project"}[network]
+    after = {"resnet20": "predictions", "with_backbone": "block_13_expand"}[network]
+    assert last in changed and not {after, "predictions"} & changed
