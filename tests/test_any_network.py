@@ -19,18 +19,21 @@ layers = keras.layers
 
 
 def with_backbone(x, classes):
-    """A backbone of keras.applications with a new head."""
-    backbone = keras.applications.MobileNetV2(
-        input_shape=x.shape[1:], alpha=0.35, include_top=False, weights=None, pooling="avg"
-    )
-    backbone.name = "backbone"
-    return layers.Dense(classes, activation="softmax", name="predictions")(backbone(x))
+    """A residual backbone inside a model, with a separable and a depthwise convolution."""
+    inputs = keras.Input(x.shape[1:])
+    first = layers.SeparableConv2D(8, 3, strides=2, name="conv1")(inputs)
+    second = layers.DepthwiseConv2D(3, padding="same", activation="relu", name="conv2")(first)
+    added = layers.Add(name="add")([first, layers.BatchNormalization(name="bn")(second)])
+    features = layers.Conv2D(8, 3, strides=2, activation="relu", name="conv3")(added)
+    x = keras.Model(inputs, features, name="backbone")(x)
+    return layers.Dense(classes, "softmax", name="predictions")(layers.Flatten(name="flatten")(x))
 
 
 @pytest.fixture(params=["resnet20", "with_backbone"])
 def network(request, monkeypatch):
     monkeypatch.setitem(train.models.NETWORKS, "with_backbone", with_backbone)
-    monkeypatch.setitem(train.params.chosen_layer, "with_backbone", "backbone/block_12_add")
+    monkeypatch.setitem(train.params.chosen_layer, "with_backbone", "backbone/add")
+    monkeypatch.setitem(train.params.milestones, "resnet", ((0, 0.02),))
     monkeypatch.setattr("train.train.build_model", build_quick_model)
     return request.param
 
@@ -46,11 +49,13 @@ def build_quick_model(*args):
 
 def test_from_training_to_the_robustness_table(home, network):
     write_data(home, n=120, size=32)
-    train_network("toy", network, 0, 4)
+    train_network("toy", network, 0, 6)
     flags = ["--dataset", "toy", "--model", network]
     nnslicer.main(flags)
     get_ats.main([*flags, "--first", "1"])
-    generate_adv.main([*flags, "--attack", "fgsm", "--samples", "20", "--mode", "fixed"])
+    generate_adv.main(
+        [*flags, "--attack", "fgsm", "--samples", "20", "--mode", "fixed", "--epsilon", "0.2"]
+    )
     tuning = [*flags, "--epoch", "1"]
     dare.main(tuning)
     controls.main([*tuning, "--control", "batchnorm,finetune,swa"])
@@ -74,6 +79,6 @@ def test_from_training_to_the_robustness_table(home, network):
         )
         if (np.asarray(old) != new).any()
     }
-    last = {"resnet20": "stage3_block3_conv2", "with_backbone": "block_12_project"}[network]
-    after = {"resnet20": "predictions", "with_backbone": "block_13_expand"}[network]
+    last = {"resnet20": "stage3_block3_conv2", "with_backbone": "bn"}[network]
+    after = {"resnet20": "predictions", "with_backbone": "conv3"}[network]
     assert last in changed and not {after, "predictions"} & changed
