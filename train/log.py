@@ -58,7 +58,7 @@ def stage(path, title, settings):
 
     def spent():
         seconds = round(time.time() - start_time, 1)
-        return {"seconds": seconds, "peak_memory_gb": round(peak_memory(), 2)}
+        return {"seconds": seconds, "peak_memory_gb": round(peak_memory(), 2) or None}
 
     write()
     try:

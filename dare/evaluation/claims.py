@@ -33,9 +33,9 @@ LAST = SELECTION_RULES[2]
 ALL = "all"  # data set and network of the row over the paper's cells
 OTHERS = "others"  # of the row over all other cells
 RULE_NAMES = {
-    "selected": "the most robust epoch",
+    "selected": "most robust epoch",
     "compared": "epochs within 1 point",
-    LAST: "the last epoch",
+    LAST: "last epoch",
 }
 ALPHA = 0.05
 CELLS_NEEDED = 3  # for a yes or a no over cells
@@ -101,7 +101,7 @@ def claims_table(recorded, published):
         answer = row.conclusion.removesuffix(", uncorrected")
         others = table[other_rules & (table["conclusion"] != answer)]
         for rule, found in zip(others["rule"], others["conclusion"], strict=True):
-            table.loc[row.Index, "reason"] += f"; {found} by {RULE_NAMES[rule]}"
+            table.loc[row.Index, "reason"] += f"; {found} by the {RULE_NAMES[rule]}"
     return table
 
 

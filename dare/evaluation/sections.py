@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from adv import ATTACKS
-from dare.evaluation.claims import ALL, LAST, OTHERS
+from dare.evaluation.claims import ALL, OTHERS, RULE_NAMES
 from dare.evaluation.runs import NETWORK, TABLE_RULES, labels_in_order, of_network
 
 ROBUSTNESS_NOTE = (
@@ -45,7 +45,6 @@ CLAIMS_NOTE = (
     "not survive Holm's correction for all claims (corrected p). Paper: its nine networks and "
     "four attacks."
 )
-CLAIM_RULES = {"selected": "most robust epoch", "compared": "within 1 point", LAST: "last epoch"}
 OTHERS_NOTE = "Read like the table above. These networks or data sets are not the paper's."
 LEARNING_RATES_NOTE = (
     "The most robust epoch of every learning rate, and the selected epochs: mean robustness on the "
@@ -221,7 +220,7 @@ def claims_text(rows):
         "compared with": deciding.index.get_level_values("compared_with"),
         "paper": ["" if pd.isna(value) else f"{value:+.1f}" for value in deciding["paper"]],
     }
-    for rule, title in CLAIM_RULES.items():
+    for rule, title in RULE_NAMES.items():
         of_rule = rows[rows["rule"] == rule].set_index(key).reindex(deciding.index)
         text[title] = of_rule["text"].fillna("").to_numpy()
         text[f"{title}: cells in favour"] = of_rule["cells_text"].fillna("").to_numpy()
