@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dare.dare import tune_study
 from train import params
 from train.flags import options, run_script
-from train.graph import steps_of
+from train.graph import calls_of
 from train.study import Study
 
 dataset = "digits"
@@ -31,7 +31,7 @@ def main(argv=None):
     study = Study.open(args)
     settings = {
         "method": "dare-last",
-        "choose_layer": steps_of(study.classifier)[-1].path,
+        "choose_layer": calls_of(study.classifier)[-1].path,
         "per": args.per,
         "lr_rate": args.lr_rate or params.tuning_rate(args.model),
         "run": args.run,

@@ -33,10 +33,10 @@ from train.artifacts import (
     tuned_folder,
 )
 from train.backend import keras, ops
-from train.fine_tuning import LabelledImages
+from train.fine_tuning import LabelledImages, drop_penalties
 from train.fit import Run, fit
 from train.flags import UserError, options, run_script
-from train.graph import layers_by_path, up_to
+from train.graph import calls_of, layers_by_path, up_to
 from train.log import stage
 from train.study import Study
 from train.utils import Batches, Rows, pixels, set_seed
@@ -57,7 +57,8 @@ run = 0  # run number, which seeds the tuning
 class InsideSlice(keras.constraints.Constraint):
     """Restores the weights outside the slice after every update (ASE 2022).
 
-    mask: bool (n_in, n_out), which all taps of a kernel share. kernel: the weights before tuning.
+    mask: bool, of the shape of the kernel's last two axes; all its taps share it. kernel: the
+        weights before tuning.
     """
 
     def __init__(self, mask, kernel):
@@ -78,20 +79,23 @@ def transform(classifier, choose_layer, masks=None):
         classifier: Keras model. choose_layer: path of the chosen layer, as in "backbone/conv3".
         masks: the slice, {path: bool mask of SlicedLayer}; kernels move inside it only. None: all
             weights move.
+
+    Raises:
+        UserError: an unknown layer, or a mask for one.
     """
-    path_of = {id(layer): path for path, layer in layers_by_path(classifier).items()}
+    known = layers_by_path(classifier)
+    if unknown := sorted(set(masks or {}) - set(known)):
+        raise UserError(f"there is a mask for {unknown[0]}, which is no layer of this network.")
+    path_of = {id(call.layer): call.path for call in calls_of(classifier)}
 
     def copy_layer(layer):
-        if not isinstance(layer, keras.layers.Layer):  # an operation, such as a sum of tensors
-            return layer
-        config = layer.get_config()
-        config |= {name: None for name in config if name.endswith("_regularizer")}
-        config["name"] = path_text(path_of[id(layer)])
-        return type(layer).from_config(config)
+        return type(layer).from_config(layer.get_config() | {"name": path_text(path_of[id(layer)])})
 
     part = up_to(classifier, choose_layer)
     regression = keras.models.clone_model(part, clone_function=copy_layer)
     synchronise(classifier, regression)
+    regression.trainable = True
+    drop_penalties(regression)
     copies = layers_by_path(regression)
     for path, mask in (masks or {}).items():
         if copy := copies.get(path_text(path)):
@@ -151,10 +155,10 @@ class NewAdam(keras.callbacks.Callback):
 class Tuning:
     """Settings of `tune`.
 
-    choose_layer: name of the chosen layer.
+    choose_layer: path of the chosen layer.
     lr_rate: of Adam. None: no weight moves, and only batch normalisation follows the images.
     epochs: a larger number than before continues the earlier run.
-    masks: the slice, {layer name: bool (n_in, n_out)}; None: all weights move (dare-s).
+    masks: the slice, {path: bool mask of SlicedLayer}; None: all weights move (dare-s).
     key_neurons: bool (classes, neurons); None: all neurons count (dare-s).
     batches: an epoch has this many batches and a new Adam; None: an epoch has all images.
     seed: of the order of the images, a tuple of numbers.
@@ -206,15 +210,24 @@ def tune(classifier, mined, x, y, folder, tuning):
     return classifier
 
 
+class RegressionLoss(keras.layers.Layer):
+    """regression_loss as a layer, so that its operations need no names in the network."""
+
+    def call(self, activation, target, is_key):
+        return regression_loss(activation, target, is_key)
+
+
 def with_loss(regression):
     """The regression model with targets and key neurons as further inputs, and the loss as output.
 
     Keras minimises the output of a model: here, the loss of every image.
     """
     shape = regression.output_shape[1:]
-    target = keras.Input(shape, name="target")
-    is_key = keras.Input((*[1] * (len(shape) - 1), shape[-1]), name="key")
-    loss = regression_loss(regression.output, target, is_key)
+    if None in shape:
+        raise UserError("the chosen layer has no fixed size: build the model for images of one.")
+    target = keras.Input(shape, name="dare_target")
+    is_key = keras.Input((*[1] * (len(shape) - 1), shape[-1]), name="dare_key")
+    loss = RegressionLoss(name="dare_loss")(regression.output, target, is_key)
     return keras.Model([regression.inputs[0], target, is_key], loss)
 
 

@@ -99,7 +99,7 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
         checkpoints: {epoch: weights file}, the historical ones and, last, the final model's.
         x: x_validation, uint8 or float32 pixels (n, h, w, c). y: its int labels (n,).
         model: the classifier. On return it has the final weights again.
-        choose_layer: name of the layer whose activations become the targets.
+        choose_layer: path of the layer whose activations become the targets.
         files: MiningFiles, or None.
 
     Returns:
@@ -267,7 +267,7 @@ def record_activations(file, model, choose_layer, images, best, paths):
     """Second pass: write the activations of each image by its best checkpoint to `file`.
 
     Args:
-        file: open HDF5 file. model: the classifier. choose_layer: name of a layer.
+        file: open HDF5 file. model: the classifier. choose_layer: path of a layer.
         images: m images, indexed by slices. best: int (m,), ascending, an index into `paths`.
         paths: weights files.
     """

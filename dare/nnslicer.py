@@ -1,14 +1,16 @@
-"""Step 3: slice the network, that is, find the synapses and neurons that matter (NNSlicer).
+"""Call 3: slice the network, that is, find the synapses and neurons that matter (NNSlicer).
 
     python dare/nnslicer.py --dataset digits --model lenet --per 0.95
 
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
 slice_<per>.h5 there, with mask, class_mask, contribution and relative_activation of every dense and
-convolutional layer. The slicer works on any acyclic graph of the layers in dare/slicing/kinds.py;
-it knows no layer names and no shapes.
+convolutional layer. The slicer works on any acyclic graph of the layers in dare/slicing/kinds.py
+with one input and one output, in which no layer with weights is used twice. It knows no layer names
+and no shapes.
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import h5py
 import numpy as np
 
 from dare.slicing.kinds import (
-    check_step,
+    check_call,
     contributions_of_inputs,
     has_synapses,
     split_separable,
@@ -30,7 +32,7 @@ from train.arrays import check_arrays
 from train.artifacts import already_made, atomic_write, path_text, set_attributes, slice_path
 from train.backend import ops
 from train.flags import UserError, options, run_script
-from train.graph import part_of, steps_of
+from train.graph import calls_of, part_of
 from train.log import progress, stage
 from train.study import Study
 from train.utils import predict
@@ -64,15 +66,15 @@ def slice_model(model, x, y, per):
     """The slices of a classifier (NNSlicer, FSE 2020, section 4).
 
     Args:
-        model: a Keras model of the kinds of layers in dare/slicing/kinds.py, with one output for
-            each class. Its layers may form any acyclic graph, and models may be layers.
+        model: a Keras model of layers of the kinds in dare/slicing/kinds.py, with an output neuron
+            for each class. Models may be layers of it.
         x: images (n, h, w, c), uint8 or float32 pixels as the model takes them.
         y: int labels (n,), with images of every class.
         per: share of each neuron's synapses in the slice, in (0, 1].
 
     Returns:
         {path of a layer: SlicedLayer}, from the first layer to the last. The path is the layer's
-        name, or for a model inside the model, such as "backbone/conv3".
+        name or, for a layer of an inner model, a path such as "backbone/conv3".
 
     Raises:
         UserError: a layer that the slicer cannot handle, a class without images, a wrong `per`, or
@@ -80,38 +82,40 @@ def slice_model(model, x, y, per):
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
-    steps = graph_of(model)
+    calls = graph_of(model)
     check_arrays(x, y, model)
-    return slice_backwards(steps, relative_activations(model, steps, x, y), per)
+    return slice_backwards(calls, relative_activations(model, calls, x, y), per)
 
 
 def graph_of(model):
-    """The steps from the model's input to its output (train.graph.Step).
+    """The calls from the model's input to its output (train.graph.Call).
 
     Raises UserError if one is of a kind that is not handled, or has synapses and is used twice.
     """
-    steps = steps_of(model)
-    for step in steps:
-        check_step(step)
-    sliced = [step.path for step in steps if has_synapses(step.layer)]
-    if not sliced:
+    calls = calls_of(model)
+    for call in calls:
+        check_call(call)
+    with_synapses = [call for call in calls if has_synapses(call.layer)]
+    if not with_synapses:
         raise UserError("the slicer found no dense or convolutional layer in this model.")
-    if twice := [path for path in sliced if sliced.count(path) > 1]:
-        raise UserError(f"the slicer cannot handle layer {twice[0]}: it is used more than once.")
-    return [part for step in steps for part in split_separable(step)]
+    uses = Counter(id(call.layer) for call in with_synapses)
+    for call in with_synapses:
+        if uses[id(call.layer)] > 1:
+            raise UserError(f"the slicer cannot handle layer {call.path}: it is used twice.")
+    return [part for call in calls for part in split_separable(call)]
 
 
 # --------------------------------------------------------------------------- relative activation
 
 
-def relative_activations(model, steps, x, y):
+def relative_activations(model, calls, x, y):
     """D of every neuron at the inputs and outputs of all layers, in one pass over the images.
 
     D_n(c) = mean activation of neuron n over the images of class c, minus its mean over all images.
     The activation of a channel is its mean over positions.
 
     Returns:
-        {id of a tensor: float64 (classes, neurons)} for the tensors of the steps.
+        {id of a tensor: float64 (classes, neurons)} for the tensors of the calls.
     """
     classes = model.outputs[0].shape[-1]
     y = np.asarray(y, "int64")
@@ -120,7 +124,7 @@ def relative_activations(model, steps, x, y):
         found = np.unique(y).tolist()
         raise UserError(f"the slicer needs images of all {classes} classes: there are {found}.")
 
-    tensors = {id(tensor): tensor for step in steps for tensor in (*step.inputs, step.output)}
+    tensors = {id(tensor): tensor for call in calls for tensor in (*call.inputs, call.output)}
     neurons_model = part_of(model, [mean_over_positions(t) for t in tensors.values()])
     class_sums = [np.zeros((classes, tensor.shape[-1])) for tensor in tensors.values()]
     for first in progress(range(0, len(x), IMAGES_AT_ONCE), desc="activations"):
@@ -144,30 +148,31 @@ def mean_over_positions(tensor):
 # -------------------------------------------------------------------- contributions and slices
 
 
-def slice_backwards(steps, relative_activation, per):
+def slice_backwards(calls, relative_activation, per):
     """Contributions from the output backwards, and the slice of every layer on the way.
 
-    steps: of `graph_of`. relative_activation: of `relative_activations`. Returns {path:
+    calls: of `graph_of`. relative_activation: of `relative_activations`. Returns {path:
     SlicedLayer}, from the first layer to the last.
     """
-    output = id(steps[-1].output)
+    output = id(calls[-1].output)
     # CONTRIB_out(c) = D_out(c) for the output neuron of class c, and 0 for the others.
     contributions = {output: np.diag(np.diag(relative_activation[output]))}
     slices = {}
-    for step in reversed(steps):
-        contribution = contributions.pop(id(step.output), None)
+    for call in reversed(calls):
+        contribution = contributions.pop(id(call.output), None)
         if contribution is None:  # the layer does not lead to the output
             continue
-        if has_synapses(step.layer):
-            weights, groups = synapses_of(step.layer)
-            d_out = relative_activation[id(step.output)]
-            d_in = relative_activation[id(step.inputs[0])]
-            sliced, below = slice_groups(weights, groups, contribution, d_out, d_in, per)
-            slices[step.path] = sliced
-            of_inputs = [below]
+        if has_synapses(call.layer):
+            weights, groups = synapses_of(call.layer)
+            d_out = relative_activation[id(call.output)]
+            d_in = relative_activation[id(call.inputs[0])]
+            sliced, of_input = slice_groups(weights, groups, contribution, d_out, d_in, per)
+            if call.path:  # not for a part of a separable convolution
+                slices[call.path] = sliced
+            of_inputs = [of_input]
         else:
-            of_inputs = contributions_of_inputs(step, contribution)
-        for tensor, part in zip(step.inputs, of_inputs, strict=True):
+            of_inputs = contributions_of_inputs(call, contribution)
+        for tensor, part in zip(call.inputs, of_inputs, strict=True):
             # A tensor that several layers take gets the sum of what they pass back.
             contributions[id(tensor)] = contributions.get(id(tensor), 0) + part
     return dict(reversed(slices.items()))
@@ -186,16 +191,19 @@ def slice_groups(weights, groups, contribution, d_out, d_in, per):
     neurons = [np.split(array, groups, axis=1) for array in (weights, contribution, d_out)]
     inputs = np.split(d_in, groups, axis=1)
     of_groups = [slice_layer(*arrays, per) for arrays in zip(*neurons, inputs, strict=True)]
-    slices, below = zip(*of_groups, strict=True)
+    slices, of_inputs = zip(*of_groups, strict=True)
     arrays = {
         field.name: np.concatenate([getattr(part, field.name) for part in slices], axis=-1)
         for field in fields(SlicedLayer)
     }
-    return SlicedLayer(**arrays), np.concatenate(below, axis=1)
+    return SlicedLayer(**arrays), np.concatenate(of_inputs, axis=1)
 
 
 def slice_depthwise(weights, contribution, d_out, d_in):
-    """As slice_groups for groups of one input: a neuron's only synapse is always in the slice."""
+    """slice_groups for groups of one input, of which a network has thousands, at once.
+
+    A neuron's only synapse is always in the slice.
+    """
     classes, n_in = d_in.shape
     sign = np.sign(contribution * d_out * weights).reshape(classes, n_in, -1)
     everything = np.ones((classes, *weights.shape), bool)
@@ -303,7 +311,8 @@ def load_slice(file):
     slices = {}
     for group in groups:
         arrays = {name: group[name][()] for name in names}
-        slices[group.attrs["path"]] = SlicedLayer(class_mask=None, **arrays)
+        path = group.attrs.get("path", group.name.strip("/"))
+        slices[path] = SlicedLayer(class_mask=None, **arrays)
     return slices
 
 

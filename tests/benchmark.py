@@ -107,9 +107,9 @@ def peak(size=2048):
 
 
 def slicer(classifier, x, y):
-    steps = graph_of(classifier)
-    relative = relative_activations(classifier, steps, x[:256], y[:256])
-    fast = fastest(slice_backwards, steps, relative, 0.95, times=5)
+    calls = graph_of(classifier)
+    relative = relative_activations(classifier, calls, x[:256], y[:256])
+    fast = fastest(slice_backwards, calls, relative, 0.95, times=5)
     # On the whole network the naive loop would take minutes: a part with as many inputs a neuron.
     small = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.AveragePooling2D(7)])
     small.add(keras.layers.Flatten())

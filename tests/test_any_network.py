@@ -1,4 +1,4 @@
-"""Networks that are no chains, through all steps: from training to the robustness table."""
+"""Networks that are not chains, through all steps: from training to the robustness table."""
 
 import numpy as np
 import pandas as pd
@@ -68,7 +68,7 @@ def test_from_training_to_the_robustness_table(home, network):
 
     # Only layers before the chosen one were tuned, and only inside the slice.
     (tuned,) = folder.glob("tuned/dare_*")
-    assert layer.replace("/", ".") in tuned.name
+    assert layer.replace("/", "__") in tuned.name
     classifier = load_classifier(folder)
     before = [w.copy() for w in classifier.get_weights()]
     classifier.load_weights(tuned / "model.001.weights.h5")

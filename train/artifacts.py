@@ -70,8 +70,8 @@ def tuned_name(method, choose_layer=None, per=None, batches=None, lr_rate=None, 
 
 
 def path_text(setting):
-    """A number or the name of a layer as it stands in a path: 0.5, 1e-05, backbone.conv3."""
-    return f"{setting:g}" if isinstance(setting, float) else str(setting).replace("/", ".")
+    """A number or the path of a layer as it stands in a file name: 0.5, 1e-05, backbone__conv3."""
+    return f"{setting:g}" if isinstance(setting, float) else str(setting).replace("/", "__")
 
 
 def tuned_folder(folder, method, **settings):

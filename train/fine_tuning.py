@@ -55,7 +55,7 @@ def fine_tune(classifier, data, tuning, run):
         True if anything was left to do.
     """
     set_seed(*tuning.seed)
-    drop_weight_penalties(classifier)
+    drop_penalties(classifier)
     freeze_layers(classifier, tuning.frozen, tuning.last_layer)
     # A model of the same layers, so that the classifier stays uncompiled and is saved that way.
     trained = keras.Model(classifier.inputs[0], classifier.outputs[0])
@@ -77,10 +77,12 @@ def freeze_layers(classifier, frozen, last_layer=None):
         layer.trainable = frozen <= number and layer in leading
 
 
-def drop_weight_penalties(model):
-    """Drop the l2 terms of training, which are not part of the losses of tuning."""
+def drop_penalties(model):
+    """Drop the l2 terms of training and the like, which are not part of the losses of tuning."""
     for variable in model.variables:
         variable.regularizer = None
+    for layer in layers_by_path(model).values():
+        layer.activity_regularizer = None
 
 
 def fine_tune_study(study, data, settings, tuning, epochs):

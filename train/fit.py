@@ -194,9 +194,9 @@ class EpochKeeper(keras.callbacks.Callback):
         seed = (*self.batches.seed, epoch)
         if keras.backend.backend() == "torch":  # its dropout draws from the process's generator
             set_seed(*seed)
-        for layer in layers_by_path(self.model).values():
+        for path, layer in layers_by_path(self.model).items():
             if stream := random_stream(layer):
-                layer_name = [ord(letter) for letter in layer.name]
+                layer_name = [ord(letter) for letter in path]
                 state = np.random.SeedSequence([*seed, *layer_name]).generate_state(2)
                 stream.state.assign(state.astype("uint32"))
 

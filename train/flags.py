@@ -69,7 +69,7 @@ FLAGS = {
         _folder_name,
         "data set: digits, fashion_mnist, cifar10, svhn, or a name for your folder of images",
     ),
-    "model": (_folder_name, "network: alexnet, vgg16, vgg19, lenet"),
+    "model": (_folder_name, "network: alexnet, vgg16, vgg19, lenet, resnet20"),
     "seed": (_index, "seed of training (in prepare.py: of the split)"),
     "source": (Path, "folder of the official files, or one with train/<class>/ and test/<class>/"),
     "limit": (_count, "number of random training images to keep, balanced over the classes"),

@@ -42,7 +42,7 @@ smallest_image = 8
 # "10e-3" for AlexNet and "10e-7" for VGG. With 1e-3 AlexNet loses clean accuracy, and dare-sl and
 # dare-last end at chance.
 network_lr_rate = {"alexnet": 1e-4, "lenet": 1e-3, "resnet": 1e-4, "vgg": 1e-6}
-# The released code, taken literally; it has no ResNet.
+# The released code, taken literally; ResNet takes AlexNet's value.
 released_lr_rate = {"alexnet": 1e-2, "resnet": 1e-2, "vgg": 1e-6}
 
 # How many of the first layers dare-sl and adversarial training freeze. As in the released code, the

@@ -66,14 +66,13 @@ def in_precision(network, precision):
     """
     if precision == "float32":
         return network
-    float32_layers = {layer.name for layer in layers_by_path(network).values() if is_input(layer)}
-    float32_layers.add(output_layer(network).name)
+    float32_layers = [*filter(is_input, layers_by_path(network).values()), output_layer(network)]
 
     def copy_layer(layer):
         if not isinstance(layer, keras.layers.Layer):  # an operation, such as a sum of tensors
             return layer
         config = layer.get_config()
-        if layer.name not in float32_layers:
+        if layer not in float32_layers:
             config["dtype"] = f"mixed_{precision}"
         return faster_class(layer).from_config(config)
 

@@ -20,7 +20,7 @@ from train.artifacts import (
 from train.backend import keras
 from train.checkpoints import final_checkpoint, load_architecture, load_weights
 from train.flags import UserError
-from train.graph import find_step, steps_of
+from train.graph import calls_of, find_call
 from train.utils import load_data
 
 
@@ -138,12 +138,12 @@ class Study:
         """
         choose_layer = choose_layer or params.default_layer(self.dataset, self.model)
         if choose_layer is None:
-            names = ", ".join(step.path for step in steps_of(self.classifier)[:-1])
+            names = ", ".join(call.path for call in calls_of(self.classifier)[:-1])
             raise UserError(
                 f"{self.model} has no chosen layer in train/params.py: name one with "
                 f"--choose_layer, of {names}."
             )
-        return find_step(self.classifier, choose_layer).path
+        return find_call(self.classifier, choose_layer).path
 
     def mined_layer(self):
         """The default layer, or for a network without one the first layer that was mined.
@@ -154,7 +154,7 @@ class Study:
         mined = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
         layers = [found["choose_layer"] for found in mined if "first" in found]
         default = params.default_layer(self.dataset, self.model)
-        return default or (layers[0] if layers else self.layer())
+        return self.layer(default or (layers[0] if layers else None))
 
     def mined_checkpoints(self):
         """{epoch: path} of the historical checkpoints that were mined (control-checkpoint)."""

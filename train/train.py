@@ -26,7 +26,7 @@ from train.precision import copy_weights, in_precision, precision_of
 from train.utils import Batches, load_data, pixels, selection_images, set_seed
 
 dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own
-model = "vgg16"  # vgg16, vgg19, lenet, alexnet
+model = "vgg16"  # vgg16, vgg19, alexnet, lenet, resnet20
 seed = 0  # of initial weights, order, augmentation and dropout
 epochs = params.epochs
 keep_from = 1  # first epoch whose checkpoint is kept

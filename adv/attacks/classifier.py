@@ -15,7 +15,7 @@ import numpy as np
 from adv.attacks.losses import log_odds, margin
 from train.backend import accelerators, keras, ops
 from train.flags import UserError
-from train.graph import part_of, steps_of
+from train.graph import calls_of, part_of
 from train.utils import ends_in_softmax
 
 # ------------------------------------------------------------------------------ the Foolbox model
@@ -38,16 +38,17 @@ def logits_model(model):
 
     Raises UserError for a model that ends in neither a softmax nor a dense layer of logits.
     """
-    last = steps_of(model)[-1]
-    if last.kind == "Dense" and ends_in_softmax(model):
+    last = calls_of(model)[-1]
+    kind = type(last.layer).__name__
+    if kind == "Dense" and ends_in_softmax(model):
         return part_of(model, _WithoutSoftmax(last.layer)(last.inputs[0]))
     if ends_in_softmax(model):
         return part_of(model, last.inputs[0])
-    if last.kind == "Dense" and last.layer.activation is keras.activations.linear:
+    if kind == "Dense" and last.layer.activation is keras.activations.linear:
         return part_of(model, last.output)
     raise UserError(
         f"attacks need a classifier that ends in a softmax or in a dense layer of logits; this one "
-        f"ends in {last.path}, a {last.kind}: add keras.layers.Softmax()."
+        f"ends in {last.path}, a {kind}: add keras.layers.Softmax()."
     )
 
 
@@ -122,7 +123,7 @@ def attack_batch_size(classifier, memory=4e9):
     """
     if not accelerators():
         return 128
-    shapes = [step.output.shape[1:] for step in steps_of(classifier)]
+    shapes = [call.output.shape[1:] for call in calls_of(classifier)]
     features = sum(math.prod(size or 1 for size in shape) for shape in shapes)
     bytes_per_image = 2 * 4 * features
     return int(2 ** np.clip(np.floor(np.log2(memory / bytes_per_image)), 3, 10))

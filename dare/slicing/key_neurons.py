@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 
-from dare.slicing.kinds import has_synapses, is_passed_on, kind_of
+from dare.slicing.kinds import MERGED, has_synapses, is_passed_on, kind_of
 from dare.slicing.ranking import ceil_share, largest
 from train.flags import UserError
-from train.graph import find_step, steps_of
+from train.graph import calls_of, find_call
 
 
 def key_neurons(contribution, per):
@@ -28,8 +28,8 @@ def key_neurons_of(classifier, choose_layer, slices, per):
     Raises:
         UserError: a layer whose outputs are not the neurons of sliced layers.
     """
-    path = find_step(classifier, choose_layer).path
-    contribution = Contributions(steps_of(classifier), slices).of_output(path)
+    path = find_call(classifier, choose_layer).path
+    contribution = ContributionsOfLayers(calls_of(classifier), slices).of_output(path)
     if contribution is None:
         raise UserError(
             f"--choose_layer {choose_layer} has no neurons of its own: choose a dense or "
@@ -38,42 +38,41 @@ def key_neurons_of(classifier, choose_layer, slices, per):
     return key_neurons(contribution, per)
 
 
-class Contributions:
+class ContributionsOfLayers:
     """CONTRIB of layers without synapses, from that of the sliced layers before them.
 
-    A layer passes CONTRIB back unchanged (dare/slicing/kinds.py), so its own is that of a layer
-    before it, if nothing else takes that layer's output.
+    Such a layer passes CONTRIB back unchanged (dare/slicing/kinds.py). So its neurons have the
+    CONTRIB of the layer before it, provided that no other layer uses that layer's output.
     """
 
-    def __init__(self, steps, slices):
+    def __init__(self, calls, slices):
         self.slices = slices
-        self.step_of_path = {step.path: step for step in steps}
-        self.step_of_output = {id(step.output): step for step in steps}
-        self.uses = Counter(id(tensor) for step in steps for tensor in step.inputs)
+        self.call_of_path = {call.path: call for call in calls}
+        self.call_of_output = {id(call.output): call for call in calls}
+        self.uses = Counter(id(tensor) for call in calls for tensor in call.inputs)
 
     def of_output(self, path):
         """CONTRIB of a layer's output neurons, float (classes, neurons), or None."""
-        return self._of_step(self.step_of_path[path])
+        return self._of_call(self.call_of_path[path])
 
-    def _of_step(self, step):
-        if has_synapses(step.layer):
-            sliced = self.slices.get(step.path)
+    def _of_call(self, call):
+        if has_synapses(call.layer):
+            sliced = self.slices.get(call.path)
             return sliced and sliced.contribution
-        parts = [self._of_input(tensor) for tensor in step.inputs]
+        parts = [self._of_input(tensor) for tensor in call.inputs]
         known = [part for part in parts if part is not None]
-        kind = kind_of(step.layer)
+        kind = kind_of(call.layer)
         if kind == "Concatenate" and len(known) == len(parts):
-            return self._with_neurons_of(step, np.concatenate(known, axis=1))
-        # The branches of a sum have the same contribution. The second of Subtract has another sign.
-        if is_passed_on(step.layer) or kind in ("Add", "Average", "Maximum", "Minimum", "Multiply"):
-            same = [self._with_neurons_of(step, part) for part in known]
+            return self._with_neurons_of(call, np.concatenate(known, axis=1))
+        if is_passed_on(call.layer) or kind in MERGED:  # all branches have the same
+            same = [self._with_neurons_of(call, part) for part in known]
             return next((part for part in same if part is not None), None)
         return None
 
     def _of_input(self, tensor):
-        step = self.step_of_output.get(id(tensor))
-        return self._of_step(step) if step and self.uses[id(tensor)] == 1 else None
+        call = self.call_of_output.get(id(tensor))
+        return self._of_call(call) if call and self.uses[id(tensor)] == 1 else None
 
-    def _with_neurons_of(self, step, contribution):
-        has_all = contribution.shape[1] == step.output.shape[-1]
+    def _with_neurons_of(self, call, contribution):
+        has_all = contribution.shape[1] == call.output.shape[-1]
         return contribution if has_all else None

@@ -1,29 +1,34 @@
-"""What each kind of Keras layer does with contributions, on their way back to its inputs.
+"""How each kind of Keras layer passes contributions back to its inputs.
 
-These rules extend NNSlicer's from chains to any acyclic graph of layers. A neuron is a channel (or
-a dense unit), and CONTRIB_n(c) its contribution to class c:
+These rules extend NNSlicer's from chains to acyclic graphs. A neuron is a channel (or a dense
+unit), and CONTRIB_n(c) its contribution to class c:
 
 - layers with synapses (dense and convolutional): see `slice_groups` in dare/nnslicer.py;
-- Add and the other layers of MERGED: a neuron of each branch gets CONTRIB of the sum's neuron. Each
-  branch has its own D, so that its synapses are ranked by its own activations. The second branch of
-  Subtract gets -CONTRIB. A branch with one channel for all gets the sum over the channels;
-- Concatenate: each branch gets its own neurons' part;
+- Add and the other layers of MERGED: in every branch, the corresponding neuron gets the CONTRIB of
+  the output's neuron. Each branch has its own D, so that its synapses are ranked by its own
+  activations. A branch with a single channel, which is broadcast, gets the sum over all channels;
+- Concatenate: each branch gets the part of its own neurons;
 - Flatten, Reshape, Permute: CONTRIB is spread evenly over the positions of a neuron, moved to where
   the layer took them from, and added up there over the positions of each neuron;
-- PASSED_ON: unchanged, because these layers change the scale, sign, resolution or position of a
-  channel, but not which channel it is;
-- a tensor that several layers take: the sum of what they pass back.
+- PASSED_ON: unchanged. These layers change the scale, sign, resolution or position of a channel,
+  and each output channel is taken to be the input channel of the same index. Global pooling is one
+  of them, because the activation of a channel is already its mean over positions;
+- a tensor that several layers take gets the sum of what they pass back.
 
-NNSlicer has sliced a residual network too. It follows every position of a channel, for one image,
-while a neuron here is a channel and its activation the mean over its positions and over the images
-of a class (design of this repository; see DIFFERENCES.md).
+Signs and constants do not count: `1 - x` and `Subtract` pass on what `Add` does, as a batch
+normalisation with a negative scale passes on what another does.
+
+NNSlicer has sliced a residual network too. There, every position of a channel is a neuron, for one
+image at a time. Here a neuron is a channel; its activation is its mean over positions, and D
+averages it over the images of a class.
 """
 
 import numpy as np
 
+from train.artifacts import path_text
 from train.backend import keras, ops
 from train.flags import UserError
-from train.graph import Step
+from train.graph import Call
 
 DIMENSIONS = (1, 2, 3)
 DEPTHWISE = ("DepthwiseConv1D", "DepthwiseConv2D")
@@ -31,15 +36,16 @@ SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
 TRANSPOSED = tuple(f"Conv{d}DTranspose" for d in DIMENSIONS)
 # Layers with synapses.
 SLICED = ("Dense", *(f"Conv{d}D" for d in DIMENSIONS), *DEPTHWISE, *SEPARABLE, *TRANSPOSED)
-MERGED = ("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract")
-MOVED = ("Flatten", "Reshape", "Permute")
-# Those from Dropout on act in training only. After global pooling a channel has no positions, and
-# before it its activation is their mean.
+MERGED = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Average", "Maximum", "Minimum")
+REARRANGED = ("Flatten", "Reshape", "Permute")
+# From Dropout on, these act in training only.
 PASSED_ON = (
     *("Normalization", "Rescaling", "BatchNormalization", "LayerNormalization"),
     *("GroupNormalization", "UnitNormalization", "RMSNormalization"),
     *("Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax"),
-    *("Relu", "Relu6", "Sigmoid", "Silu", "HardSigmoid", "HardSilu", "Gelu", "Tanh"),  # keras.ops
+    # Of keras.ops.
+    *("Relu", "Relu6", "LeakyRelu", "Elu", "Gelu", "Silu", "HardSilu", "Sigmoid", "HardSigmoid"),
+    "Tanh",
     *(f"{kind}Pooling{d}D" for kind in ("Max", "Average") for d in DIMENSIONS),
     *(f"{kind}Pooling{d}D" for kind in ("GlobalMax", "GlobalAverage") for d in DIMENSIONS),
     *(f"{kind}{d}D" for kind in ("ZeroPadding", "Cropping", "UpSampling") for d in DIMENSIONS),
@@ -67,41 +73,44 @@ def is_passed_on(layer):
     return kind_of(layer) in PASSED_ON or kind_of(layer).startswith(RANDOM)
 
 
-def check_step(step):
-    """Raise UserError if the slicer cannot handle a step."""
-    layer = unwrapped(step.layer)
+def check_call(call):
+    """Raise UserError if the slicer cannot handle a call."""
+    layer = unwrapped(call.layer)
     kind = kind_of(layer)
-    if not (kind in (*SLICED, *MERGED, *MOVED, "Concatenate") or is_passed_on(layer)):
-        known = ", ".join((*SLICED, *MERGED, "Concatenate", *MOVED, *PASSED_ON))
+    # keras.ops.average takes a mean over an axis.
+    is_mean = kind == "Average" and not isinstance(layer, keras.layers.Layer)
+    known = (*SLICED, *MERGED, "Concatenate", *REARRANGED, *PASSED_ON)
+    if is_mean or not (kind in known or is_passed_on(layer)):
         raise UserError(
-            f"the slicer cannot handle layer {step.path}, a {kind}: it handles {known}."
+            f"the slicer cannot handle layer {call.path}, a {kind}: it handles {', '.join(known)} "
+            f"and {RANDOM}..."
         )
     if getattr(layer, "data_format", "channels_last") != "channels_last":
-        raise UserError(f"the slicer cannot handle layer {step.path}: it is not channels last.")
+        raise UserError(f"the slicer cannot handle layer {call.path}: it is not channels last.")
 
 
 # -------------------------------------------------------------------------- layers with synapses
 
 
-def split_separable(step):
-    """The two steps of a separable convolution: a depthwise one and a 1x1 convolution.
+def split_separable(call):
+    """The two parts of a separable convolution: a depthwise one and a 1x1 convolution.
 
-    The first is a layer of its own with the same weights. Other steps are returned as they are.
+    The depthwise part is a layer of its own with the same weights, and has no path, because all of
+    its synapses are in the slice. Other calls are returned as they are.
     """
-    layer = step.layer
+    layer = call.layer
     if kind_of(layer) not in SEPARABLE:
-        return [step]
+        return [call]
     kind = f"Depthwise{kind_of(layer).removeprefix('Separable')}"
     names = ("kernel_size", "strides", "padding", "depth_multiplier", "data_format")
-    settings = {name: getattr(layer, name) for name in names}
-    depthwise = getattr(keras.layers, kind)(
-        **settings, dilation_rate=layer.dilation_rate, use_bias=False
-    )
-    between = depthwise(step.inputs[0])
+    settings = {name: getattr(layer, name) for name in (*names, "dilation_rate")}
+    name = f"{path_text(call.path)}__depthwise"
+    depthwise = getattr(keras.layers, kind)(**settings, use_bias=False, name=name)
+    between = depthwise(call.inputs[0])
     depthwise.set_weights([ops.convert_to_numpy(layer.depthwise_kernel)])
     return [
-        Step(f"{step.path}/depthwise", depthwise, step.inputs, between),
-        Step(step.path, layer, (between,), step.output),
+        Call(None, depthwise, call.inputs, between),
+        Call(call.path, layer, (between,), call.output),
     ]
 
 
@@ -139,52 +148,47 @@ def mask_of_kernel(layer, mask):
 # -------------------------------------------------------------------------------- other layers
 
 
-def contributions_of_inputs(step, contribution):
+def contributions_of_inputs(call, contribution):
     """CONTRIB of the inputs of a layer without synapses.
 
     Args:
-        step: train.graph.Step. contribution: of its output, float64 (classes, n_out).
+        call: train.graph.Call. contribution: of its output, float64 (classes, n_out).
 
     Returns:
-        A list of float64 (classes, neurons), one for each of step.inputs.
+        A list of float64 (classes, neurons), one for each of call.inputs.
     """
-    kind = kind_of(step.layer)
+    kind = kind_of(call.layer)
     if kind in MERGED:
-        return merged(step, contribution)
+        return [of_branch(tensor, contribution) for tensor in call.inputs]
     if kind == "Concatenate":
-        return cut(step, contribution)
-    if kind in MOVED:
-        return [moved_back(step, contribution)]
+        return of_concatenated(call, contribution)
+    if kind in REARRANGED:
+        return [of_rearranged(call, contribution)]
     return [contribution]
 
 
-def merged(step, contribution):
-    parts = []
-    for number, tensor in enumerate(step.inputs):
-        is_negative = kind_of(step.layer) == "Subtract" and number == 1
-        part = -contribution if is_negative else contribution
-        if tensor.shape[-1] == 1:
-            part = part.sum(axis=1, keepdims=True)
-        parts.append(part)
-    return parts
+def of_branch(tensor, contribution):
+    """CONTRIB of one branch of a sum, product or the like."""
+    is_broadcast = tensor.shape[-1] == 1
+    return contribution.sum(axis=1, keepdims=True) if is_broadcast else contribution
 
 
-def cut(step, contribution):
-    """The parts of a concatenation's contribution; of one along positions, each gets all of it."""
-    if step.layer.axis not in (-1, len(step.output.shape) - 1):
-        return [contribution for _ in step.inputs]
-    ends = np.cumsum([tensor.shape[-1] for tensor in step.inputs])
+def of_concatenated(call, contribution):
+    """CONTRIB of the branches of a concatenation; along positions, each gets all of it."""
+    if call.layer.axis not in (-1, len(call.output.shape) - 1):
+        return [contribution for _ in call.inputs]
+    ends = np.cumsum([tensor.shape[-1] for tensor in call.inputs])
     return np.split(contribution, ends[:-1], axis=1)
 
 
-def moved_back(step, contribution):
+def of_rearranged(call, contribution):
     """CONTRIB of the input of Flatten, Reshape or Permute (see the top of this file)."""
-    before = step.inputs[0].shape[1:]
-    after = step.output.shape[1:]
-    at_each_position = contribution / np.prod(after[:-1])
+    before = call.inputs[0].shape[1:]
+    after = call.output.shape[1:]
     classes = len(contribution)
+    at_each_position = contribution / np.prod(after[:-1])
     moved = at_each_position.reshape(classes, *[1] * (len(after) - 1), -1)
     moved = np.broadcast_to(moved, (classes, *after))
-    if kind_of(step.layer) == "Permute":
-        moved = moved.transpose(0, *(1 + np.argsort(step.layer.dims)))
+    if kind_of(call.layer) == "Permute":
+        moved = moved.transpose(0, *(1 + np.argsort(call.layer.dims)))
     return moved.reshape(classes, -1, before[-1]).sum(axis=1)

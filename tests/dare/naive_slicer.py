@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from train.backend import keras, ops
-from train.graph import part_of, steps_of
+from train.graph import calls_of, part_of
 
 
 def values(tensor):
@@ -20,18 +20,18 @@ class Naive:
         self.classes = model.output_shape[-1]
         self.contribution = {}  # {(id of a tensor, class, neuron): CONTRIB}
         self.slices = {}
-        self.steps = steps_of(model)
-        output = self.steps[-1].output
+        self.calls = calls_of(model)
+        output = self.calls[-1].output
         for c in range(self.classes):
             self.contribution[id(output), c, c] = self.relative(output)[c][c]
-        for step in reversed(self.steps):
+        for call in reversed(self.calls):
             {
                 **dict.fromkeys(SYNAPSES, self.synapses),
                 **dict.fromkeys(("SeparableConv2D",), self.separable),
                 **dict.fromkeys(("Add", "Multiply", "Subtract"), self.merge),
                 "Concatenate": self.concatenate,
                 **dict.fromkeys(("Flatten", "Reshape", "Permute"), self.move),
-            }.get(type(step.layer).__name__, self.pass_on)(step)
+            }.get(type(call.layer).__name__, self.pass_on)(call)
 
     def relative(self, tensor):
         """D of every neuron, a list for every class."""
@@ -45,12 +45,12 @@ class Naive:
     def add(self, tensor, c, n, value):
         self.contribution[id(tensor), c, n] = self.of(tensor, c, n) + value
 
-    def synapses(self, step):
-        (x,) = step.inputs
-        contribution = self.contributions(step.output)
-        connected = connected_inputs(step.layer, x.shape[1:])
+    def synapses(self, call):
+        (x,) = call.inputs
+        contribution = self.contributions(call.output)
+        connected = connected_inputs(call.layer, x.shape[1:])
         below = self.slice(
-            step.path, connected, contribution, self.relative(step.output), self.relative(x)
+            call.path, connected, contribution, self.relative(call.output), self.relative(x)
         )
         for (c, j), value in below.items():
             self.add(x, c, j, value)
@@ -82,8 +82,8 @@ class Naive:
         self.slices[path] = mask, class_mask, np.array(contribution), np.array(d_out)
         return below
 
-    def separable(self, step):
-        layer, (x,) = step.layer, step.inputs
+    def separable(self, call):
+        layer, (x,) = call.layer, call.inputs
         depthwise, pointwise = (values(kernel) for kernel in layer.get_weights()[:2])
         between = keras.layers.DepthwiseConv2D(
             layer.kernel_size, layer.strides, layer.padding, layer.depth_multiplier, use_bias=False
@@ -91,9 +91,9 @@ class Naive:
         middle = between(x)
         between.set_weights([depthwise])
         connected = [dict(enumerate(column)) for column in pointwise[0, 0].T]
-        contribution = self.contributions(step.output)
+        contribution = self.contributions(call.output)
         below = self.slice(
-            step.path, connected, contribution, self.relative(step.output), self.relative(middle)
+            call.path, connected, contribution, self.relative(call.output), self.relative(middle)
         )
         for (c, j), value in below.items():
             self.add(middle, c, j, value)
@@ -106,35 +106,37 @@ class Naive:
                     local = self.of(middle, c, n) * d_middle[c][n] * taps[j, m] * d_in[c][j]
                     self.add(x, c, j, np.sign(local))
 
-    def merge(self, step):
-        for number, tensor in enumerate(step.inputs):
-            sign = -1 if type(step.layer).__name__ == "Subtract" and number == 1 else 1
+    def merge(self, call):
+        for tensor in call.inputs:
             for c in range(self.classes):
-                for n in range(step.output.shape[-1]):
+                for n in range(call.output.shape[-1]):
                     channel = n if tensor.shape[-1] > 1 else 0
-                    self.add(tensor, c, channel, sign * self.of(step.output, c, n))
+                    self.add(tensor, c, channel, self.of(call.output, c, n))
 
-    def concatenate(self, step):
+    def concatenate(self, call):
+        if call.layer.axis == 1:  # rows of an image
+            self.merge(call)
+            return
         n = 0
-        for tensor in step.inputs:
+        for tensor in call.inputs:
             for channel in range(tensor.shape[-1]):
                 for c in range(self.classes):
-                    self.add(tensor, c, channel, self.of(step.output, c, n))
+                    self.add(tensor, c, channel, self.of(call.output, c, n))
                 n += 1
 
-    def move(self, step):
-        (x,) = step.inputs
+    def move(self, call):
+        (x,) = call.inputs
         shape = x.shape[1:]
-        source = values(step.layer(np.arange(math.prod(shape)).reshape(1, *shape)))[0]
+        source = values(call.layer(np.arange(math.prod(shape)).reshape(1, *shape)))[0]
         for index in np.ndindex(source.shape):
             for c in range(self.classes):
-                share = self.of(step.output, c, index[-1]) / math.prod(source.shape[:-1])
+                share = self.of(call.output, c, index[-1]) / math.prod(source.shape[:-1])
                 self.add(x, c, int(source[index]) % shape[-1], share)
 
-    def pass_on(self, step):
+    def pass_on(self, call):
         for c in range(self.classes):
-            for n in range(step.output.shape[-1]):
-                self.add(step.inputs[0], c, n, self.of(step.output, c, n))
+            for n in range(call.output.shape[-1]):
+                self.add(call.inputs[0], c, n, self.of(call.output, c, n))
 
 
 SYNAPSES = ("Dense", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "SpectralNormalization")

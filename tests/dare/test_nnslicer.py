@@ -99,10 +99,10 @@ def test_refuses_what_it_cannot_slice(classifier):
     with pytest.raises(UserError, match="layer attention, a Attention: it handles Dense"):
         attended = layers.Attention(name="attention")([conv(inputs), conv(inputs)])
         slice_model(keras.Model(inputs, keras.Sequential(end)(attended)), x, y, 0.5)
-    with pytest.raises(UserError, match="layer conv: it is used more than once"):
+    with pytest.raises(UserError, match="layer conv: it is used twice"):
         twice = layers.Add()([conv(inputs), conv(layers.ReLU()(inputs))])
         slice_model(keras.Model(inputs, keras.Sequential(end)(twice)), x, y, 0.5)
-    with pytest.raises(UserError, match="2 inputs and 1 outputs"):
+    with pytest.raises(UserError, match="with one input and one output"):
         other = keras.Input((12, 12, 1))
         both = layers.Dense(4)(layers.Flatten()(layers.Add()([inputs, other])))
         slice_model(keras.Model([inputs, other], both), x, y, 0.5)

@@ -1,4 +1,4 @@
-"""The networks of the study, and two of ours: `lenet` and `resnet20`.
+"""The paper's networks, and two of ours: `lenet` and `resnet20`.
 
 To add one, write a module with `build(x, classes) -> softmax output`, and put its name in NETWORKS
 and its chosen layer in train/params.py. Every network takes pixels in [0, 1] and normalises them in
