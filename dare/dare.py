@@ -94,9 +94,10 @@ def transform(classifier, choose_layer, masks=None):
     part = up_to(classifier, choose_layer)
     regression = keras.models.clone_model(part, clone_function=copy_layer)
     synchronise(classifier, regression)
-    regression.trainable = True
     drop_penalties(regression)
     copies = layers_by_path(regression)
+    for copy in copies.values():
+        copy.trainable = True
     for path, mask in (masks or {}).items():
         if copy := copies.get(path_text(path)):
             kernel = kernel_of(copy)
