@@ -36,7 +36,7 @@ from train.backend import keras, ops
 from train.fine_tuning import LabelledImages, drop_penalties
 from train.fit import Run, fit
 from train.flags import UserError, options, run_script
-from train.graph import calls_of, layers_by_path, up_to
+from train.graph import copy_up_to, layers_by_path
 from train.log import stage
 from train.study import Study
 from train.utils import Batches, Rows, pixels, set_seed
@@ -57,8 +57,7 @@ run = 0  # run number, which seeds the tuning
 class InsideSlice(keras.constraints.Constraint):
     """Restores the weights outside the slice after every update (ASE 2022).
 
-    mask: bool, of the shape of the kernel's last two axes; all its taps share it. kernel: the
-        weights before tuning.
+    mask: bool, as large as the last two axes of the kernel. kernel: the weights before tuning.
     """
 
     def __init__(self, mask, kernel):
@@ -83,22 +82,14 @@ def transform(classifier, choose_layer, masks=None):
     Raises:
         UserError: an unknown layer, or a mask for one.
     """
-    known = layers_by_path(classifier)
-    if unknown := sorted(set(masks or {}) - set(known)):
+    masks = masks or {}
+    if unknown := sorted(masks.keys() - layers_by_path(classifier).keys()):
         raise UserError(f"there is a mask for {unknown[0]}, which is no layer of this network.")
-    path_of = {id(call.layer): call.path for call in calls_of(classifier)}
-
-    def copy_layer(layer):
-        return type(layer).from_config(layer.get_config() | {"name": path_text(path_of[id(layer)])})
-
-    part = up_to(classifier, choose_layer)
-    regression = keras.models.clone_model(part, clone_function=copy_layer)
+    regression = copy_up_to(classifier, choose_layer)
     synchronise(classifier, regression)
     drop_penalties(regression)
     copies = layers_by_path(regression)
-    for copy in copies.values():
-        copy.trainable = True
-    for path, mask in (masks or {}).items():
+    for path, mask in masks.items():
         if copy := copies.get(path_text(path)):
             kernel = kernel_of(copy)
             kernel_before = ops.copy(ops.convert_to_tensor(kernel))
@@ -126,8 +117,7 @@ def regression_loss(activation, target, is_key):
 
     Args:
         activation, target: (batch, ..., neurons).
-        is_key: (batch, 1..., neurons), 1 for a key neuron and 0 for others. A key channel counts at
-            all its positions.
+        is_key: (batch, 1..., neurons), 1 for a key neuron and 0 for others, at all positions.
 
     Returns:
         (batch,), the loss of every image.

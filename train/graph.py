@@ -115,6 +115,24 @@ def up_to(model, path):
     return part_of(model, find_call(model, path).output)
 
 
+def copy_up_to(model, path):
+    """A copy of the model up to a layer, with new weights, all of them trainable.
+
+    Its layers are named by their paths in the model, with "__" in place of "/", and none is inside
+    an inner model.
+    """
+    path_of = {id(call.layer): call.path for call in calls_of(model)}
+
+    def copy_layer(layer):
+        config = layer.get_config() | {"name": path_text(path_of[id(layer)])}
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(up_to(model, path), clone_function=copy_layer)
+    for layer in layers_by_path(copy).values():
+        layer.trainable = True
+    return copy
+
+
 def part_of(model, outputs):
     """The part of a model that leads to some tensors of its calls."""
     with _unique_names(model):
