@@ -97,6 +97,16 @@ def test_jobs_of_the_study(dry_run):
     assert counts(text) == grid | {rule: 36 for rule in OF_RATE}
 
 
+def test_jobs_of_a_cell_of_vgg(dry_run):
+    """One network, a second training of it for control-seed, and three rates."""
+    files = (str(ROOT / f"dare/workflow/{name}.yaml") for name in ("study", "study_vgg"))
+    done, text = dry_run("--configfile", *files, "--config", "dataset=svhn", "record=study")
+    assert done, text
+    assert counts(text) == ONE | {"train": 2} | {rule: 3 for rule in OF_RATE}
+    (tables,) = jobs(text, "tables")
+    assert tables["command"].endswith("dare/tables.py --record study")
+
+
 def test_jobs_of_the_papers_grid(dry_run):
     """3 data sets, 3 networks, 3 seeds and 3 runs, each with its own layer and rates."""
     done, text = dry_run("--configfile", str(ROOT / "dare/workflow/paper.yaml"))
@@ -222,7 +232,7 @@ REFUSED = {
     "methods=dare,dare-x": r"methods is 'dare-x', but it takes methods among dare, dare-s, .*",
     "attacks=fgsm,deepfool": r"attacks is 'deepfool', but it takes attacks among fgsm, bim, .*",
     "attacks=": r"attacks is \[\], but .*",
-    "model=vgg61": r"model=vgg61 has no chosen layer: choose from alexnet, lenet, vgg16, .*",
+    "model=vgg61": r"model=vgg61 has no chosen layer: choose from alexnet, lenet, resnet20, vgg16, .*",
     "dataset=../etc": r"dataset is '../etc', but it takes names of data sets",
     "per=0.5,1.5": r"per is 1.5, but it takes shares above 0 and up to 1, each once, or null",
     "per=0": r"per is 0, but .*",
