@@ -232,7 +232,7 @@ REFUSED = {
     "methods=dare,dare-x": r"methods is 'dare-x', but it takes methods among dare, dare-s, .*",
     "attacks=fgsm,deepfool": r"attacks is 'deepfool', but it takes attacks among fgsm, bim, .*",
     "attacks=": r"attacks is \[\], but .*",
-    "model=vgg61": r"model=vgg61 has no chosen layer: choose from alexnet, lenet, resnet20, vgg16, .*",
+    "model=vgg61": r"model=vgg61 has no chosen layer: choose from alexnet, lenet, resnet20, .*",
     "dataset=../etc": r"dataset is '../etc', but it takes names of data sets",
     "per=0.5,1.5": r"per is 1.5, but it takes shares above 0 and up to 1, each once, or null",
     "per=0": r"per is 0, but .*",
