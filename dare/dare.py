@@ -167,7 +167,7 @@ class Tuning:
 
 
 def tune(classifier, mined, x, y, folder, tuning):
-    """Transform, tune and synchronise (ASE 2022).
+    """Transform, tune and, after every epoch, synchronise (ASE 2022).
 
     Args:
         classifier: the trained network, tuned in place.
