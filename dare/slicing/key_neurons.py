@@ -64,7 +64,8 @@ class ContributionsOfLayers:
         kind = kind_of(call.layer)
         if kind == "Concatenate" and len(known) == len(parts):
             return self._with_neurons_of(call, np.concatenate(known, axis=1))
-        if is_passed_on(call.layer) or kind in MERGED:  # all branches have the same
+        # All branches have the same. Flatten keeps the neurons of a channel with one position.
+        if is_passed_on(call.layer) or kind in (*MERGED, "Flatten"):
             same = [self._with_neurons_of(call, part) for part in known]
             return next((part for part in same if part is not None), None)
         return None

@@ -252,6 +252,16 @@ def test_key_neurons_of_graphs(transfer):
         key_neurons_of(model, "flatten", slices, 0.5)
 
 
+def test_key_neurons_of_a_channel_with_one_position():
+    x, y = patterns(40)
+    pool = layers.GlobalMaxPooling2D(keepdims=True)
+    chain = [conv(6, name="conv"), pool, layers.Flatten(name="flatten"), layers.Dense(4)]
+    model = keras.Sequential([keras.Input((12, 12, 1)), *chain])
+    slices = slice_model(model, x, y, 0.5)
+    found = [key_neurons_of(model, layer, slices, 0.5) for layer in ("conv", "flatten")]
+    np.testing.assert_array_equal(*found)
+
+
 def test_layers_of_one_name_are_told_apart_by_their_paths(transfer):
     model, *_ = transfer
     with pytest.raises(UserError, match="choose from backbone/conv1, backbone/conv2"):
