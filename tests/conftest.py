@@ -1,11 +1,14 @@
 """Shared by all tests: a home for data/ and models/, and networks that train in a second."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+# There is a test process for every core.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of every stage: the same command goes on, and ends the same.
+"""kill -9 at random moments of random stages: the same command goes on, and ends the same.
 
 Every artifact is compared byte for byte with an undisturbed run's. The moments are others every
 time; DARE_SEED=<number> pytest tests/test_interruption.py repeats those of a run that failed.
@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from conftest import ROOT, write_data
 
-KILLS = 1  # of each stage
+VICTIMS = 4  # stages that are killed, others every time
 STAGES = (
     "train", "nnslicer", "get_ats", "generate_adv", "dare", "fintune_adv", "controls", "test",
 )  # fmt: skip
@@ -73,7 +73,7 @@ def artifacts(home):
     return found
 
 
-def test_every_stage_killed_at_random_moments(tmp_path):
+def test_stages_killed_at_random_moments(tmp_path):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     for home in alone, killed:
         write_data(home)
@@ -86,11 +86,10 @@ def test_every_stage_killed_at_random_moments(tmp_path):
     seed = int(os.environ.get("DARE_SEED", np.random.SeedSequence().entropy))
     print(f"repeat these moments with DARE_SEED={seed}")  # shown where the test fails
     rng, begin = np.random.default_rng(seed), 0
-    for victim in range(len(STAGES)):
-        for _ in range(KILLS):
-            result = drive(killed, begin, victim, rng.random() * seconds[victim])
-            assert result.returncode == -9, result.stdout + result.stderr
-            begin = victim
+    for victim in np.sort(rng.choice(len(STAGES), VICTIMS, replace=False)):
+        result = drive(killed, begin, victim, rng.random() * seconds[victim])
+        assert result.returncode == -9, result.stdout + result.stderr
+        begin = victim
     result = drive(killed, begin)
     assert result.returncode == 0, result.stderr
 

@@ -17,7 +17,8 @@ from dare.workflow import locks
 
 SMALL = "dataset=toy methods=dare-s attacks=fgsm samples=20 epochs=20 tune_epochs=2 adaptive=false"
 COMMAND = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "dare/Snakefile"), "--cores", "2"]
-COMMAND += ["--config", *SMALL.split()]
+RESULT = "models/toy_lenet_seed0/robustness.csv"
+COMMAND += [RESULT, "--config", *SMALL.split()]
 
 
 def start(home):
@@ -45,8 +46,7 @@ def test_killed_at_random_moments(tmp_path):
             kill(process.pid, signal.SIGKILL)
             process.wait()
     assert start(killed).wait() == 0, f"DARE_SEED={seed}\n" + (tmp_path / "killed.log").read_text()
-    name = "models/toy_lenet_seed0/robustness.csv"
-    assert (killed / name).read_text() == (alone / name).read_text(), f"DARE_SEED={seed}"
+    assert (killed / RESULT).read_text() == (alone / RESULT).read_text(), f"DARE_SEED={seed}"
     assert not locks.owner_path(killed).exists()
 
 

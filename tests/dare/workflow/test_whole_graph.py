@@ -16,8 +16,8 @@ SUBMIT = """#!/bin/sh
 nohup sh "$1" > "$(basename "$1").log" 2>&1 &
 echo $! | tee -a pids
 """
-SMALL = "dataset=toy methods=dare-s,at-fgsm,control-noise,control-swa attacks=fgsm,cw samples=20"
-SMALL = f"{SMALL} cw_steps=5 epochs=20 tune_epochs=2 adv_epochs=2 adaptive=false".split() + [
+SMALL = "dataset=toy methods=dare-s,at-fgsm,control-noise,control-swa attacks=fgsm samples=20"
+SMALL = f"{SMALL} epochs=20 tune_epochs=2 adv_epochs=2 adaptive=false".split() + [
     "source=my images",
     "one_process=false",
 ]
