@@ -16,7 +16,7 @@ SUBMIT = """#!/bin/sh
 nohup sh "$1" > "$(basename "$1").log" 2>&1 &
 echo $! | tee -a pids
 """
-SMALL = "dataset=toy methods=dare-s,at-fgsm,control-noise,control-swa attacks=fgsm samples=20"
+SMALL = "dataset=toy methods=dare-s,at-fgsm,control-noise attacks=fgsm samples=20"
 SMALL = f"{SMALL} epochs=20 tune_epochs=2 adv_epochs=2 adaptive=false".split() + [
     "source=my images",
     "one_process=false",
@@ -60,7 +60,6 @@ def test_whole_graph_on_a_cluster(home, dry_run):
         "dare": "_conv3_per0.95_lr0.001_run0",
         "dare-s": "_conv3_lr0.001_run0",
         "control-noise": "_conv3_per0.95_lr0.001_run0",
-        "control-swa": "",
         "at-fgsm": "_lr0.0001_run0",
     }
     tuned = {folder.name for folder in (study / "tuned").iterdir()}
