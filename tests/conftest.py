@@ -64,7 +64,7 @@ def patterns(n, classes=4, size=12, seed=0):
 
 def pytest_collection_modifyitems(items):
     """The longest files come first, so that no core has to wait for them at the end."""
-    longest = ("test_interruption", "test_power_cut", "test_graph")
+    longest = ("test_interruption", "test_power_cut", "test_whole_graph", "test_settings")
     items.sort(key=lambda item: item.module.__name__.split(".")[-1] not in longest)
 
 
