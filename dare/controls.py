@@ -196,8 +196,8 @@ def is_batch_norm(layer):
 
 def differs_in_training(layer):
     """Whether a layer behaves differently in training: batch normalisation, dropout, noise."""
-    is_normalised = type(layer).__name__ in ("BatchNormalization", "SpectralNormalization")
-    return is_normalised or random_stream(layer) is not None
+    rescales_kernel = type(layer).__name__ == "SpectralNormalization"
+    return is_batch_norm(layer) or rescales_kernel or random_stream(layer) is not None
 
 
 def keep_original(study, settings, epochs):
