@@ -325,7 +325,8 @@ def commands(folder, versions=False):
     for entry in sorted(entries.values(), key=lambda entry: entry["start"]):
         row = {"stage": entry["stage"], "command": command_line(entry), "start": entry["start"]}
         row["seconds"] = f"{entry['seconds']:g}"
-        row["memory (GB)"] = f"{entry['peak_memory_gb']:g}"
+        memory = entry["peak_memory_gb"]  # null where the system does not say
+        row["memory (GB)"] = "" if memory is None else f"{memory:g}"
         if versions:
             row |= entry["settings"] | entry["packages"] | {"device": entry["device"]}
         rows.append(row)

@@ -154,6 +154,13 @@ def test_a_stage_that_did_nothing_does_not_replace_its_time(home):
     assert found["seconds"].tolist() == ["12.5"]
 
 
+def test_memory_that_the_system_does_not_say(home):
+    folder = made_up(home, {m: PLAIN[m] for m in ("original", "dare")}, n=20)
+    log = folder / "get_ats.log"
+    log.write_text(log.read_text().replace('"peak_memory_gb": 1.0', '"peak_memory_gb": null'))
+    assert runs.commands(folder)["memory (GB)"].tolist() == [""]
+
+
 def overlaps(figure, texts):
     """Pairs of the shown texts whose boxes overlap."""
     figure.canvas.draw()
