@@ -8,9 +8,10 @@
 
 Reads models/*/robustness.csv, scores.h5, adaptive.h5, log.csv, slices, targets and samples, and
 dare/paper/*.csv. Writes table.md, table.tex, table.csv, table_differences.csv, table_verdict.csv,
-for several networks table_claims.csv, figures/ and report.html, one file that needs nothing else.
-They go to models/, to models/<dataset>_<model>/ for one network, to models/paper/ or to
-dare/results/NAME/. Every number in the tables comes from the files that are read.
+for several networks table_networks.csv and table_claims.csv, figures/ and report.html, one file
+that needs nothing else. They go to models/, to models/<dataset>_<model>/ for one network, to
+models/paper/ or to dare/results/NAME/. Every number in the tables comes from the files that are
+read.
 """
 
 import sys

@@ -11,6 +11,7 @@ from dare.evaluation.checks import warnings
 from dare.evaluation.claims import claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.differences import differences_table, paper_differences
+from dare.evaluation.networks import models_table, networks_table
 from dare.evaluation.pictures import FigureFolder, claims_pictures, network_pictures, study_pictures
 from dare.evaluation.runs import NETWORK, TABLE_RULES, RecordedRuns, of_network, paper_runs
 from dare.evaluation.sections import (
@@ -22,13 +23,13 @@ from dare.evaluation.sections import (
     claims_sections,
     differences_section,
     network_sections,
+    networks_section,
     robustness_section,
     text_table,
     wins_sentence,
 )
 from dare.evaluation.tables import (
     learning_rates_table,
-    models_table,
     optimism_table,
     published_means,
     robustness_table,
@@ -62,7 +63,11 @@ def make_report_of_runs(target, folders, command):
     differences = {rule: differences_table(recorded, rule) for rule in TABLE_RULES}
     verdicts = {network: verdict(recorded, *network) for network in networks}
     published = published_means()
-    claims = claims_table(recorded, published) if len(networks) > 1 else pd.DataFrame()
+    claims, beside_paper, overview = pd.DataFrame(), pd.DataFrame(), []
+    if len(networks) > 1:
+        claims = claims_table(recorded, published)
+        beside_paper = networks_table(recorded, cells["selected"], published)
+        overview = [networks_section(beside_paper), *claims_sections(claims)]
     write_csv(
         target,
         {
@@ -72,6 +77,7 @@ def make_report_of_runs(target, folders, command):
                 [rows.assign(dataset=d, model=m) for (d, m), rows in verdicts.items()]
             ),
             "table_claims": claims,
+            "table_networks": beside_paper,
         },
     )
     sentences = [f"{m} on {d}: {verdict_sentences(rows)}" for (d, m), rows in verdicts.items()]
@@ -93,7 +99,7 @@ def make_report_of_runs(target, folders, command):
             Section("Optimism of the selection", optimism, OPTIMISM_NOTE, True),
         ],
         command,
-        claims_sections(claims) if len(claims) else [],
+        overview,
         claims,
     )
     compared = robustness_table(recorded.all_compared(), recorded)

@@ -1,15 +1,12 @@
-"""The tables of the report, as numbers: robustness, networks, learning rates."""
+"""The tables of the report, as numbers: robustness, learning rates, optimism."""
 
 import numpy as np
 import pandas as pd
 
-from dare.evaluation.facts import facts
 from dare.evaluation.intervals import bootstrap, wilson
 from dare.evaluation.runs import (
     NETWORK,
-    PAPER,
     TABLE_RULES,
-    commands,
     dare_rows,
     models_of,
     of_network,
@@ -99,30 +96,6 @@ def published_means():
     cells = robustness_table(paper_runs())
     means = cells.set_index([*NETWORK, "method", "attack"])["mean"].to_dict()
     return means | {(*key, "clean"): value for key, value in paper_accuracy().items()}
-
-
-def models_table(recorded):
-    """Sizes of training, parameters and accuracy of the networks, beside the authors' table."""
-    theirs = pd.read_csv(PAPER / "models.csv").set_index(NETWORK)
-    originals = recorded.rows[recorded.rows["method"] == "original"].drop_duplicates("folder")
-    table = originals[[*NETWORK, "source", "epoch"]].rename(columns={"epoch": "epochs"})
-    known = [facts(recorded.folders[name]) for name in originals["folder"]]
-    authors = theirs.reindex(pd.MultiIndex.from_frame(originals[NETWORK]))
-    table["images"] = [training_images(recorded.folders[name]) for name in originals["folder"]]
-    table["parameters (M)"] = [(of_study["parameters"] or np.nan) / 1e6 for of_study in known]
-    table["authors' parameters"] = authors["params_millions"].to_numpy()
-    table["clean accuracy"] = originals["test_accuracy"]
-    table["authors' accuracy"] = authors["test_accuracy_percent"].to_numpy()
-    return table.dropna(axis=1, how="all")
-
-
-def training_images(folder):
-    """Number of training images, by the recorded training; NaN if it was not recorded."""
-    recorded = commands(folder, versions=True)
-    if not {"stage", "images"} <= set(recorded):
-        return np.nan
-    images = recorded.loc[recorded["stage"].str.startswith("train "), "images"].astype(float)
-    return images.iloc[-1] if len(images) else np.nan
 
 
 def learning_rates_table(recorded):

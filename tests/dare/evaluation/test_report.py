@@ -2,7 +2,6 @@
 
 import html
 import itertools
-import json
 import shutil
 
 import h5py
@@ -15,7 +14,7 @@ from matplotlib.text import Text
 
 import dare.evaluation.record
 from dare import tables as script
-from dare.evaluation import checks, figures, pictures, runs, sections, tables
+from dare.evaluation import checks, figures, networks, pictures, runs, sections, tables
 from dare.evaluation.claims import claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.runs import RecordedRuns
@@ -27,6 +26,7 @@ def test_claims_in_the_report(home):
         folder = made_up(home, PLAIN, n=100, model=model)
     script.main([])
     text = html.unescape((folder.parent / "report.html").read_text())
+    assert "not run" in text.split("The networks, beside the paper's")[1].split("</table>")[0]
     assert text.index("Claims over all networks") < text.index("lenet on digits</h2>")
     assert (folder.parent / "figures/claims.png").exists()
     written = pd.read_csv(folder.parent / "table_claims.csv")
@@ -41,16 +41,6 @@ def test_the_figure_of_claims_where_nothing_compares(home):
     figure = figures.claims(table[table["component"] == "slicing"])
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert {line.get_markerfacecolor() for line in dots if len(line.get_xdata())} == {"white"}
-
-
-def test_sizes_of_training_in_the_table(home):
-    folder = made_up(home)
-    assert np.isnan(tables.training_images(folder))
-    entry = json.loads((folder / "get_ats.log").read_text().splitlines()[0])
-    entry |= {"stage": "train lenet", "settings": {"images": 718}}
-    (folder / "train.log").write_text(json.dumps(entry))
-    assert tables.training_images(folder) == 718
-    assert tables.models_table(RecordedRuns([folder]))["images"].tolist() == [718]
 
 
 def test_tables_and_report(home, capsys):
@@ -91,8 +81,8 @@ def test_recorded_results_give_the_same_tables(home, monkeypatch):
     with h5py.File(folder / "checkpoints/model.040.weights.h5", "w") as file:
         file["layer/kernel"] = np.ones((3, 5))
     before = RecordedRuns([folder])
-    warned, networks = checks.warnings(before), tables.models_table(before)
-    assert len(warned) == 3 and networks["parameters (M)"].tolist() == [15e-6]
+    warned, trained = checks.warnings(before), networks.models_table(before)
+    assert len(warned) == 3 and trained["parameters (M)"].tolist() == [15e-6]
     monkeypatch.setattr(dare.evaluation.record, "RESULTS", home / "results")
     script.main([])
     names = ("table.csv", "table_differences.csv", "table_verdict.csv")
@@ -112,7 +102,7 @@ def test_recorded_results_give_the_same_tables(home, monkeypatch):
     assert "python dare/get_ats.py" in (home / "results/mine/report.html").read_text()
     after = RecordedRuns([kept])
     assert checks.warnings(after) == warned
-    pd.testing.assert_frame_equal(tables.models_table(after), networks)
+    pd.testing.assert_frame_equal(networks.models_table(after), trained)
 
 
 def test_a_study_without_dare_or_adaptive_evaluation(home):
