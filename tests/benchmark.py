@@ -9,8 +9,9 @@ Needs a trained model (data/prepare.py, train/). Prints:
 - mining: its time in forward passes, and the time of two predictions of every checkpoint;
 - scoring: seconds for a checkpoint on 2,000 images, two models at a time as in dare/test.py,
   compared with predictions one after the other;
-- training: images per second in float32 and bfloat16, with and without augmentation, and
-  prediction, on every backend that is installed; the cost of saving an epoch;
+- training: images per second in float32 and bfloat16, compared with Keras's own layers, with and
+  without augmentation, and prediction, on every backend that is installed; the cost of saving an
+  epoch;
 - gradients: milliseconds of a forward pass and of a gradient by the images;
 - attacks: gradients per image, the share of the time outside the model, and each attack against
   plain Foolbox 3 on the same 24 images: a list of epsilons as fine as our search; cw with as many
@@ -30,6 +31,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / room) for room in ("", "adv", "dare"))]
@@ -182,6 +184,9 @@ def training(study, x, y):
         for name, of_epoch in batches.items():
             runs[precision, name] = partial(network.fit, of_epoch, verbose=0)
         runs[precision, "prediction"] = partial(predict, network, x)
+        with patch("train.precision.faster_class", lambda layer, _: type(layer)):
+            own = compiled(in_precision(load_classifier(study.folder), precision))
+        runs[precision, "own"] = partial(own.fit, batches["plain"], verbose=0)
     for run in runs.values():
         run()  # compiled
     turns = [{name: seconds(run)[0] for name, run in runs.items()} for _ in range(3)]
@@ -193,7 +198,9 @@ def training(study, x, y):
         more = 100 * (rates["plain"] / rates["augmented"] - 1)
         print(
             f"training, {keras.backend.backend():10} {precision:9}"
-            f"{rates['plain']:8.0f} images/s, augmentation {more:+.1f}%, "
+            f"{rates['plain']:8.0f} images/s, "
+            f"{best[precision, 'own'] / best[precision, 'plain']:.2f} times Keras's own layers, "
+            f"augmentation {more:+.1f}%, "
             f"prediction {rates['prediction']:8.0f} images/s; of the limit "
             f"{300 * rates['plain'] / limit:.0f}% and {100 * rates['prediction'] / limit:.0f}%",
             flush=True,

@@ -1,4 +1,6 @@
-"""Training in bfloat16, where the hardware supports it. Checkpoints are float32.
+"""Training in bfloat16, where the hardware supports it, and with the device's faster layers.
+
+Checkpoints are float32 and of Keras's own layers.
 
 Mixed precision (Micikevicius et al., ICLR 2018): weights, the sums of batch normalisation, the
 normalisation of the pixels and the softmax stay float32; everything between is bfloat16.
@@ -59,34 +61,38 @@ def has_bfloat16():
 
 
 def in_precision(network, precision):
-    """A copy of the network, with its weights, that computes in `precision`.
+    """A copy of the network, with its weights, that trains in `precision`.
 
-    With float32 the network is returned unchanged. The layers of the copy keep their names,
-    regularisers and random streams.
+    Its layers keep their names, regularisers and random streams; some have faster classes. Where
+    nothing would change, the network itself is returned.
     """
-    if precision == "float32":
+    layers = layers_by_path(network).values()
+    if precision == "float32" and all(faster_class(x, precision) is type(x) for x in layers):
         return network
-    float32_layers = [*filter(is_input, layers_by_path(network).values()), output_layer(network)]
+    float32_layers = [*filter(is_input, layers), output_layer(network)]
 
     def copy_layer(layer):
         if not isinstance(layer, keras.layers.Layer):  # an operation, such as a sum of tensors
             return layer
         config = layer.get_config()
-        if layer not in float32_layers:
+        if precision != "float32" and layer not in float32_layers:
             config["dtype"] = f"mixed_{precision}"
-        return faster_class(layer).from_config(config)
+        return faster_class(layer, precision).from_config(config)
 
     copy = keras.models.clone_model(network, clone_function=copy_layer, recursive=True)
     copy_weights(network, copy)
     return copy
 
 
-def faster_class(layer):
-    """The class of a layer's copy: its own, or one with a faster gradient on this device."""
+def faster_class(layer, precision):
+    """The class of a layer's copy: its own, or one that trains faster on this device."""
     if keras.backend.backend() == "tensorflow" and not accelerators():
+        from train.batch_norm import FusedBatchNormalization, can_be_fused
         from train.convolution import SmallConv2D, has_few_pixels
 
-        if has_few_pixels(layer):
+        if can_be_fused(layer):
+            return FusedBatchNormalization
+        if precision == "bfloat16" and has_few_pixels(layer):
             return SmallConv2D
     return type(layer)
 

@@ -95,72 +95,6 @@ def test_batches_depend_on_seed_and_epoch_alone():
     assert [len(batch[0]) for batch in Batches(5, lambda rows, _: (rows,), 2)] == [2, 2, 1]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a gradient of TensorFlow's")
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 3), (5, 4)])
-def test_the_faster_gradient_is_keras_s_own(kernel):
-    """Convolutions of few pixels, in float32: outputs, and gradients of images and kernel."""
-    import tensorflow as tf
-
-    from train.convolution import SmallConv2D, has_few_pixels
-
-    x = tf.constant(np.random.default_rng(0).normal(size=(5, 4, 3, 6)), "float32")
-    inputs, found = keras.Input((4, 3, 6)), []
-    weights = None
-    for kind in keras.layers.Conv2D, SmallConv2D:
-        layer = kind(7, kernel, padding="same", activation="relu")
-        model = keras.Model(inputs, layer(inputs))
-        assert has_few_pixels(layer) == (kind is keras.layers.Conv2D)
-        weights = weights or model.get_weights()
-        model.set_weights(weights)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(model(x) ** 3)
-        sources = [x, *(variable.value for variable in model.trainable_variables)]
-        found.append([model(x), *tape.gradient(loss, sources)])
-    for own, ours in zip(*found, strict=True):
-        np.testing.assert_allclose(own, ours, rtol=1e-4, atol=1e-3)
-    for changed in {"strides": 2}, {"padding": "valid"}, {"dilation_rate": 2}:
-        other = keras.layers.Conv2D(7, 2, **{"padding": "same"} | changed)
-        other(inputs)
-        assert not has_few_pixels(other)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a gradient of TensorFlow's")
-def test_the_faster_gradient_in_bfloat16():
-    """As near to the gradient in float32 as TensorFlow's own in bfloat16 is."""
-    import tensorflow as tf
-
-    from train.convolution import convolve
-
-    rng = np.random.default_rng(0)
-    x, kernel = (tf.constant(rng.normal(size=s), "float32") for s in ((64, 4, 4, 8), (3, 3, 8, 16)))
-
-    def gradient_of_kernel(operation, precision):
-        weights = tf.cast(kernel, precision)
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            loss = tf.reduce_sum(operation(tf.cast(x, precision), weights) ** 2)
-        return tf.cast(tape.gradient(loss, weights), "float32").numpy()
-
-    def plain(x, kernel):
-        return tf.nn.conv2d(x, kernel, 1, "SAME")
-
-    exact = gradient_of_kernel(plain, "float32")
-    own, ours = (gradient_of_kernel(f, "bfloat16") for f in (plain, convolve))
-    error, allowed = (np.abs(found - exact).mean() for found in (ours, own))
-    assert error < 1.1 * allowed < 0.02 * np.abs(exact).mean()
-
-
-def test_the_faster_gradient_is_where_images_are_small(monkeypatch):
-    network = build_model("vgg16", (32, 32, 3), 10)
-    twin = in_precision(network, "bfloat16")
-    small = {layer.name for layer in twin.layers if type(layer).__name__ == "SmallConv2D"}
-    expected = {f"block{b}_conv{c}" for b in (4, 5) for c in (1, 2, 3)}
-    assert small == (expected if keras.backend.backend() == "tensorflow" else set())
-    monkeypatch.setattr("train.precision.accelerators", lambda: ["GPU:0"])
-    assert type(in_precision(network, "bfloat16").get_layer("block5_conv1")) is keras.layers.Conv2D
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_interrupted_training_ends_the_same(home, monkeypatch, precision):
     write_data(home)
@@ -222,7 +156,6 @@ def test_precision(home, classifier):
     x = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 1), dtype="uint8")
     exact, rounded = predict(classifier, x), predict(twin, x)
     assert 0 < np.abs(rounded - exact).max() < 0.02  # 8 bits of a number, in a few layers
-    assert in_precision(classifier, "float32") is classifier
 
     write_data(home)
     train_network("toy", "tiny", 0, 2, precision="bfloat16")

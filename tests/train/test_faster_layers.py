@@ -1,0 +1,149 @@
+"""Layers that train faster on a processor are Keras's own, but for their speed."""
+
+import numpy as np
+import pytest
+
+from train.backend import keras
+from train.models import build_model
+from train.precision import in_precision
+
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="kernels of TensorFlow"
+)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 3), (5, 4)])
+def test_the_faster_gradient_is_keras_s_own(kernel):
+    """Convolutions of few pixels, in float32: outputs, and gradients of images and kernel."""
+    import tensorflow as tf
+
+    from train.convolution import SmallConv2D, has_few_pixels
+
+    x = tf.constant(np.random.default_rng(0).normal(size=(5, 4, 3, 6)), "float32")
+    inputs, found = keras.Input((4, 3, 6)), []
+    weights = None
+    for kind in keras.layers.Conv2D, SmallConv2D:
+        layer = kind(7, kernel, padding="same", activation="relu")
+        model = keras.Model(inputs, layer(inputs))
+        assert has_few_pixels(layer) == (kind is keras.layers.Conv2D)
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(model(x) ** 3)
+        sources = [x, *(variable.value for variable in model.trainable_variables)]
+        found.append([model(x), *tape.gradient(loss, sources)])
+    for own, ours in zip(*found, strict=True):
+        np.testing.assert_allclose(own, ours, rtol=1e-4, atol=1e-3)
+    for changed in {"strides": 2}, {"padding": "valid"}, {"dilation_rate": 2}:
+        other = keras.layers.Conv2D(7, 2, **{"padding": "same"} | changed)
+        other(inputs)
+        assert not has_few_pixels(other)
+
+
+@on_tensorflow
+def test_the_faster_gradient_in_bfloat16():
+    """As near to the gradient in float32 as TensorFlow's own in bfloat16 is."""
+    import tensorflow as tf
+
+    from train.convolution import convolve
+
+    rng = np.random.default_rng(0)
+    x, kernel = (tf.constant(rng.normal(size=s), "float32") for s in ((64, 4, 4, 8), (3, 3, 8, 16)))
+
+    def gradient_of_kernel(operation, precision):
+        weights = tf.cast(kernel, precision)
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            loss = tf.reduce_sum(operation(tf.cast(x, precision), weights) ** 2)
+        return tf.cast(tape.gradient(loss, weights), "float32").numpy()
+
+    def plain(x, kernel):
+        return tf.nn.conv2d(x, kernel, 1, "SAME")
+
+    exact = gradient_of_kernel(plain, "float32")
+    own, ours = (gradient_of_kernel(f, "bfloat16") for f in (plain, convolve))
+    error, allowed = (np.abs(found - exact).mean() for found in (ours, own))
+    assert error < 1.1 * allowed < 0.02 * np.abs(exact).mean()
+
+
+def normalised(kind, x, dtype, training, trainable=True):
+    """Outputs, gradients of x, gamma and beta, and statistics of a batch normalisation."""
+    import tensorflow as tf
+
+    layer = kind(momentum=0.9, dtype="mixed_bfloat16" if dtype == "bfloat16" else dtype)
+    layer.build(x.shape)
+    rng = np.random.default_rng(1)
+    layer.set_weights([rng.uniform(0.5, 2, x.shape[-1]) for _ in range(4)])
+    layer.trainable = trainable
+    x = tf.constant(x, dtype)
+    sources = [x, layer.gamma.value, layer.beta.value]
+    with tf.GradientTape() as tape:
+        tape.watch(sources)
+        outputs = layer(x, training=training)
+        loss = tf.reduce_sum(tf.cast(outputs, "float32") ** 3)
+    found = [outputs, *tape.gradient(loss, sources), layer.moving_mean, layer.moving_variance]
+    return [np.asarray(tf.cast(tf.convert_to_tensor(value), "float32")) for value in found]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("training, trainable", [(True, True), (True, False), (False, True)])
+def test_fused_batch_normalisation(training, trainable):
+    """A frozen layer neither normalises by the batch nor follows it."""
+    from train.batch_norm import FusedBatchNormalization
+
+    x = np.random.default_rng(0).normal(1, 3, (5, 4, 3, 6))
+    own, ours = (
+        normalised(kind, x, "float32", training, trainable)
+        for kind in (keras.layers.BatchNormalization, FusedBatchNormalization)
+    )
+    for expected, found in zip(own, ours, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-3)
+
+
+@on_tensorflow
+def test_fused_batch_normalisation_in_bfloat16():
+    """As near to the results in float32 as Keras's own in bfloat16 are."""
+    from train.batch_norm import FusedBatchNormalization
+
+    x = np.random.default_rng(0).normal(1, 3, (64, 8, 8, 16))
+    kinds = keras.layers.BatchNormalization, FusedBatchNormalization
+    exact = normalised(kinds[0], x, "float32", True)
+    own, ours = (normalised(kind, x, "bfloat16", True) for kind in kinds)
+    for true, expected, found in zip(exact, own, ours, strict=True):
+        error, allowed = (np.abs(result - true).mean() for result in (found, expected))
+        assert error < 1.1 * allowed + 1e-5 * np.abs(true).mean()
+
+
+@on_tensorflow
+def test_what_can_be_fused():
+    from train.batch_norm import FusedBatchNormalization, can_be_fused
+
+    def accepted(shape, kind=keras.layers.BatchNormalization, **settings):
+        layer = kind(**settings)
+        layer(keras.Input(shape))
+        return can_be_fused(layer)
+
+    assert accepted((4, 3, 6)) and accepted((4, 3, 6), axis=3)
+    assert not accepted((6,)) and not accepted((4, 3, 6), axis=1)
+    assert not accepted((4, 3, 6), kind=FusedBatchNormalization)
+    for setting in {"scale": False}, {"center": False}, {"renorm": True}, {"synchronized": True}:
+        assert not accepted((4, 3, 6), **setting)
+
+
+def test_where_layers_are_faster(monkeypatch):
+    network = build_model("vgg16", (32, 32, 3), 10)
+    convolutions = {f"block{b}_conv{c}" for b in (4, 5) for c in (1, 2, 3)}
+    norms = {layer.name for layer in network.layers if layer.name.endswith("_bn")}
+    on_processor = keras.backend.backend() == "tensorflow"
+    for precision, expected in {"bfloat16": convolutions | norms, "float32": norms}.items():
+        twin = in_precision(network, precision)
+        pairs = zip(network.layers, twin.layers, strict=True)
+        changed = {own.name for own, ours in pairs if type(own) is not type(ours)}
+        assert changed == (expected if on_processor else set())
+    lenet = build_model("lenet", (28, 28, 1), 10)
+    assert in_precision(lenet, "float32") is lenet
+    monkeypatch.setattr("train.precision.accelerators", lambda: ["GPU:0"])
+    assert in_precision(network, "float32") is network
+    assert type(in_precision(network, "bfloat16").get_layer("block5_conv1")) is keras.layers.Conv2D
