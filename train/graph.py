@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from train.artifacts import path_text
 from train.backend import keras
+from train.faster import faster_class
 from train.flags import UserError
 
 
@@ -119,13 +120,13 @@ def copy_up_to(model, path):
     """A copy of the model up to a layer, with new weights, all of them trainable.
 
     Its layers are named by their paths in the model, with "__" in place of "/", and none is inside
-    an inner model.
+    an inner model. Some have faster classes (train/faster.py).
     """
     path_of = {id(call.layer): call.path for call in calls_of(model)}
 
     def copy_layer(layer):
         config = layer.get_config() | {"name": path_text(path_of[id(layer)])}
-        return type(layer).from_config(config)
+        return faster_class(layer).from_config(config)
 
     copy = keras.models.clone_model(up_to(model, path), clone_function=copy_layer)
     for layer in layers_by_path(copy).values():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from train.artifacts import attributes, epochs_in, weights_path
 from train.backend import accelerators, keras
+from train.faster import faster_class
 from train.graph import layers_by_path, output_layer
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")  # Linux's names of processors that multiply bfloat16
@@ -82,19 +83,6 @@ def in_precision(network, precision):
     copy = keras.models.clone_model(network, clone_function=copy_layer, recursive=True)
     copy_weights(network, copy)
     return copy
-
-
-def faster_class(layer, precision):
-    """The class of a layer's copy: its own, or one that trains faster on this device."""
-    if keras.backend.backend() == "tensorflow" and not accelerators():
-        from train.batch_norm import FusedBatchNormalization, can_be_fused
-        from train.convolution import SmallConv2D, has_few_pixels
-
-        if can_be_fused(layer):
-            return FusedBatchNormalization
-        if precision == "bfloat16" and has_few_pixels(layer):
-            return SmallConv2D
-    return type(layer)
 
 
 def is_input(layer):

@@ -166,9 +166,9 @@ def test_the_regression_model_of_a_graph(transfer, layer):
     regression.compile(keras.optimizers.SGD(1.0), "mse")
     regression.fit(x, expected + 1, verbose=0)
     synchronise(regression, model)
-    np.testing.assert_allclose(
-        predict(regression, x), predict(up_to(model, layer), x), rtol=1e-4, atol=1e-5
-    )
+    found, expected = predict(regression, x), predict(up_to(model, layer), x)
+    size = np.abs(expected).max()  # that step was a large one
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * size)
     reached = {step.path for step in calls_of(model)}
     reached = {path for path in reached if path.startswith("backbone/")} - {
         "backbone/last" if layer != "backbone/last" else "",

@@ -144,6 +144,6 @@ def test_where_layers_are_faster(monkeypatch):
         assert changed == (expected if on_processor else set())
     lenet = build_model("lenet", (28, 28, 1), 10)
     assert in_precision(lenet, "float32") is lenet
-    monkeypatch.setattr("train.precision.accelerators", lambda: ["GPU:0"])
+    monkeypatch.setattr("train.faster.accelerators", lambda: ["GPU:0"])
     assert in_precision(network, "float32") is network
     assert type(in_precision(network, "bfloat16").get_layer("block5_conv1")) is keras.layers.Conv2D
