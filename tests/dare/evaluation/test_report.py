@@ -206,3 +206,14 @@ def test_the_readme_shows_recorded_claims():
                 expected.add(f"| {' | '.join([*values, cells, row['conclusion']])} |")
     found = {line for line in readme.splitlines() if " of " in line and line.count("|") == 6}
     assert 5 <= len(found) <= 10 and found <= expected
+
+
+def test_the_readme_shows_recorded_networks():
+    """The rows of its table of networks, which are all of the paper's."""
+    readme = (ROOT / "README.md").read_text()
+    table = pd.read_csv(ROOT / "dare/results/study/table_networks.csv", converters={"best_at": str})
+    rows = sections.networks_section(table).table.head(9).itertuples(index=False)
+    expected = [f"| {' | '.join(row)} |" for row in rows]
+    header = next(line for line in readme.splitlines() if line.startswith("| network |"))
+    shown = readme.split(header)[1].splitlines()[2:11]
+    assert shown == expected
