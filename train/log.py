@@ -73,6 +73,15 @@ def stage(path, title, settings):
     print(f"{title}: {result}{memory}", flush=True)
 
 
+def entries(path):
+    """The lines of a log as dicts, without one that a killed process left unfinished."""
+    found = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
 def peak_memory():
     """The most memory that this process has held, in GB; 0 where the system does not say."""
     try:

@@ -3,7 +3,6 @@
 Methods are compared by their settings. Their labels, such as "dare per 0.5", are for display.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from dare.workflow.methods import FAMILIES, METHODS, family, unseen_splits
 from train import params
 from train.artifacts import require
 from train.flags import UserError
+from train.log import entries
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "dare" / "paper"
@@ -312,17 +312,12 @@ def commands(folder, versions=False):
     if (folder / "commands.csv").exists():  # in dare/results
         table = pd.read_csv(folder / "commands.csv", dtype=str)
         return table if versions else table[["stage", "command", "start", "seconds", "memory (GB)"]]
-    entries = {}
+    last = {}
     for path in sorted(folder.glob("**/*.log")):
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # of a killed process
-                continue
-            if entry.get("ended") == "done":
-                entries[path, entry["stage"]] = entry
+        done = [entry for entry in entries(path) if entry.get("ended") == "done"]
+        last |= {(path, entry["stage"]): entry for entry in done}
     rows = []
-    for entry in sorted(entries.values(), key=lambda entry: entry["start"]):
+    for entry in sorted(last.values(), key=lambda entry: entry["start"]):
         row = {"stage": entry["stage"], "command": command_line(entry), "start": entry["start"]}
         row["seconds"] = f"{entry['seconds']:g}"
         memory = entry["peak_memory_gb"]  # null where the system does not say

@@ -10,6 +10,7 @@ import statistics
 
 from dare.workflow.methods import METHODS
 from train import artifacts
+from train.log import entries
 
 # What making a sample takes, in images of training; cw with 40 steps.
 SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}
@@ -19,15 +20,17 @@ TUNING, ADVERSARIAL_TRAINING = 0.8, 0.12
 # What scoring takes, in images of training: an epoch of a tuned model on at most 2,000 images, and
 # an adaptive attack on an image.
 SCORE, ADAPTIVE_ATTACK = 700, 75
+# All of this is in float32: so many times as long, in epochs of a training in bfloat16.
+IN_FLOAT32 = 2.5
 IMAGES = 25000  # for training, where neither a limit nor the prepared data say how many
 
 
-def cost(config, images, tuned):
+def cost(config, images, tuned, precision="float32"):
     """{part of a study: how long it takes, in epochs of training}.
 
     Args:
         config: configuration of the graph. images: number of training images.
-        tuned: {method: epochs of tuning, over all its models}.
+        tuned: {method: epochs of tuning, over all its models}. precision: of training.
     """
     on_samples = sum(n for method, n in tuned.items() if METHODS[method].trains_on_samples)
     on_mined_images = sum(tuned.values()) - on_samples
@@ -37,26 +40,31 @@ def cost(config, images, tuned):
     if config["adaptive"]:
         attacked = len(config["adaptive_methods"] or config["methods"])
         scores += ADAPTIVE_ATTACK * attacked * config["adaptive_images"]
-    return {
-        # The control seeds serve all studies of a network.
-        "training": config["epochs"] * (1 + len(config["control_seeds"]) / len(config["seeds"])),
+    after = {
         "attacks": attacks / images,
         "tuning": TUNING * on_mined_images + ADVERSARIAL_TRAINING * on_samples,
         "scores": scores / images,
     }
+    slower = 1 if precision == "float32" else IN_FLOAT32
+    # The control seeds serve all studies of a network.
+    training = config["epochs"] * (1 + len(config["control_seeds"]) / len(config["seeds"]))
+    return {"training": training} | {part: slower * epochs for part, epochs in after.items()}
 
 
 def cost_line(config, dataset, model, seed, tuned):
     """What a study takes, in a line; tuned: as for `cost`. Starting its steps is not counted."""
     limit = config["limit"] // 2 if config["limit"] else IMAGES
     images = artifacts.data_info(dataset).get("images", {}).get("train", limit)
-    parts = cost(config, images, tuned)
     folder = artifacts.study_folder(dataset, model, seed)
+    precision = config["precision"] or recorded_precision(folder / "train.log")
+    parts = cost(config, images, tuned, precision or "float32")
     text = ", ".join(f"{part} {epochs:.0f}" for part, epochs in parts.items())
     total = sum(parts.values())
     epoch = seconds_of_epoch(folder / "log.csv")
     time = f", or {clock(total * epoch)} at its {epoch:.1f} s an epoch" if epoch else ""
     checkpoints = config["epochs"] + sum(tuned.values())
+    if precision is None:
+        text += f"; if it trains in bfloat16, all but training {IN_FLOAT32:g} times as many"
     return (
         f"{folder.name} computes as much as about {total:.0f} epochs of its training "
         f"({text}){time}, and keeps {checkpoints} checkpoints."
@@ -70,6 +78,12 @@ def seconds_of_epoch(path):
     with open(path, encoding="utf-8", newline="") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     return statistics.median(seconds) if seconds else None
+
+
+def recorded_precision(path):
+    """The precision of a training, from its train.log; None before it has begun."""
+    trainings = entries(path) if path.exists() else []
+    return trainings[0]["settings"].get("precision", "float32") if trainings else None
 
 
 def clock(seconds):
