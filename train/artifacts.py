@@ -197,6 +197,13 @@ def attributes(path):
         return {}
 
 
+def recorded_precision(checkpoints):
+    """The precision in which the checkpoints in a folder were trained; None without any."""
+    if epochs := epochs_in(checkpoints):
+        return attributes(weights_path(checkpoints, epochs[-1])).get("precision", "float32")
+    return None
+
+
 def already_made(path, provenance):
     """Whether `path` exists with this provenance; UserError if it has another one."""
     if not path.exists():

@@ -9,7 +9,7 @@ normalisation of the pixels and the softmax stay float32; everything between is 
 import contextlib
 from pathlib import Path
 
-from train.artifacts import attributes, epochs_in, weights_path
+from train.artifacts import recorded_precision
 from train.backend import accelerators, keras
 from train.faster import faster_class
 from train.graph import layers_by_path, output_layer
@@ -25,10 +25,8 @@ def precision_of(requested, checkpoints):
             are any, or else bfloat16 if the hardware supports it.
         checkpoints: folder of a training that may have begun.
     """
-    if requested:
-        return requested
-    if epochs := epochs_in(checkpoints):
-        return attributes(weights_path(checkpoints, epochs[-1])).get("precision", "float32")
+    if precision := requested or recorded_precision(checkpoints):
+        return precision
     return "bfloat16" if has_bfloat16() else "float32"
 
 

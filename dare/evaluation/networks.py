@@ -18,10 +18,10 @@ def networks_table(recorded, cells, published):
 
     Returns:
         DataFrame with a row for each of the paper's networks, run or not, and for the others that
-        were run. Its columns are dataset, model, runs (of DARE, 0 if none), clean (of the
-        original), best_at (the name of the best adversarial training), at, dare, dare_clean and
-        control_seed; and paper_clean, paper_at (the highest), paper_dare and paper_dare_clean. In
-        %; NaN for what was not run.
+        were run. Its columns are dataset, model, clean (of the original), best_at (the best
+        adversarial training; "" if none was run), at, dare, dare_clean and control_seed; and
+        paper_clean, paper_at (the highest), paper_dare and paper_dare_clean. In %; NaN for what
+        was not run.
     """
     networks = [(dataset, model) for model in PAPER_NETWORKS for dataset in PAPER_DATASETS]
     networks += [network for network in recorded.networks() if network not in networks]
@@ -40,7 +40,6 @@ def our_scores(recorded, cells, dataset, model):
     found = of_network(cells[cells["attack"] == "mean"], dataset, model).set_index("label")
     found = found.reindex(["original", "dare", best_at, "control-seed"])
     return {
-        "runs": found["runs"].fillna(0).astype(int)["dare"],
         "clean": found["clean"]["original"],
         "best_at": best_at,
         "at": found["mean"][best_at],

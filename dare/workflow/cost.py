@@ -1,28 +1,28 @@
-"""What a study takes, in epochs of its training. The graph says so before a study begins.
+"""About how long a study takes, in epochs of its training. The graph says so before it begins.
 
-The numbers were measured in the cells of dare/results/study: the seconds of a step in commands.csv,
-half of them where two steps ran at a time, divided by the seconds of an epoch in log.csv. They
-differ up to twofold between networks.
+The numbers are rough: medians over AlexNet, lenet, resnet20 and VGG16 on two cores, from the times
+in dare/results/study/*/commands.csv and log.csv. A part can be wrong threefold. Starting processes,
+slicing and mining are not counted.
 """
 
 import csv
 import statistics
+from math import prod
 
 from dare.workflow.methods import METHODS
 from train import artifacts
-from train.log import entries
 
-# What making a sample takes, in images of training; cw with 40 steps.
-SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}
-CW_STEPS = 40, 1000  # those measured, and the attack's own number
-# What an epoch of tuning takes, in epochs of training.
-TUNING, ADVERSARIAL_TRAINING = 0.8, 0.12
-# What scoring takes, in images of training: an epoch of a tuned model on at most 2,000 images, and
-# an adaptive attack on an image.
-SCORE, ADAPTIVE_ATTACK = 700, 75
-# All of this is in float32: so many times as long, in epochs of a training in bfloat16.
-IN_FLOAT32 = 2.5
-IMAGES = 25000  # for training, where neither a limit nor the prepared data say how many
+# Images of training that take as long as ...
+SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}  # making a sample
+CW_STEPS = 40, 1000  # with which this was measured, and the attack's own number
+SAMPLE_TUNED = 2  # an epoch of adversarial training, for each sample that was made
+MODEL_SCORED = 700  # scoring a model, on at most 2,000 images
+IMAGE_ATTACKED = 75  # an adaptive attack on an image
+# Epochs of training that take as long as an epoch of another method.
+TUNING = 0.8
+# These are for training in float32, and all other steps are always in float32. In bfloat16 an epoch
+# of training is so many times shorter.
+BFLOAT16 = 2
 
 
 def cost(config, images, tuned, precision="float32"):
@@ -30,45 +30,55 @@ def cost(config, images, tuned, precision="float32"):
 
     Args:
         config: configuration of the graph. images: number of training images.
-        tuned: {method: epochs of tuning, over all its models}. precision: of training.
+        tuned: {method: (epochs of a model, {setting: its values})}. precision: of training.
     """
-    on_samples = sum(n for method, n in tuned.items() if METHODS[method].trains_on_samples)
-    on_mined_images = sum(tuned.values()) - on_samples
+    epochs = {m: n * prod(map(len, values.values())) for m, (n, values) in tuned.items()}
+    on_samples = sum(n for method, n in epochs.items() if METHODS[method].trains_on_samples)
+    on_mined_images = sum(epochs.values()) - on_samples
     sample = SAMPLE | {"cw": SAMPLE["cw"] * (config["cw_steps"] or CW_STEPS[1]) / CW_STEPS[0]}
     attacks = config["samples"] * sum(sample[attack] for attack in config["attacks"])
-    scores = SCORE * sum(tuned.values())
+    scores = MODEL_SCORED * sum(epochs.values())
     if config["adaptive"]:
-        attacked = len(config["adaptive_methods"] or config["methods"])
-        scores += ADAPTIVE_ATTACK * attacked * config["adaptive_images"]
+        scores += IMAGE_ATTACKED * config["adaptive_images"] * attacked_models(config, tuned)
     after = {
         "attacks": attacks / images,
-        "tuning": TUNING * on_mined_images + ADVERSARIAL_TRAINING * on_samples,
+        "tuning": TUNING * on_mined_images + SAMPLE_TUNED * config["samples"] * on_samples / images,
         "scores": scores / images,
     }
-    slower = 1 if precision == "float32" else IN_FLOAT32
+    factor = BFLOAT16 if precision == "bfloat16" else 1
     # The control seeds serve all studies of a network.
     training = config["epochs"] * (1 + len(config["control_seeds"]) / len(config["seeds"]))
-    return {"training": training} | {part: slower * epochs for part, epochs in after.items()}
+    return {"training": training} | {part: factor * value for part, value in after.items()}
+
+
+def attacked_models(config, tuned):
+    """Number of models that are attacked themselves: a method's best epoch at each setting."""
+    number = {m: 1 for m, method in METHODS.items() if not method.script}  # existing checkpoints
+    for method, (_, values) in tuned.items():
+        number[method] = prod(len(v) for name, v in values.items() if name != "lr_rate")
+    asked = config["adaptive_methods"] or number
+    return sum(number[method] for method in asked if method in number)
 
 
 def cost_line(config, dataset, model, seed, tuned):
-    """What a study takes, in a line; tuned: as for `cost`. Starting its steps is not counted."""
-    limit = config["limit"] // 2 if config["limit"] else IMAGES
+    """About how long a study takes, in a line; tuned: as for `cost`.
+
+    None if the number of training images is unknown, before the data are prepared.
+    """
+    limit = config["limit"] and max(1, config["limit"] // 2)
     images = artifacts.data_info(dataset).get("images", {}).get("train", limit)
+    if not images:
+        return None
     folder = artifacts.study_folder(dataset, model, seed)
-    precision = config["precision"] or recorded_precision(folder / "train.log")
-    parts = cost(config, images, tuned, precision or "float32")
+    precision = config["precision"] or artifacts.recorded_precision(folder / "checkpoints")
+    parts = cost(config, images, tuned, precision)
     text = ", ".join(f"{part} {epochs:.0f}" for part, epochs in parts.items())
+    if precision is None:
+        text += f"; in bfloat16 all but the training counts {BFLOAT16} times"
     total = sum(parts.values())
     epoch = seconds_of_epoch(folder / "log.csv")
     time = f", or {clock(total * epoch)} at its {epoch:.1f} s an epoch" if epoch else ""
-    checkpoints = config["epochs"] + sum(tuned.values())
-    if precision is None:
-        text += f"; if it trains in bfloat16, all but training {IN_FLOAT32:g} times as many"
-    return (
-        f"{folder.name} computes as much as about {total:.0f} epochs of its training "
-        f"({text}){time}, and keeps {checkpoints} checkpoints."
-    )
+    return f"{folder.name} takes about as long as {total:.0f} epochs of its training ({text}){time}"
 
 
 def seconds_of_epoch(path):
@@ -80,13 +90,9 @@ def seconds_of_epoch(path):
     return statistics.median(seconds) if seconds else None
 
 
-def recorded_precision(path):
-    """The precision of a training, from its train.log; None before it has begun."""
-    trainings = entries(path) if path.exists() else []
-    return trainings[0]["settings"].get("precision", "float32") if trainings else None
-
-
 def clock(seconds):
     """ "3 h 05 min" of seconds."""
     minutes = round(seconds / 60)
+    if minutes == 0:
+        return "under a minute"
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

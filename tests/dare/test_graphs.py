@@ -167,7 +167,7 @@ def test_the_regression_model_of_a_graph(transfer, layer):
     regression.fit(x, expected + 1, verbose=0)
     synchronise(regression, model)
     found, expected = predict(regression, x), predict(up_to(model, layer), x)
-    size = np.abs(expected).max()  # that step was a large one
+    size = np.abs(expected).max()  # a step of rate 1 makes large activations
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * size)
     reached = {step.path for step in calls_of(model)}
     reached = {path for path in reached if path.startswith("backbone/")} - {

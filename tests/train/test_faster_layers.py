@@ -6,6 +6,7 @@ import pytest
 from train.backend import keras
 from train.models import build_model
 from train.precision import in_precision
+from train.utils import set_seed
 
 on_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="kernels of TensorFlow"
@@ -130,18 +131,57 @@ def test_what_can_be_fused():
     assert not accepted((4, 3, 6), kind=FusedBatchNormalization)
     for setting in {"scale": False}, {"center": False}, {"renorm": True}, {"synchronized": True}:
         assert not accepted((4, 3, 6), **setting)
+    assert accepted((4, 3, 6), dtype="mixed_bfloat16")
+    assert not accepted((4, 3, 6), dtype="float64") and not accepted((4, 3, 6), dtype="bfloat16")
+
+
+@on_tensorflow
+def test_masked_pixels_are_left_out():
+    from train.batch_norm import FusedBatchNormalization
+
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(1, 3, (5, 4, 3, 6)).astype("float32"), rng.random((5, 4, 3)) < 0.5
+    own, ours = (
+        kind()(x, training=True, mask=mask)
+        for kind in (keras.layers.BatchNormalization, FusedBatchNormalization)
+    )
+    np.testing.assert_allclose(ours, own, rtol=1e-6)
+
+
+@on_tensorflow
+def test_a_compiled_training_ends_the_same(monkeypatch):
+    """Three steps of a network, in which TensorFlow may join the layer to its neighbours."""
+    x = np.random.default_rng(0).random((48, 12, 12, 1)).astype("float32")
+    y, ends = np.arange(48) % 4, []
+    for is_faster in True, False:
+        if not is_faster:
+            monkeypatch.setattr("train.precision.faster_class", lambda layer, _: type(layer))
+        set_seed(0)
+        network = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Conv2D(6, 3)])
+        network.add(keras.layers.BatchNormalization(name="norm"))
+        for layer in keras.layers.ReLU(), keras.layers.Flatten(), keras.layers.Dense(4, "softmax"):
+            network.add(layer)
+        network = in_precision(network, "float32")
+        kind = type(network.get_layer("norm")).__name__
+        assert (kind == "FusedBatchNormalization") == is_faster
+        network.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        network.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+        ends.append(network.get_weights())
+    for ours, own in zip(*ends, strict=True):
+        np.testing.assert_allclose(ours, own, rtol=1e-3, atol=1e-5)
 
 
 def test_where_layers_are_faster(monkeypatch):
+    monkeypatch.setattr("train.faster.accelerators", list)
     network = build_model("vgg16", (32, 32, 3), 10)
     convolutions = {f"block{b}_conv{c}" for b in (4, 5) for c in (1, 2, 3)}
     norms = {layer.name for layer in network.layers if layer.name.endswith("_bn")}
-    on_processor = keras.backend.backend() == "tensorflow"
+    is_tensorflow = keras.backend.backend() == "tensorflow"
     for precision, expected in {"bfloat16": convolutions | norms, "float32": norms}.items():
         twin = in_precision(network, precision)
         pairs = zip(network.layers, twin.layers, strict=True)
         changed = {own.name for own, ours in pairs if type(own) is not type(ours)}
-        assert changed == (expected if on_processor else set())
+        assert changed == (expected if is_tensorflow else set())
     lenet = build_model("lenet", (28, 28, 1), 10)
     assert in_precision(lenet, "float32") is lenet
     monkeypatch.setattr("train.faster.accelerators", lambda: ["GPU:0"])

@@ -26,7 +26,7 @@ def test_claims_in_the_report(home):
         folder = made_up(home, PLAIN, n=100, model=model)
     script.main([])
     text = html.unescape((folder.parent / "report.html").read_text())
-    assert "not run" in text.split("The networks, beside the paper's")[1].split("</table>")[0]
+    assert "not run" in text.split("networks, beside the paper's")[1].split("</table>")[0]
     assert text.index("Claims over all networks") < text.index("lenet on digits</h2>")
     assert (folder.parent / "figures/claims.png").exists()
     written = pd.read_csv(folder.parent / "table_claims.csv")
@@ -212,8 +212,7 @@ def test_the_readme_shows_recorded_networks():
     """The rows of its table of networks, which are all of the paper's."""
     readme = (ROOT / "README.md").read_text()
     table = pd.read_csv(ROOT / "dare/results/study/table_networks.csv", converters={"best_at": str})
-    rows = sections.networks_section(table).table.head(9).itertuples(index=False)
-    expected = [f"| {' | '.join(row)} |" for row in rows]
-    header = next(line for line in readme.splitlines() if line.startswith("| network |"))
-    shown = readme.split(header)[1].splitlines()[2:11]
-    assert shown == expected
+    shown = sections.networks_section(table).table.head(9)
+    rows = [shown.columns, *shown.itertuples(index=False)]
+    header, *expected = [f"| {' | '.join(row)} |" for row in rows]
+    assert readme.split(header)[1].splitlines()[2:11] == expected
