@@ -184,4 +184,5 @@ def robust_accuracy_table(chosen, models):
     robust, n = table["robust"].astype(float), table["n"].astype(float)
     low, high = wilson(robust, n)
     table = table.assign(robust_accuracy=100 * robust / n, low=100 * low, high=100 * high)
-    return table[[*COLUMNS, "sha256"]].round(6)
+    percent = ["robust_accuracy", "low", "high"]
+    return table[[*COLUMNS, "sha256"]].round(dict.fromkeys(percent, 6))

@@ -205,7 +205,8 @@ def verdict_section(rows, dataset, model):
 def networks_section(table):
     """The table of networks, ours beside the paper's; table: of networks_table."""
     text = text_table(table)
-    names = [f" ({name.removeprefix('at-')})" if name else "" for name in table["best_at"]]
+    attacks = table["best_at"].fillna("").str.removeprefix("at-")  # a CSV file has NaN for ""
+    names = [f" ({attack})" if attack else "" for attack in attacks]
     columns = {
         "network": text["model"],
         "data set": text["dataset"],

@@ -36,6 +36,7 @@ METHOD = ["method", "run", "per", "choose_layer", "batches"]
 # Columns of robustness.csv: which model, the results, and what selection saw.
 MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
+PERCENT = ["empirical_robustness", "test_accuracy", "selection_accuracy"]
 COLUMNS = [*MODEL, *MEASURED, *SELECTION_RULES]
 COLUMNS += ["per", "choose_layer", "batches", "selection_accuracy", "sha256"]
 
@@ -299,7 +300,7 @@ def robustness_rows(models, attacks, scores):
                     else np.nan,
                 }
                 rows.append(model | measured)
-    return pd.DataFrame(rows)[COLUMNS].round(4)
+    return pd.DataFrame(rows)[COLUMNS].round(dict.fromkeys(PERCENT, 4))
 
 
 def selected_models(table, rule):

@@ -109,7 +109,7 @@ def test_only_selected_models_are_reported(tmp_path):
 def scored(study):
     _, folder, flags = study
     dare.main([*flags, "--epoch", "2", "--lr_rate", "0.001"])
-    dare.main([*flags, "--epoch", "1", "--lr_rate", "0.0001"])
+    dare.main([*flags, "--epoch", "1", "--lr_rate", "1e-6"])  # VGG's rate
     fintune_adv.main([*flags, "--attack", "fgsm", "--epoch", "2"])
     controls.main([*flags, "--epoch", "2", "--lr_rate", "0.001"])
     test.main(flags)
@@ -126,6 +126,9 @@ def test_robustness_csv(scored, capsys, monkeypatch):
     assert (original["empirical_robustness"] == 0).all() and original["selected"].all()
     names = {f"control-{c}" for c in controls.CONTROLS}
     assert names | {"dare", "at-fgsm", "control-checkpoint"} <= set(table["method"])
+
+    of_dare = table[table["method"] == "dare"]
+    assert set(of_dare["lr_rate"]) == {1e-3, 1e-6}  # not rounded
 
     # What is reported is scored for selected models only, and nothing else was looked at.
     tested = table[table["split"] == "test"]
