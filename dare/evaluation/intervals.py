@@ -3,6 +3,8 @@
 Functions that draw random numbers take a seed and are repeatable.
 """
 
+import functools
+
 import numpy as np
 from scipy import stats
 
@@ -32,6 +34,24 @@ def draws(n, size, resamples, rng):
     return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
 
 
+@functools.lru_cache(maxsize=8)
+def draws_of_levels(sizes, resamples, seed):
+    """What every resample draws; all comparisons of the same sizes share it.
+
+    sizes: ((runs, images) of every source model). Returns for every source model its share in each
+    resample (resamples,), the shares of its runs (resamples, runs), and how often each image is
+    drawn (resamples, images).
+    """
+    rng = np.random.default_rng(seed)
+    shares = draws(len(sizes), len(sizes), resamples, rng).T / len(sizes)
+    found = []
+    for share, (runs, images) in zip(shares, sizes, strict=True):
+        of_runs = draws(runs, runs, resamples, rng) / runs
+        of_images = draws(images, images, resamples, rng).astype("float32")
+        found.append((share, of_runs, of_images))
+    return found
+
+
 def resampled_means(sources, resamples=RESAMPLES, seed=0):
     """Means over images, runs and source models, resampled hierarchically.
 
@@ -45,13 +65,11 @@ def resampled_means(sources, resamples=RESAMPLES, seed=0):
     Returns:
         float (resamples, attacks), the mean under every attack; NaN where a resample has no image.
     """
-    rng = np.random.default_rng(seed)
-    weight = draws(len(sources), len(sources), resamples, rng) / len(sources)
+    sizes = tuple(values.shape[:2] for values in sources)
     total = np.zeros((resamples, sources[0].shape[2]))
-    for values, share in zip(sources, weight.T, strict=True):
+    for values, drawn in zip(sources, draws_of_levels(sizes, resamples, seed), strict=True):
+        share, of_runs, of_images = drawn
         runs, images, attacks = values.shape
-        of_runs = draws(runs, runs, resamples, rng) / runs
-        of_images = draws(images, images, resamples, rng).astype("float32")
         flat = values.transpose(1, 0, 2).reshape(images, runs * attacks).astype("float32")
         present = np.isfinite(flat)
         sums = of_images @ np.where(present, flat, 0)
