@@ -23,7 +23,7 @@ import numpy as np
 
 from adv import ATTACKS
 from adv.attacks import attack as run_attack
-from adv.attacks import norms
+from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
 from train.artifacts import (
     already_made,
@@ -266,11 +266,7 @@ def generate(name, batched_model, study, images, path, provenance):
 
 def main(argv=None):
     args = options(__doc__, argv, globals(), attack=ATTACKS)
-    if (args.mode == "fixed") != (args.epsilon is not None):
-        raise UserError(
-            f"--mode {args.mode} with --epsilon {args.epsilon}: mode fixed needs an epsilon, mode "
-            f"minimal takes none."
-        )
+    check_mode(args.mode, args.epsilon)
     study = Study.open(args)
     x, y = study.data("train")
     if args.samples > len(x):
@@ -283,6 +279,8 @@ def main(argv=None):
     for name in chosen_names(args.attack, ATTACKS):
         path = samples_path(study.folder, name)
         provenance = study.provenance | settings | {"attack": name}
+        if name == "fgsm":
+            provenance["steps"] = None  # it takes one step, whatever --steps says
         with stage(path.with_suffix(".log"), name, vars(args) | {"attack": name}) as log:
             log.idle = already_made(path, provenance)
             if log.idle:

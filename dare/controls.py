@@ -105,7 +105,7 @@ def control_random(study, epochs, settings):
     """DARE towards a random historical checkpoint for each image, whether it is right or wrong."""
 
     def random_checkpoints(mined):
-        paths = list(study.mined_checkpoints().values())
+        paths = list(study.mined_checkpoints(settings["choose_layer"]).values())
         rng = np.random.default_rng([study.seed, settings["run"], 6])
         return paths, rng.integers(len(paths), size=len(mined.index))
 
@@ -142,7 +142,8 @@ def control_noise(study, epochs, settings):
     """The original, its weights moved as far as DARE moved them, epoch by epoch."""
     dare_folder = tuned_folder(study.folder, "dare", **settings)
     folder = tuned_folder(study.folder, "control-noise", **settings)
-    require(weights_path(dare_folder, epochs), study.command("dare/dare.py", **settings))
+    step = study.command("dare/dare.py", **settings, epoch=epochs)
+    require(weights_path(dare_folder, epochs), step)
     original = study.original().get_weights()
     classifier = study.classifier
     with stage(folder / "tune.log", "control-noise", study.names | settings) as log:

@@ -5,8 +5,9 @@
 
 Reads data/<dataset>/ and, from models/<dataset>_<model>_seed<N>/, the final checkpoint,
 slice_<per>.h5 and ats_<layer>.h5. Writes the classifier after every epoch to
-tuned/dare_<layer>_per<per>_lr<lr_rate>_run<run>/model.001.weights.h5 ..., and log.csv. The variants
-(dare-s.py, dare-sl.py, dare-last.py) and the controls (controls.py) use this module's functions.
+tuned/dare_<layer>_per<per>_lr<lr_rate>_run<run>/model.001.weights.h5 ... (with --batches 1,
+tuned/dare-released_...), and log.csv. The variants (dare-s.py, dare-sl.py, dare-last.py) and the
+controls (controls.py) use this module's functions.
 """
 
 import sys
@@ -248,16 +249,12 @@ def regression_batches(regression, mined, x, y, tuning):
 
 def provenance_of(classifier, mined, tuning):
     """What a tuned model is made from, for callers without a study."""
-    arrays = [*classifier.get_weights(), mined.index, *(tuning.masks or {}).values()]
-    if tuning.key_neurons is not None:
-        arrays.append(tuning.key_neurons)
-    return {
-        "choose_layer": tuning.choose_layer,
-        "lr_rate": tuning.lr_rate,
-        "batches": tuning.batches,
-        "seed": str(tuning.seed),
-        "sha256": fingerprint(*arrays),
-    }
+    arrays = [*classifier.get_weights(), mined.index, mined.epoch, mined.probability]
+    arrays += [*(tuning.masks or {}).values(), tuning.key_neurons]
+    known = [array for array in arrays if array is not None]
+    # As text, because settings of None are not compared.
+    settings = {name: str(getattr(tuning, name)) for name in ("lr_rate", "batches", "seed")}
+    return settings | {"choose_layer": tuning.choose_layer, "sha256": fingerprint(*known)}
 
 
 # ----------------------------------------------------------------------------- inputs of tuning
@@ -309,24 +306,20 @@ def tune_study(study, settings, epochs, open_targets=open_targets):
         open_targets: function (study, choose_layer) that opens a file of targets.
     """
     folder = tuned_folder(study.folder, **settings)
-    choose_layer = settings["choose_layer"]
+    choose_layer, per = settings["choose_layer"], settings.get("per")
     x, y = study.data("validation")
-    with stage(
-        folder / "tune.log", settings["method"], study.names | settings | {"epochs": epochs}
-    ) as log:
-        provenance = study.provenance | settings
-        tuning = Tuning(choose_layer, settings.get("lr_rate"), epochs, provenance=provenance)
-        tuning.batches = settings.get("batches")
-        tuning.seed = (study.seed, settings["run"])
-        if settings.get("per") is not None:
-            masks, key, provenance["slice_sha256"] = read_slice(
-                study, choose_layer, settings["per"]
-            )
-            tuning.masks = masks
-            tuning.key_neurons = key
+    logged = study.names | settings | {"epochs": epochs}
+    with stage(folder / "tune.log", settings["method"], logged) as log:
+        no_slice = (None, None, None)
+        masks, key_neurons, slice_sha = read_slice(study, choose_layer, per) if per else no_slice
         epochs_before = epochs_in(folder)
         with open_targets(study, choose_layer) as file:
-            provenance["ats_sha256"] = sha256(file.filename)
+            made_from = {"slice_sha256": slice_sha, "ats_sha256": sha256(file.filename)}
+            tuning = Tuning(
+                choose_layer, settings.get("lr_rate"), epochs, masks, key_neurons,
+                settings.get("batches"), seed=(study.seed, settings["run"]),
+                provenance=study.provenance | settings | made_from,
+            )  # fmt: skip
             tune(study.original(), MinedImages.read(file), x, y, folder, tuning)
         log.idle = epochs_in(folder) == epochs_before
 

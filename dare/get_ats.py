@@ -2,11 +2,11 @@
 
     python dare/get_ats.py --dataset digits --model lenet
 
-Reads data/<dataset>/ and models/<dataset>_<model>_seed<N>/checkpoints/. Writes ats_<layer>.h5
-there: the modified images, the epoch that each of them takes its target from, and that checkpoint's
-activations at the chosen layer, which are the targets of the regression. The probabilities of all
-checkpoints are kept in history_*.h5, so that mining another layer, or resuming after an
-interruption, does not compute them again.
+Reads data/<dataset>/ and the checkpoints in models/<dataset>_<model>_seed<N>/. Writes
+ats_<layer>.h5 there: the modified images, the epoch that each of them takes its target from, and
+that checkpoint's activations at the chosen layer, which are the targets of the regression. The
+probabilities of all checkpoints are kept in history_*.h5, so that mining another layer, or resuming
+after an interruption, does not compute them again.
 """
 
 import contextlib
@@ -80,7 +80,8 @@ class MiningFiles:
 
     targets: HDF5 file to which the activations are streamed; None: the result is kept in memory.
     provenance: attributes of that file.
-    history: HDF5 file that keeps the probabilities of all checkpoints, or None.
+    history: HDF5 file that keeps the probabilities of all checkpoints, or None. It serves other
+        layers of the same network and images: of the images it knows the labels only.
     """
 
     targets: Path | None = None
@@ -192,8 +193,8 @@ def historical_checkpoints(study, first=None, last=None):
         )
     if missing := [epoch for epoch in range(first, last + 1) if epoch not in epochs]:
         raise UserError(
-            f"{checkpoint_path(study.folder, missing[0])} is missing: train again, without "
-            f"--keep_from or with an earlier one."
+            f"{checkpoint_path(study.folder, missing[0])} is missing: mine later ones (--first), "
+            f"or move this folder away and train again without --keep_from."
         )
     return {
         epoch: checkpoint_path(study.folder, epoch) for epoch in [*range(first, last + 1), final]
@@ -214,8 +215,8 @@ def probabilities(checkpoints, x, y, model, history=None):
         probability, float32 (checkpoints, n), and is_right, bool (checkpoints, n): whether the
         right class is predicted.
     """
-    paths = {sha256(path): path for path in checkpoints.values()}
     digests = [sha256(path) for path in checkpoints.values()]
+    paths = dict(zip(digests, checkpoints.values(), strict=True))
     results = read_history(history, y)
     for digest, path in progress(paths.items(), desc="history", unit="checkpoint"):
         if digest not in results:

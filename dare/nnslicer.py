@@ -1,4 +1,4 @@
-"""Call 3: slice the network, that is, find the synapses and neurons that matter (NNSlicer).
+"""Step 3: slice the network, that is, find the synapses and neurons that matter (NNSlicer).
 
     python dare/nnslicer.py --dataset digits --model lenet --per 0.95
 

@@ -4,6 +4,7 @@
     python dare/tables.py --dataset digits --model lenet    # one network, all its training seeds
     python dare/tables.py --paper                           # from the paper's own figures
     python dare/tables.py --record NAME                     # keep what is needed in dare/results
+    python dare/tables.py --record NAME --dataset cifar10,svhn --model vgg16       # only of these
     python dare/tables.py --results NAME                    # make the tables from there
 
 Reads models/*/robustness.csv, scores.h5, adaptive.h5, log.csv, slices, targets and samples, and
@@ -15,6 +16,7 @@ read.
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,28 +27,42 @@ from train import artifacts
 from train.flags import UserError, options, run_script
 from train.log import stage
 
-dataset = None  # None: all
-model = None  # None: all
+dataset = None  # one or several, with commas; None: all
+model = None  # the same
 paper = False  # from dare/paper alone
 record = None  # copy the small files of the runs to dare/results/<record>/, then as `results`
 results = None  # from dare/results/<results>/ instead of models/
+
+
+def scored_studies(home, datasets=None, models=None):
+    """Folders of the scored studies in `home`; UserError if there are none.
+
+    datasets, models: names with commas; None: all.
+    """
+    networks = product((datasets or "*").split(","), (models or "*").split(","))
+    studies = set().union(*(artifacts.study_folders(home, *network) for network in networks))
+    if scored := sorted(path for path in studies if (path / "robustness.csv").exists()):
+        return scored
+    known = ", ".join(sorted(path.name for path in records.RESULTS.iterdir() if path.is_dir()))
+    raise UserError(
+        f"{home}/{datasets or '*'}_{models or '*'}_seed*/robustness.csv is missing: score a study "
+        f"with `python dare/test.py`, or give --results one of {known}."
+    )
 
 
 def main(argv=None):
     args = options(__doc__, argv, globals())
     if sum(map(bool, (args.paper, args.record, args.results))) > 1:
         raise UserError("--paper, --record and --results exclude each other: give one.")
-    pattern = f"{args.dataset or '*'}_{args.model or '*'}_seed*/robustness.csv"
+    if args.paper and (args.dataset or args.model):
+        raise UserError("--paper is about all networks: leave out --dataset and --model.")
     home = records.RESULTS / args.results if args.results else artifacts.HOME / "models"
-    folders = sorted(path.parent for path in home.glob(pattern))
-    if not folders and not args.paper:
-        raise UserError(f"{home}/{pattern} is missing: score a study with `python dare/test.py`.")
+    folders = [] if args.paper else scored_studies(home, args.dataset, args.model)
+    target = home / ("paper" if args.paper else "_".join(filter(None, (args.dataset, args.model))))
     if args.record:
         records.record(folders, args.record)
-        home = records.RESULTS / args.record
-        folders = sorted(path.parent for path in home.glob(pattern))
-    network = "_".join(filter(None, (args.dataset, args.model)))
-    target = home / ("paper" if args.paper else network)
+        target = records.RESULTS / args.record
+        folders = scored_studies(target)
     command = " ".join(["python dare/tables.py", *(sys.argv[1:] if argv is None else argv)])
     with stage(target / "tables.log", "tables", vars(args)):
         if args.paper:

@@ -41,6 +41,8 @@ def read_folder(folder):
         classes = visible(folder / part, Path.is_dir)
         parts[part] = {path.name: visible(path, _is_image) for path in classes}
     names = sorted(set().union(*parts.values()))
+    if not names:
+        raise UserError(f"{folder}/train has no folders: put the images of each class into one.")
     for part, name in product(parts, names):
         if not parts[part].get(name):
             raise UserError(
@@ -85,7 +87,8 @@ def _common_shape(paths):
             width, height = image.size
             if width * height > LARGEST_IMAGE:
                 raise ValueError(f"it claims {width} x {height} pixels")
-            if image.getexif().get(ORIENTATION, 1) in SIDEWAYS:
+            # Pillow has already turned the size of a TIFF.
+            if image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in SIDEWAYS:
                 width, height = height, width
             return (width, height), image.mode in GREY_MODES
 
@@ -117,9 +120,21 @@ def _decode_all(part, classes, shape):
 def _decode(path, shape):
     with Image.open(path, formats=FORMATS) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16-bit grey: the high byte, as Pillow does with colours
-            image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+        if image.mode.startswith("I"):
+            image = _of_8_bits(np.asarray(image))
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
+        pixels = np.atleast_3d(image.convert("L" if shape[2] == 1 else "RGB"))
+        if pixels.shape != shape:
+            raise ValueError(f"its pixels are {pixels.shape}, and its header says {shape}")
+        return pixels
+
+
+def _of_8_bits(pixels):
+    """A grey image of integers as one of 8 bits: the high byte of 16, as Pillow does in colours."""
+    if pixels.dtype.itemsize > 2 and not 256 <= pixels.max() < 2**16:
+        raise ValueError(f"its pixels are {pixels.dtype} up to {pixels.max()}")
+    return Image.fromarray((pixels >> 8).astype("uint8"))

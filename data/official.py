@@ -15,7 +15,7 @@ import numpy as np
 
 from data.parse import LARGEST_DATA, parse
 from train import artifacts
-from train.flags import UserError
+from train.flags import UserError, is_about_disk
 from train.log import progress
 
 ADDRESSES = {
@@ -166,6 +166,8 @@ def download(name):
                 if artifacts.sha256(temporary) != SHA256[path.name]:
                     raise ValueError("the file has another SHA-256")
         except Exception as error:  # urllib and http have no exception in common
+            if getattr(error, "errno", None) and is_about_disk(error):
+                raise
             raise UserError(
                 f"cannot download {address} ({str(error)[:100]}): put {', '.join(OFFICIAL[name])} "
                 f"into one folder by other means and name it with --source."

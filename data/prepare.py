@@ -126,7 +126,8 @@ def read(dataset, source):
     Returns:
         (x, y) of train, (x, y) of test, and the names of the classes.
     """
-    if source is not None and (source / "train").is_dir() and (source / "test").is_dir():
+    is_official = source and any((source / file).exists() for file in OFFICIAL.get(dataset, ()))
+    if source and not is_official and all((source / part).is_dir() for part in ("train", "test")):
         from data.folders import read_folder  # imports Pillow, which nothing else needs
 
         return read_folder(source)

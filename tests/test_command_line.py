@@ -84,6 +84,7 @@ WRONG = [
     ("test", f"{TOY} --seed 3", "toy_tiny_seed3 is missing"),
     ("test", f"{TOY} --restarts 0", "restarts"),
     ("tables", "--dataset toy --model tiny", "robustness.csv is missing"),
+    ("tables", "--paper --dataset toy", "leave out --dataset and --model"),
     ("prepare", "--dataset unheard", "unknown data set"),
     ("prepare", "--dataset digits --limit 3", "limit"),
     ("prepare", "--dataset digits --limit 5000", "limit"),

@@ -22,7 +22,7 @@ def check_arrays(x, y, model=None):
 
 
 def check_images(x, shape):
-    """shape: (h, w, c) of an image, None where any size will do."""
+    """Raise UserError unless x are images of a shape (h, w, c), None where any size will do."""
     if not len(x):
         raise UserError("there are no images.")
     if not fits(x.shape[1:], shape):
@@ -42,7 +42,7 @@ def check_images(x, shape):
 
 
 def check_labels(y, n, classes):
-    """n: number of images. classes: number of classes, or None."""
+    """Raise UserError unless y are the labels of n images; classes: their number, or None."""
     if y.ndim == 2 and len(y) == n:
         raise UserError(
             f"the labels have shape {y.shape}: if they are one-hot, use y.argmax(axis=1)."

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from train.flags import UserError
 
 VERSION = "2.0.0"
 # The folder of data/ and models/.
-HOME = Path(os.environ.get("DARE_HOME", Path(__file__).resolve().parents[1]))
+HOME = Path(os.environ.get("DARE_HOME", Path(__file__).parents[1])).expanduser().absolute()
 
 # ------------------------------------------------------------------------------------------ paths
 
@@ -31,6 +32,16 @@ def data_folder(dataset):
 
 def study_folder(dataset, model, seed=0):
     return HOME / "models" / f"{dataset}_{model}_seed{seed}"
+
+
+def study_folders(models, dataset=None, model=None):
+    """{folder: its seed} of the studies in a folder of models; None: of any data set or network.
+
+    Folders with other names, such as one that was renamed to be kept, are left out.
+    """
+    pattern = f"{dataset or '*'}_{model or '*'}_seed*"
+    found = {path: path.name.rsplit("_seed", 1)[1] for path in sorted(Path(models).glob(pattern))}
+    return {path: int(seed) for path, seed in found.items() if re.fullmatch("[0-9]+", seed)}
 
 
 def weights_path(folder, epoch):
@@ -44,7 +55,9 @@ def checkpoint_path(folder, epoch):
 
 def epochs_in(folder):
     """The epochs whose weights are in a folder, ascending."""
-    return sorted(int(p.name.split(".")[1]) for p in Path(folder).glob("model.[0-9]*.weights.h5"))
+    names = [path.name for path in Path(folder).glob("model.*.weights.h5")]
+    found = [re.fullmatch(r"model\.([0-9]+)\.weights\.h5", name) for name in names]
+    return sorted(int(match[1]) for match in found if match)
 
 
 def slice_path(folder, per):
@@ -179,7 +192,9 @@ def fingerprint(*arrays):
 def data_sha256(dataset, *parts):
     """Fingerprint of parts of a prepared data set; by default of x_train and x_validation."""
     parts = parts or ("train", "validation")
-    return sha256(*(data_folder(dataset) / f"{a}_{part}.npy" for part in parts for a in "xy"))
+    paths = [data_folder(dataset) / f"{a}_{part}.npy" for part in parts for a in "xy"]
+    step = f"python data/prepare.py --dataset {dataset}"
+    return sha256(*(require(path, step) for path in paths))
 
 
 def set_attributes(file, provenance):
@@ -225,14 +240,19 @@ def refuse_other_settings(path, recorded, wanted, made="made", make="make it"):
         made: the participle in the message, such as "prepared".
         make: the verb in the message, such as "prepare it".
     """
+    if difference := other_setting(recorded, wanted):
+        raise UserError(
+            f"{path} was {made} with {difference}: it is kept; move it away or delete it to {make} "
+            f"again."
+        )
+
+
+def other_setting(recorded, wanted):
+    """The first of the wanted settings that differs, as "seed 1, not 0"; None if none does."""
     for name, value in wanted.items():
         if recorded.get(name) != value:
-            old = _shown(name, recorded.get(name))
-            new = _shown(name, value)
-            raise UserError(
-                f"{path} was {made} with {name} {old}, not {new}: it is kept; move it away or "
-                f"delete it to {make} again."
-            )
+            return f"{name} {_shown(name, recorded.get(name))}, not {_shown(name, value)}"
+    return None
 
 
 @contextlib.contextmanager
@@ -247,15 +267,11 @@ def open_artifact(path, step, **expected):
     except OSError:
         raise UserError(f"{path} is corrupt: delete it and make it with `{step}`.") from None
     with file:
-        for name, wanted in expected.items():
-            recorded = file.attrs.get(name)
-            if wanted is not None and recorded != wanted:
-                old = _shown(name, recorded)
-                new = _shown(name, wanted)
-                raise UserError(
-                    f"{path} was made from {name} {old}, not {new}: move it away and make it with "
-                    f"`{step}`."
-                )
+        wanted = {name: value for name, value in expected.items() if value is not None}
+        if difference := other_setting(file.attrs, wanted):
+            raise UserError(
+                f"{path} was made from {difference}: move it away and make it with `{step}`."
+            )
         yield file
 
 

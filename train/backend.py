@@ -37,6 +37,7 @@ with _without_stderr():
     import keras
     from keras import ops
 
+keras.config.set_image_data_format("channels_last")  # of all images and networks here
 for library in ("tensorflow", "absl", "jax"):
     logging.getLogger(library).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module=r"keras|torch|foolbox")

@@ -39,7 +39,8 @@ def load_weights(model, path):
 
     Raises UserError if the file is missing, corrupt or of another network.
     """
-    require(Path(path), "python train/train.py")
+    if not Path(path).exists():
+        raise UserError(f"{path} is missing: make these weights again, or name others.")
     try:
         with h5py.File(path, "r") as file:
             values = values_by_layer(model, file)

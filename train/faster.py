@@ -1,4 +1,4 @@
-"""Which layers have a class of ours that trains faster, on this device."""
+"""Faster versions of Keras's layers, where this device has them."""
 
 from train.backend import accelerators, keras
 

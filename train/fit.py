@@ -148,7 +148,7 @@ class EpochKeeper(keras.callbacks.Callback):
             return 0
         last_epoch = epochs[-1]
         self.refuse_other_run(last_epoch)
-        self.tidy(last_epoch)
+        self.delete_optimizers(last_epoch)
         if last_epoch >= run.epochs:
             return last_epoch
         if not run.optimizer_path(last_epoch).exists():
@@ -204,7 +204,7 @@ class EpochKeeper(keras.callbacks.Callback):
         epoch += 1
         logs = dict(logs or {})
         if not all(np.isfinite(value) for value in logs.values()):
-            kept = f"epochs 1 to {epoch - 1} are kept" if epoch > 1 else "nothing was saved"
+            kept = f"the epochs up to {epoch - 1} are kept" if epoch > 1 else "nothing was saved"
             raise UserError(
                 f"the loss became NaN or infinite in epoch {epoch} of {self.run.folder} ({kept}): "
                 f"lower the learning rate."
@@ -214,7 +214,10 @@ class EpochKeeper(keras.callbacks.Callback):
         self.synchronise(self.model, self.classifier)
         provenance = self.run.provenance | {"epoch": epoch, "epochs": self.run.epochs}
         save_weights(self.classifier, self.run.weights_path(epoch), provenance)
-        self.tidy(epoch)
+        self.delete_optimizers(epoch)
+        for earlier in epochs_in(self.run.folder):
+            if earlier < min(epoch, self.run.keep_from):
+                self.run.weights_path(earlier).unlink()
 
     def write_log(self, epoch, logs):
         """Add a row to log.csv, in place of any later rows of an interrupted run."""
@@ -227,12 +230,9 @@ class EpochKeeper(keras.callbacks.Callback):
         lines = [",".join(str(r[name]) for name in row) for r in [*earlier, row]]
         write_text(self.run.log, "\n".join([",".join(row), *lines]) + "\n")
 
-    def tidy(self, epoch):
-        """Delete the files that are not needed after `epoch`."""
+    def delete_optimizers(self, epoch):
+        """Delete the states of the optimizer that are not needed after `epoch`."""
         ended = epoch == self.run.epochs and not self.run.extendable
         for path in self.run.folder.glob("optimizer.*.npz"):
             if path != self.run.optimizer_path(epoch) or ended:
                 path.unlink()
-        for earlier in epochs_in(self.run.folder):
-            if earlier < min(epoch, self.run.keep_from):
-                self.run.weights_path(earlier).unlink()

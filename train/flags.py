@@ -1,6 +1,7 @@
 """The constants of a script as flags, and errors as one sentence on stderr with exit code 2."""
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -160,7 +161,9 @@ def run_script(main):
             raise
         what = os.strerror(error.errno) if error.errno else f"A file was cut short ({error})"
         where = f" ({error.filename})" if error.filename else ""
-        advice = "free some space or fix the folder, then run again."
+        advice = "fix this, then run again."
+        if is_about_disk(error):
+            advice = "free some space or fix the folder, then run again."
         print(f"{_script()}: {what}{where}: {advice}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(2)  # an ordinary exit would let HDF5 write to its broken file again, and crash
@@ -170,6 +173,12 @@ def run_script(main):
         os._exit(130)  # without waiting for threads
     sys.stdout.flush()
     os._exit(0)  # all files are closed, and an ordinary exit of TensorFlow takes 0.7 s longer
+
+
+def is_about_disk(error):
+    """Whether an OSError says that a disk is full or cannot be written."""
+    codes = (None, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+    return isinstance(error, OSError) and error.errno in codes
 
 
 def _script():

@@ -17,7 +17,7 @@ from train.flags import UserError
 class Call:
     """One call of a layer in a model.
 
-    path: path of the layer, such as "conv1" or "backbone/conv3".
+    path: path of the layer, such as "conv1" or "backbone/conv3". None: part of a layer.
     layer: the Keras layer, or an operation such as the sum of two tensors.
     inputs: the symbolic tensors that it takes. output: the one that it returns.
     """

@@ -38,7 +38,7 @@ def stage(path, title, settings):
     path.parent.mkdir(parents=True, exist_ok=True)
     start_time = time.time()
     log = StageLog()
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    backend = backend_name()
     entry = {
         "stage": title,
         "start": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
@@ -46,7 +46,7 @@ def stage(path, title, settings):
         "version": VERSION,
         "python": platform.python_version(),
         "command": sys.argv,
-        "packages": {p: metadata.version(p) for p in ("keras", "numpy", "foolbox", backend)},
+        "packages": versions("keras", "numpy", "foolbox", backend),
         "backend": backend,
         "device": device(),
         "ended": None,
@@ -71,6 +71,21 @@ def stage(path, title, settings):
     result = "nothing to do" if log.idle else f"done in {end['seconds']} s"
     memory = f", peak memory {end['peak_memory_gb']} GB" if end["peak_memory_gb"] else ""
     print(f"{title}: {result}{memory}", flush=True)
+
+
+def backend_name():
+    """Name of Keras's backend, from Keras if it is imported."""
+    keras = sys.modules.get("keras")
+    return keras.backend.backend() if keras else os.environ.get("KERAS_BACKEND", "tensorflow")
+
+
+def versions(*packages):
+    """{package: version}, without packages that are installed under another name."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def entries(path):

@@ -68,7 +68,7 @@ def in_precision(network, precision):
     layers = layers_by_path(network).values()
     if precision == "float32" and all(faster_class(x, precision) is type(x) for x in layers):
         return network
-    float32_layers = [*filter(is_input, layers), output_layer(network)]
+    float32_layers = [*filter(is_normalisation, layers), output_layer(network)]
 
     def copy_layer(layer):
         if not isinstance(layer, keras.layers.Layer):  # an operation, such as a sum of tensors
@@ -83,8 +83,8 @@ def in_precision(network, precision):
     return copy
 
 
-def is_input(layer):
-    return isinstance(layer, keras.layers.InputLayer | keras.layers.Normalization)
+def is_normalisation(layer):
+    return isinstance(layer, keras.layers.Normalization)
 
 
 def copy_weights(from_model, to_model):

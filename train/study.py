@@ -10,11 +10,10 @@ from train import artifacts, params
 from train.artifacts import (
     attributes,
     checkpoint_path,
-    data_folder,
     open_artifact,
-    require,
     sha256,
     study_folder,
+    study_folders,
     targets_path,
 )
 from train.backend import keras
@@ -47,11 +46,9 @@ class Study:
         """The study that --dataset, --model and --seed name; UserError if it is missing."""
         folder = study_folder(args.dataset, args.model, args.seed)
         if not folder.exists():
-            script = "alexnet.py" if args.model == "alexnet" else f"train.py --model {args.model}"
-            raise UserError(f"{folder} is missing: make it with `python train/{script}`.")
+            names = f"--dataset {args.dataset} --model {args.model} --seed {args.seed}"
+            raise UserError(f"{folder} is missing: make it with `python train/train.py {names}`.")
         checkpoint = final_checkpoint(folder)
-        images = data_folder(args.dataset) / "x_train.npy"
-        require(images, f"python data/prepare.py --dataset {args.dataset}")
         provenance = {
             "dataset": args.dataset,
             "model": args.model,
@@ -146,19 +143,24 @@ class Study:
         return find_call(self.classifier, choose_layer).path
 
     def mined_layer(self):
-        """The default layer, or for a network without one the first layer that was mined.
+        """The default layer, or if only others were mined the first of these.
 
         Which images mining finds does not depend on the layer, so that methods that need the
         images alone take those of this one.
         """
+        default = params.default_layer(self.dataset, self.model)
+        if default and targets_path(self.folder, self.layer(default)).exists():
+            return self.layer(default)
         mined = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
         layers = [found["choose_layer"] for found in mined if "first" in found]
-        default = params.default_layer(self.dataset, self.model)
-        return self.layer(default or (layers[0] if layers else None))
+        return layers[0] if layers else self.layer(default)
 
-    def mined_checkpoints(self):
-        """{epoch: path} of the historical checkpoints that were mined (control-checkpoint)."""
-        layer = self.mined_layer()
+    def mined_checkpoints(self, layer=None):
+        """{epoch: path} of the historical checkpoints that were mined for a layer.
+
+        None: for mined_layer.
+        """
+        layer = layer or self.mined_layer()
         step = self.command("dare/get_ats.py", choose_layer=layer)
         with self.open_checked(targets_path(self.folder, layer), step) as file:
             epochs = range(int(file.attrs["first"]), int(file.attrs["last"]) + 1)
@@ -169,10 +171,10 @@ class Study:
 
         Seeds whose training has not ended are left out.
         """
-        pattern = study_folder(self.dataset, self.model, "*").name
+        folders = study_folders(self.folder.parent, self.dataset, self.model)
         checkpoints = {}
-        for folder in self.folder.parent.glob(pattern):
+        for folder, seed in folders.items():
             if folder != self.folder:
                 with contextlib.suppress(UserError):
-                    checkpoints[int(folder.name.rsplit("_seed", 1)[1])] = final_checkpoint(folder)
+                    checkpoints[seed] = final_checkpoint(folder)
         return dict(sorted(checkpoints.items()))

@@ -80,13 +80,18 @@ def validation_batches(x_test, y_test, dataset):
 
 
 def class_count(dataset, y, y_test):
-    """Number of classes of a data set; UserError if the training labels lack one of them."""
+    """Number of classes of a data set.
+
+    Raises UserError if there is only one, or if one has no training image.
+    """
     classes = int(max(y.max(), y_test.max())) + 1
     if missing := sorted(set(range(classes)) - set(y.tolist())):
         raise UserError(
-            f"data/{dataset} has no training image of class {missing[0]}: prepare more images, or "
-            f"all classes."
+            f"data/{dataset} has no training image of class {missing[0]}: move this folder away "
+            f"and prepare more images, or all classes."
         )
+    if classes < 2:
+        raise UserError(f"data/{dataset} has one class: a classifier needs two or more.")
     return classes
 
 
@@ -146,9 +151,11 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
     with stage(folder / "train.log", f"train {model}", settings) as log:
         set_seed(seed)
         network, mean = new_network(model, x, classes)
-        # All checkpoints, and the optimizer's state of two epochs while the later is written.
-        copies = epochs - min(keep_from, epochs) + 1 + 4
-        require_space(folder, network.count_params() * 4 * copies, f"{epochs} epochs of {model}")
+        kept = [e for e in range(1, epochs + 1) if e >= min(keep_from, epochs)]
+        if to_come := len(set(kept) - set(epochs_in(checkpoints))):
+            # With the optimizer's state of two epochs while the later is written.
+            size = network.count_params() * 4 * (to_come + 4)
+            require_space(folder, size, f"{to_come} epochs of {model}")
         if not (folder / "model.keras").exists() or not epochs_in(checkpoints):
             save_architecture(network, model, folder / "model.keras")
         batches = train_batches(x, y, model, dataset, seed, mean)

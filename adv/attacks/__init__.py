@@ -54,11 +54,7 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
     """
     if name not in ATTACKS:
         raise UserError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}.")
-    if mode not in ("minimal", "fixed") or (mode == "fixed") == (epsilons is None):
-        raise UserError(
-            f"mode {mode!r} with epsilon {epsilons}: mode fixed needs an --epsilon, mode minimal "
-            f"takes none."
-        )
+    check_mode(mode, epsilons)
     check_arrays(x, y, None if isinstance(model, BatchedModel) else model)
     x = pixels(x)
     y = np.asarray(y, "int64")
@@ -79,3 +75,14 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
         result[is_right] = adversarial
         success[is_right] = has_succeeded
     return result, success
+
+
+def check_mode(mode, epsilon):
+    """Raise UserError unless the mode is known, and given an epsilon exactly if it needs one."""
+    if mode not in ("minimal", "fixed"):
+        raise UserError(f"unknown mode {mode!r}: choose from minimal, fixed.")
+    if (mode == "fixed") != (epsilon is not None):
+        raise UserError(
+            f"--mode {mode} with --epsilon {epsilon}: mode fixed needs an epsilon, mode minimal "
+            f"takes none."
+        )

@@ -1,7 +1,7 @@
 """A Keras classifier for Foolbox, in batches: the one place that knows the backend.
 
-`foolbox_model` wraps any Keras softmax classifier. `BatchedModel` gives attacks its logits and
-gradients as NumPy arrays.
+`foolbox_model` wraps any Keras classifier that ends in a softmax or in logits. `BatchedModel` gives
+attacks its logits and gradients as NumPy arrays.
 """
 
 import math
@@ -53,7 +53,7 @@ def logits_model(model):
 
 
 def foolbox_model(model):
-    """The Foolbox 3 model of a Keras softmax classifier on pixels in [0, 1], compiled.
+    """The Foolbox 3 model of a Keras classifier on pixels in [0, 1], compiled.
 
     On TensorFlow and PyTorch it follows the weights of the classifier. On JAX it keeps those of the
     moment at which it is made (see reads_weights_anew).
@@ -153,7 +153,7 @@ class BatchedModel:
 
     @classmethod
     def of(cls, classifier):
-        """The BatchedModel of a Keras softmax classifier, in batches that suit the device."""
+        """The BatchedModel of a Keras classifier, in batches that suit the device."""
         return cls(foolbox_model(classifier), batch=attack_batch_size(classifier))
 
     def _padded(self, array):

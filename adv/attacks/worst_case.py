@@ -190,10 +190,11 @@ def ascend(model, attack, start, x0, y, epsilon):
 
 
 def attack_by_decisions(model, x, y, epsilons, unbroken):
-    """{norm: results (epsilons, n)} of rays. One search in Linf also counts in L2.
+    """{norm: results (epsilons, n)} of rays. What its search in Linf finds also counts in L2.
 
     unbroken: bool (Linf epsilons, n), what the gradient attacks did not break. rays gives an image
-    up when it will not get below the largest of these, because that would change nothing.
+    up when it will not get below the largest of these, because that would change nothing in Linf.
+    In L2 a longer search might break more.
     """
     if not len(x):
         return {norm: outcome(np.zeros((len(sizes), 0)), []) for norm, sizes in epsilons.items()}

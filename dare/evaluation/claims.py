@@ -15,6 +15,7 @@ import pandas as pd
 from dare.evaluation.comparisons import (
     BEST,
     COMPARISONS,
+    MATTERS,
     Difference,
     as_columns,
     conclusion,
@@ -79,7 +80,7 @@ def claims_table(recorded, published):
         the rule that decides), dataset, model (over cells: ALL or OTHERS), difference, low, high
         (points), n (images), conclusion, reason and sources (source models); over cells also
         measured (cells), cells (those that are comparable), cells_with_yes, p, paper (the
-        difference in its figures) and, for the rows that decide, p_holm.
+        difference in its figures) and, for the rows that decide, p_holm. Empty if DARE was not run.
     """
     rows = []
     for comparison in COMPARISONS:
@@ -90,6 +91,8 @@ def claims_table(recorded, published):
                 about |= {"setting": setting, "rule": rule, "decides": rule == comparison.rule}
                 rows += [about | row for row in rows_of(comparison, cells, published)]
     table = pd.DataFrame(rows)
+    if table.empty:
+        return table
     answers = table["decides"] & (table["model"] == ALL)
     table.loc[answers, "p_holm"] = holm(table.loc[answers, "p"])
     is_decided = answers & table["conclusion"].isin(("yes", "no"))
@@ -193,6 +196,8 @@ def row_over_cells(comparison, name, cells):
         row["p"] = np.nan  # it can conclude nothing, so it does not count in Holm's correction
         return row | {"conclusion": "undecided", "reason": f"fewer than {CELLS_NEEDED} cells"}
     row["conclusion"], row["reason"] = conclusion_of(low, high, quantity)
+    if row["conclusion"] == "no" and high > null:  # p must test what the conclusion says
+        row["p"] = mean_of_cells(values, MATTERS)[3]
     if row["conclusion"] == "yes" and 2 * with_yes <= len(comparable):
         row |= {"conclusion": "undecided", "reason": "a yes in at most half of the cells"}
     return row

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dare.evaluation.intervals import interval, plain_means, resampled_means
+from dare.evaluation.intervals import paired_bootstrap
 from dare.evaluation.runs import dare_rows, paired
 from dare.evaluation.scores import LOSS_ALLOWED, loses_too_much
 from dare.workflow.methods import family
@@ -103,14 +103,9 @@ def difference(dare, other, read):
     first, second = paired(dare, other, read)
     if not first:
         return None
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    value = 100 * plain_means(differences).mean()
-    images = sum(values.shape[1] for values in differences)
-    low, high = interval(100 * resampled_means(differences).mean(axis=1))
-    # Where no two results differ, the bootstrap has no width. By the rule of three up to 3 of n
-    # images might have.
-    low, high = min(low, value - 300 / images), max(high, value + 300 / images)
-    return Difference(value, low, high, len(differences), images)
+    value, low, high = (100 * values[-1] for values in paired_bootstrap(first, second))
+    images = sum(values.shape[1] for values in first)
+    return Difference(value, low, high, len(first), images)
 
 
 def as_columns(difference, prefix=""):

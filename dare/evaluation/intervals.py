@@ -129,11 +129,18 @@ def mean_of_cells(values, null=0.0):
 def paired_bootstrap(first, second, resamples=RESAMPLES, seed=0):
     """First minus second method on the same images, with its 95% interval.
 
+    Where no two results differ, resampling them has no width. By the rule of three, up to 3 of n
+    images might have differed.
+
     first, second: right (1) or wrong (0), as in `resampled_means`, with NaN in the same places.
     Returns (difference, low, high) as `bootstrap` does.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    return bootstrap(differences, resamples, seed)
+    mean, low, high = bootstrap(differences, resamples, seed)
+    images = sum(np.isfinite(values).any(axis=0).sum(axis=0) for values in differences)
+    all_images = sum(values.shape[1] for values in differences)
+    margin = np.where(np.isclose(low, high), 3 / np.append(images, all_images), 0)
+    return mean, low - margin, high + margin
 
 
 def mcnemar(first, second):

@@ -65,8 +65,8 @@ def network_pictures(folder, cells, dataset, model, recorded):
         folder.save(
             f"robustness_{name}",
             f"Empirical robustness of {model} on {dataset}, {rule}, with 95% intervals (for "
-            f"several runs the standard deviation). Hollow: loses more than 1 point of clean "
-            f"accuracy.",
+            f"several runs the standard deviation, except of the mean). Hollow: loses more than 1 "
+            f"point of clean accuracy.",
             figures.robustness(cells),
         ),
         folder.save(
@@ -88,7 +88,8 @@ def network_pictures(folder, cells, dataset, model, recorded):
     if table is not None:
         caption = (
             f"{model} on {dataset}, every model attacked itself: worst case over the attacks. An "
-            f"image on which no attack could start does not count as robust."
+            f"image on which an attack could not start, and none succeeded, does not count as "
+            f"robust."
         )
         figure = figures.adaptive_curves(table)
         pictures.append(folder.save(f"adaptive_{name}", caption, figure))
@@ -114,7 +115,7 @@ def adaptive_table(recorded, dataset, model):
     if not tables:
         return None
     table = of_network(pd.concat(tables, ignore_index=True), dataset, model)
-    compared = set(recorded.all_compared()["sha256"])
+    compared = set(recorded.all_compared["sha256"])
     table = table[(table["attack"] == "worst") & table["sha256"].isin(compared)]
     return with_labels(table) if len(table) else None
 

@@ -102,7 +102,7 @@ def make_report_of_runs(target, folders, command):
         overview,
         claims,
     )
-    compared = robustness_table(recorded.all_compared(), recorded)
+    compared = robustness_table(recorded.all_compared, recorded)
     return write_report(target, content, compared, recorded)
 
 

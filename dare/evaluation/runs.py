@@ -3,6 +3,7 @@
 Methods are compared by their settings. Their labels, such as "dare per 0.5", are for display.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +152,7 @@ class RecordedRuns:
         is_other = [key not in has_one for key in highest[run].itertuples(index=False, name=None)]
         return pd.concat([within, highest[is_other]])
 
+    @functools.cached_property
     def all_compared(self):
         """The compared rows of all networks and settings."""
         tables = [
@@ -222,8 +224,8 @@ class RecordedRuns:
     def adaptive(self, folder, digest):
         """Robust (1) or not against the worst of the Linf attacks, float (images, epsilons).
 
-        For every epsilon above 0. An image on which no attack could start does not count as
-        robust. None if the model was not attacked itself.
+        For every epsilon above 0. An image on which an attack could not start, and none
+        succeeded, does not count as robust. None if the model was not attacked itself.
         """
         path = self.folders[folder] / "adaptive.h5"
         if not path.exists():

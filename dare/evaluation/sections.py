@@ -23,27 +23,29 @@ PAPER_NOTE = (
 )
 DIFFERENCES_NOTE = (
     "Points of empirical robustness on the same samples, with the 95% bootstrap interval over "
-    "images, runs and source models. The corrected p is for all tests of this table (Holm). With r "
-    "runs the uncorrected p cannot be below 2 / 2^r, so with few runs the intervals say more."
+    "images, runs and source models. The corrected p is for all tests of a setting (Holm). A "
+    "single run is tested over images (McNemar), six or more over runs (Wilcoxon). Two to five are "
+    "not tested, because with r runs p cannot be below 2 / 2^r."
 )
 VERDICT_NOTE = (
     "DARE minus a method that lacks one of its components, in points, with 95% intervals. The "
     "paper's metric is the mean over attacks of empirical robustness. Under adaptive attack every "
     "model is attacked itself, and the difference is of worst-case robust accuracy, the mean over "
-    "all Linf epsilons above 0. n: images that neither method has seen. The conclusion is about "
-    "the paper's metric. Yes: the interval is above 0. No: it is below 1 point. Undecided: "
+    "all Linf epsilons above 0. n: images that neither method has seen; if they get the same "
+    "results on all of these, the interval is by the rule of three. The conclusion is about the "
+    "paper's metric. Yes: the interval is above 0. No: it is below 1 point. Undecided: "
     "neither; or one training was run, and another may well end otherwise."
 )
 CLAIMS_NOTE = (
     "DARE minus another method in points: the mean over the cells (data set and network) in which "
     "the two can be compared. The 95% interval is Student's t over the cells. Cells in favour: "
-    "those whose own interval over images is above 0. Most robust epoch: each method's, as in the "
-    "paper's tables. Within 1 point: the epochs that keep clean accuracy, as in the verdict of a "
-    "network. Last epoch: of every method, so that no epoch or learning rate is chosen. The "
-    "difference in bold decides. Only the paper's networks and data sets count; a conclusion "
-    "needs three of these cells, and a yes more than half of them in favour. Uncorrected: it does "
-    "not survive Holm's correction for all claims (corrected p). Paper: its nine networks and "
-    "four attacks."
+    "those whose own interval over images is above 0 (clean accuracy: above -1). Most robust "
+    "epoch: each method's, as in the paper's tables. Within 1 point: the epochs that keep clean "
+    "accuracy, as in the verdict of a network. Last epoch: of every method, so that no epoch or "
+    "learning rate is chosen. The difference in bold decides. Only the paper's networks and data "
+    "sets count; a conclusion needs three of these cells, and a yes more than half of them in "
+    "favour. Uncorrected: it does not survive Holm's correction for all claims (corrected p). "
+    "Paper: its nine networks and four attacks."
 )
 NETWORKS_NOTE = (
     "At the most robust epoch of each method, DARE at its default setting: mean empirical "
@@ -228,10 +230,12 @@ def networks_section(table):
 def claims_sections(claims):
     """The rows over the paper's cells and, apart, those over other cells, by three rules."""
     title = "Claims over all networks"
+    if claims.empty:
+        return []
     sections = [Section(title, claims_text(claims[claims["model"] == ALL]), CLAIMS_NOTE)]
     others = claims[claims["model"] == OTHERS]
     if len(others):
-        text = claims_text(others).drop(columns=["conclusion", "reason", "p, corrected"])
+        text = claims_text(others).drop(columns=["paper", "conclusion", "reason", "p, corrected"])
         sections.append(Section("Other networks and data sets", text, OTHERS_NOTE))
     return sections
 

@@ -21,6 +21,7 @@ from train.artifacts import (
     remove_temporary_files,
     samples_path,
     sha256,
+    tuned_name,
     weights_path,
 )
 from train.flags import UserError
@@ -33,6 +34,7 @@ SAVE_INTERVAL = 25  # at most this many models are scored again after an interru
 # One method with these settings is one row of the tables. Its epochs and learning rates are the
 # candidates of the selection.
 METHOD = ["method", "run", "per", "choose_layer", "batches"]
+TUNED_SETTINGS = ("choose_layer", "per", "batches", "lr_rate", "run")  # in a tuned folder's name
 # Columns of robustness.csv: which model, the results, and what selection saw.
 MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
@@ -123,6 +125,7 @@ def models_to_score(study, adv_sha256):
         for epoch, path in study.mined_checkpoints().items():
             rows.append({"method": "control-checkpoint", "epoch": epoch, "path": path})
     for seed, path in study.other_seeds().items():
+        # Its models have no epochs to choose from; the seed takes the column.
         rows.append({"method": "control-seed", "epoch": seed, "path": path})
     folders = sorted(path for path in (study.folder / "tuned").glob("*") if path.is_dir())
     for folder in folders:
@@ -143,19 +146,23 @@ def tuned_row(study, path, adv_sha256):
     """The row of a tuned model, from the attributes of its weights file."""
     found = attributes(path)
     checkpoint = study.provenance["checkpoint_sha256"]
+    if not found:
+        raise UserError(f"{path} is corrupt: delete it and tune again.")
+    settings = {name: found.get(name) for name in TUNED_SETTINGS}
+    if path.parent.name != (name := tuned_name(found["method"], **settings)):
+        raise UserError(f"{path} belongs in a folder {name}: move {path.parent} out of tuned/.")
     if found.get("checkpoint_sha256") != checkpoint:
         raise UserError(
             f"{path} was tuned from checkpoint {str(found.get('checkpoint_sha256'))[:12]}, not "
-            f"{checkpoint[:12]}: move {path.parent} away, or tune again."
+            f"{checkpoint[:12]}: move {path.parent} out of tuned/, or tune again."
         )
     attack = found["method"].removeprefix("at-")
     if found.get("adv_sha256") != adv_sha256.get(attack, found.get("adv_sha256")):
         raise UserError(
             f"{path} was trained on other samples than those in adv/{attack}.h5, perhaps on some "
-            f"that are to be reported: move {path.parent} away, or train it again."
+            f"that are to be reported: move {path.parent} out of tuned/, or train it again."
         )
-    columns = ("method", "epoch", "run", "lr_rate", "per", "batches", "choose_layer")
-    return {name: found.get(name) for name in columns} | {"path": path}
+    return settings | {name: found.get(name) for name in ("method", "epoch")} | {"path": path}
 
 
 # --------------------------------------------------------------------------------------- scoring
@@ -215,10 +222,10 @@ def select(models):
 
     `selected` is the most robust of all epochs and learning rates of a method (METHOD), by the mean
     over attacks on the validation part. `selected_within_1` is the most robust of those that lose
-    at most LOSS_ALLOWED points of clean accuracy; a method may have none. The paper's tables must
-    use the first rule, because its adversarial training loses up to 13 points. `last_epoch` looks
-    at no sample, and so favours no method that has many candidates: the last epoch at the default
-    learning rate (or the nearest to it).
+    at most LOSS_ALLOWED points of clean accuracy; a method may have none. The paper's tables
+    presumably use the first rule, because its adversarial training loses up to 13 points.
+    `last_epoch` looks at no sample, and so favours no method that has many candidates: the last
+    epoch at the default learning rate (or the nearest to it).
 
     Args:
         models: DataFrame, one row for each model, with the columns METHOD, model, lr_rate, epoch,

@@ -32,7 +32,8 @@ def robustness_table(runs, recorded=None):
     """
     keys = [*NETWORK, "label", "method", "setting", "batches"]
     runs = runs.assign(n=runs.get("n", np.nan))
-    by_run = runs.groupby([*keys, "folder", "run"], sort=False, dropna=False)
+    averaged = runs if recorded is None else runs[is_shared_attack(runs, recorded)]
+    by_run = averaged.groupby([*keys, "folder", "run"], sort=False, dropna=False)
     means = by_run["empirical_robustness"].mean().reset_index().assign(attack="mean", n=np.nan)
     cells = pd.concat([runs, means]).groupby([*keys, "attack"], sort=False, dropna=False)
     cells = cells.agg(
@@ -48,6 +49,13 @@ def robustness_table(runs, recorded=None):
     best = may_win.groupby([cells[key] for key in (*NETWORK, "attack")]).transform("max")
     cells["best"] = may_win.eq(best)
     return cells
+
+
+def is_shared_attack(runs, recorded):
+    """Whether all studies of a row's network have samples of its attack, bool (rows,)."""
+    shared = {network: recorded.attacks(*network) for network in recorded.networks()}
+    columns = (runs[name] for name in (*NETWORK, "attack"))
+    return [attack in shared[tuple(network)] for *network, attack in zip(*columns, strict=True)]
 
 
 def add_intervals(cells, runs, recorded):

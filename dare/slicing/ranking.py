@@ -25,7 +25,8 @@ def map_blocks(function, weights):
         A list of what the function returned.
     """
     n_in, n_out = weights.shape
-    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # one number for each level
+    cores = int(threads or os.cpu_count() or 1)
     block_size = max(1, min(BLOCK_SYNAPSES // n_in, -(-n_out // cores)))
     starts = range(0, n_out, block_size)
 
@@ -78,7 +79,7 @@ class Ranking:
 
 def ceil_share(per, n):
     """ceil(per * n) of the product as it is written: 0.05 * 20 is 1, whatever its rounding."""
-    return int(np.ceil(round(per * n, 9)))
+    return max(1, int(np.ceil(round(per * n, 9))))
 
 
 def largest(values, k, scratch=None, mask=None):

@@ -1,6 +1,7 @@
 """The configuration of the Snakefile: from text to values, checked by schema.yaml."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 from adv import ATTACKS
 from dare.workflow.methods import CONTROLS, METHODS
 from train import params
+from train.artifacts import epochs_in, study_folder
 
 SCHEMA = yaml.safe_load(Path(__file__).with_name("schema.yaml").read_text())
 PROPERTIES = SCHEMA["properties"]
@@ -24,8 +26,8 @@ for key, names in NAMES.items():
 def checked(config):
     """The configuration with every value as the schema wants it.
 
-    Raises WorkflowError, one sentence, for an unknown key, for a wrong value, and for a network
-    without a chosen layer.
+    Raises WorkflowError, one sentence, for an unknown key, for a wrong value, for a network without
+    a chosen layer, and for fewer epochs than a network was trained for.
     """
     if unknown := sorted(set(config) - set(PROPERTIES)):
         raise WorkflowError(
@@ -42,6 +44,7 @@ def checked(config):
                 f"--config model={model} has no chosen layer: choose from "
                 f"{', '.join(params.chosen_layer)}, or add yours to train/params.py."
             )
+    refuse_fewer_epochs(config)
     return config | {
         "methods": methods_of(config),
         "source": config["source"] and str(Path(config["source"]).absolute()),
@@ -51,6 +54,21 @@ def checked(config):
         "lr_rate": config["lr_rate"] or typed(params.lr_rate, "array"),
         "adv_lr_rate": config["adv_lr_rate"] or [params.adv_lr_rate],
     }
+
+
+def refuse_fewer_epochs(config):
+    """Raise WorkflowError if a network was trained for more epochs than are asked for.
+
+    Its checkpoint of the smaller number exists, so the graph would take it for the final one.
+    """
+    seeds = [*config["seeds"], *config["control_seeds"]]
+    for names in product(config["dataset"], config["model"], seeds):
+        folder = study_folder(*names)
+        if (trained := max(epochs_in(folder / "checkpoints"), default=0)) > config["epochs"]:
+            raise WorkflowError(
+                f"--config epochs={config['epochs']}, but {folder} was trained for {trained}: ask "
+                f"for {trained}, or move this folder away to train again."
+            )
 
 
 def methods_of(config):

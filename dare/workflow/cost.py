@@ -12,7 +12,7 @@ from math import prod
 from dare.workflow.methods import METHODS
 from train import artifacts
 
-# Images of training that take as long as ...
+# Images of training that take as long as ... (jsma with at most 400 changes)
 SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}  # making a sample
 CW_STEPS = 40, 1000  # with which this was measured, and the attack's own number
 SAMPLE_TUNED = 2  # an epoch of adversarial training, for each sample that was made

@@ -15,19 +15,28 @@ def note_owner(home):
     """Write down that this process holds the lock of the folder `home`."""
     process = psutil.Process()
     owner = {"host": platform.node(), "pid": process.pid, "started": process.create_time()}
+    owner_path(home).parent.mkdir(parents=True, exist_ok=True)
     owner_path(home).write_text(json.dumps(owner))
 
 
 def drop_lock_of_dead_owner(home):
-    """Remove the lock of `home` if a process of this machine held it that has ended."""
+    """Remove the lock of `home` if a process of this machine held it that has ended.
+
+    If there is no lock, this process is noted as its owner already: it takes the lock a moment
+    later, and may be killed in between.
+    """
     path = owner_path(home)
-    if not path.exists():
-        return
-    owner = json.loads(path.read_text() or "{}")
-    if owner.get("host") == platform.node() and not is_running(owner):
-        print("Snakemake was killed here: its lock is removed, and the work goes on.")
-        shutil.rmtree(path.with_name("locks"), ignore_errors=True)
+    locks = path.with_name("locks")
+    if path.exists():
+        owner = json.loads(path.read_text() or "{}")
+        if owner.get("host") != platform.node() or is_running(owner):
+            return
         path.unlink()
+        if any(locks.glob("*")):
+            print("Snakemake was killed here: its lock is removed, and the work goes on.")
+            shutil.rmtree(locks, ignore_errors=True)
+    if not any(locks.glob("*")):
+        note_owner(home)
 
 
 def forget_owner(home):

@@ -1,5 +1,7 @@
 """The control models: what they lack, and what they share with DARE."""
 
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from dare import controls, dare, get_ats, nnslicer
 from train.artifacts import attributes, tuned_folder, weights_path
 from train.checkpoints import load_classifier, load_weights
 from train.graph import up_to
+from train.study import Study
 from train.train import train as train_network
 from train.utils import predict
 
@@ -91,6 +94,20 @@ def test_targets_of_random_checkpoints(study):
     assert (largest.min(axis=0) < 1e-5).all()
     counts = np.bincount(largest.argmin(axis=0), minlength=len(epochs))
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_the_layer_that_was_mined(study):
+    """Methods without a layer of their own take the default one, or any that was mined."""
+    _, folder, flags = study
+    opened = Study.open(SimpleNamespace(dataset="toy", model="tiny", seed=0))
+    assert opened.mined_layer() == "conv2"
+    (folder / "ats_conv2.h5").unlink()
+    (folder / "ats_predictions.h5").unlink()
+    get_ats.main([*flags, "--choose_layer", "dense1", "--first", "3"])
+    assert opened.mined_layer() == "dense1" and min(opened.mined_checkpoints()) == 3
+    get_ats.main([*flags, "--first", "5"])
+    assert opened.mined_layer() == "conv2" and min(opened.mined_checkpoints()) == 5
+    assert min(opened.mined_checkpoints("dense1")) == 3  # as control-random asks
 
 
 def test_targets_without_history_or_choice(study):

@@ -202,6 +202,8 @@ def test_tune_refuses_the_folder_of_another_tuning(classifier, tmp_path):
     tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-3, 1))
     with pytest.raises(UserError, match=r"was made with .* it is kept"):
         tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-2, 1))
+    with pytest.raises(UserError, match=r"with lr_rate 0.001, not None"):
+        tune(classifier, mined, x, y, tmp_path, Tuning("conv2", None, 1))
 
 
 def test_an_adapted_normalization_stays_adapted():

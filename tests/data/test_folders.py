@@ -58,6 +58,24 @@ def test_16_bit_images_keep_their_high_byte(home, tmp_path, source, capsys):
     assert "2 grey images of 4 converted to RGB" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("kind", "largest"), [("int32", 255), ("int32", 2**16), ("float32", 1)])
+def test_grey_images_of_other_numbers_are_refused(home, source, kind, largest):
+    """They would all become black, or wrap around."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((5, 7), largest, kind)).save(file, "tiff")
+    write_images(source, {f"{i}.tiff": file.getvalue() for i in range(2)})
+    with pytest.raises(UserError, match="its pixels are"):
+        prepare.prepare("mine", source)
+
+
+def test_a_source_without_folders_of_classes(home, source):
+    for part in "train", "test":
+        (source / part).mkdir(parents=True)
+        (source / part / "0.png").write_bytes(png(np.zeros((5, 7), int), 0, 8))
+    with pytest.raises(UserError, match="train has no folders: put the images of each class"):
+        prepare.prepare("mine", source)
+
+
 def test_grey_images_stay_grey_where_all_are(home, source, capsys):
     bits = np.array([[0b10100000], [0b01000000]])  # 2 rows of 8 pixels
     grey = np.arange(16).reshape(2, 8) * 16
@@ -162,15 +180,16 @@ def test_images_of_other_kinds_are_counted_in_a_warning(home, source, capsys):
     assert "2 hidden or other files ignored" in out
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff"])  # Pillow turns the size of the second itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(home, source, orientation):
+def test_exif_orientation_is_applied(home, source, orientation, kind):
     """A camera that was held sideways: the image is turned as its viewer would."""
     stored = images(1, (9, 11, 3))[0][0]
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
-    Image.fromarray(stored).save(file, "png", exif=exif)
-    write_pngs(source, [file.getvalue()] * 2)
+    Image.fromarray(stored).save(file, kind, exif=exif)
+    write_images(source, {f"{i}.{kind}": file.getvalue() for i in range(2)})
     flipped = stored[:, ::-1]
     expected = {
         1: stored, 2: flipped, 3: stored[::-1, ::-1], 4: stored[::-1],

@@ -14,7 +14,7 @@ from train.checkpoints import load_classifier, load_weights, values_by_layer
 from train.flags import UserError
 from train.models import build_model, statistics
 from train.precision import in_precision
-from train.train import augment, train_batches
+from train.train import augment, class_count, train_batches
 from train.train import train as train_network
 from train.utils import Batches, predict, set_seed
 
@@ -177,6 +177,13 @@ def test_keep_from(home):
     train_network("toy", "tiny", 0, 4, keep_from=3)
     assert epochs_in(home / "models/toy_tiny_seed0/checkpoints") == [3, 4]
     assert len((home / "models/toy_tiny_seed0/log.csv").read_text().splitlines()) == 5
+    train_network("toy", "tiny", 0, 4, keep_from=4)  # there is nothing to do, so nothing to delete
+    assert epochs_in(home / "models/toy_tiny_seed0/checkpoints") == [3, 4]
+
+
+def test_one_class_is_nothing_to_learn():
+    with pytest.raises(UserError, match="one class"):
+        class_count("mine", np.zeros(9, int), np.zeros(9, int))
 
 
 def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
@@ -186,7 +193,7 @@ def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
         "learning_rate_schedule",
         lambda *_: lambda epoch, _=None: 0.01 if epoch < 2 else 1e38,
     )
-    with pytest.raises(UserError, match=r"epoch 3.*epochs 1 to 2 are kept"):
+    with pytest.raises(UserError, match=r"epoch 3.*the epochs up to 2 are kept"):
         train_network("toy", "tiny", 0, 4)
     assert epochs_in(home / "models/toy_tiny_seed0/checkpoints") == [1, 2]
 

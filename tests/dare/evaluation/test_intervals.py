@@ -79,6 +79,20 @@ def true_difference():
     )
 
 
+def test_without_a_difference_the_rule_of_three():
+    """An attack on which no result differs, with samples of 40 of 50 images, and one with some."""
+    first = np.zeros((1, 50, 2))
+    first[0, 40:, 0] = np.nan
+    second = first.copy()
+    first[0, :5, 1] = 1
+    mean, low, high = intervals.paired_bootstrap([first], [second])
+    assert mean.tolist() == pytest.approx([0, 0.1, 0.05])
+    assert (low[0], high[0]) == (-3 / 40, 3 / 40)
+    assert 0 < low[1] < 0.1 < high[1] < 0.25 and 0 < low[2]
+    *_, high = intervals.paired_bootstrap([second], [second])
+    assert high.tolist() == [3 / 40, 3 / 50, 3 / 50]
+
+
 def test_the_bootstrap_is_fast_and_repeatable():
     values = [np.random.default_rng(0).random((1, 100, 5))]
     seconds = []

@@ -92,7 +92,7 @@ def test_dare_with_batches_is_not_the_dare_that_is_compared(home):
     assert table.loc[("dare batches 5", "mean"), "difference"] == pytest.approx(50)
     cells = robustness_table(recorded.chosen["selected"])
     assert "dare batches 5" in set(cells["label"]) and wins(cells) == (3, 3)
-    assert "dare batches 5" in set(recorded.all_compared()["label"])
+    assert "dare batches 5" in set(recorded.all_compared["label"])
 
 
 def test_figures_also_show_models_at_whose_setting_dare_was_not_run(home):
@@ -100,7 +100,7 @@ def test_figures_also_show_models_at_whose_setting_dare_was_not_run(home):
     recorded = RecordedRuns([made_up(home, more=more)])
     rows = verdict(recorded, "digits", "lenet").set_index("compared_with")
     assert rows.loc["control-noise", "difference"] == pytest.approx(30)
-    assert "control-noise per 0.05" in set(recorded.all_compared()["label"])
+    assert "control-noise per 0.05" in set(recorded.all_compared["label"])
 
 
 def test_claims_have_a_row_for_every_setting(home):

@@ -105,6 +105,29 @@ def test_recorded_results_give_the_same_tables(home, monkeypatch):
     pd.testing.assert_frame_equal(networks.models_table(after), trained)
 
 
+def test_only_the_networks_that_are_named_are_recorded(home, monkeypatch):
+    folders = [made_up(home, n=60, model=name) for name in ("alexnet", "vgg16", "vgg19")]
+    (folders[0].parent / "digits_vgg16_seed0_old").mkdir()  # set aside: no study any more
+    shutil.copy(folders[1] / "robustness.csv", folders[0].parent / "digits_vgg16_seed0_old")
+    results = home / "results"
+    monkeypatch.setattr(dare.evaluation.record, "RESULTS", results)
+    script.main(["--record", "mine", "--model", "vgg16"])
+    script.main(["--record", "mine", "--dataset", "digits", "--model", "alexnet,vgg16"])
+    kept = sorted(path.parent.name for path in results.glob("mine/*/robustness.csv"))
+    assert kept == ["digits_alexnet_seed0", "digits_vgg16_seed0"]
+    assert len(pd.read_csv(results / "mine/table_networks.csv").dropna(subset="clean")) == 2
+    with pytest.raises(UserError, match="give --results one of mine"):
+        script.main(["--results", "yours"])
+
+
+def test_several_networks_without_dare(home):
+    few = {method: PLAIN[method] for method in ("original", "at-pgd")}
+    for name in "alexnet", "vgg16":
+        made_up(home, few, n=60, model=name)
+    script.main([])
+    assert not (home / "models/table_claims.csv").exists()
+
+
 def test_a_study_without_dare_or_adaptive_evaluation(home):
     folder = made_up(home, {m: PLAIN[m] for m in ("original", "at-pgd", "control-swa")}, n=60)
     for name in ("adaptive.csv", "adaptive.h5", "log.csv", "ats_conv3.h5", "slice_0.95.h5"):
@@ -163,7 +186,7 @@ def test_labels_of_figures_do_not_overlap(home):
     more = [("dare", (0.7, 0.95, 0.4), {"per": per}) for per in (0.05, 0.1, 0.5, 0.9)]
     methods = PLAIN | {"control-noise": (0.4, 0.2, 0.1), "at-cw": (0.4, 0.3, 0.1)}
     recorded = RecordedRuns([made_up(home, methods, n=100, more=more)])
-    cells = tables.robustness_table(recorded.all_compared(), recorded)
+    cells = tables.robustness_table(recorded.all_compared, recorded)
     figure = figures.trade_off(cells)
     assert len(figure.axes[0].texts) == len(methods) + 4
     assert overlaps(figure, figure.axes[0].texts) == []

@@ -229,6 +229,15 @@ def test_a_seed_that_is_still_training_does_not_stop_the_others(study):
     assert list(opened.other_seeds()) == []
 
 
+def test_a_tuned_folder_that_was_renamed_is_no_further_candidate(study):
+    _, folder, flags = study
+    dare.main([*flags, "--epoch", "1", "--lr_rate", "1e-3"])
+    (tuned,) = (folder / "tuned").iterdir()
+    tuned.rename(tuned.with_name(f"{tuned.name}.old"))
+    with pytest.raises(UserError, match=f"belongs in a folder {tuned.name}: move .*old out of"):
+        test.main(flags)
+
+
 def test_a_tuned_model_of_another_checkpoint_is_refused(study):
     _, folder, flags = study
     dare.main([*flags, "--epoch", "1", "--lr_rate", "0.001"])

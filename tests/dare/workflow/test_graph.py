@@ -104,7 +104,8 @@ def test_jobs_of_a_cell_of_vgg(dry_run):
     assert done, text
     assert counts(text) == ONE | {"train": 2} | {rule: 3 for rule in OF_RATE}
     (tables,) = jobs(text, "tables")
-    assert tables["command"].endswith("dare/tables.py --record study")
+    record = "dare/tables.py --record study --dataset svhn --model vgg16"
+    assert tables["command"].endswith(record)
 
 
 def test_jobs_of_the_papers_grid(dry_run):
@@ -252,6 +253,16 @@ def test_refused(dry_run, config):
     done, text = dry_run("--config", config)
     assert not done and "Traceback" not in text
     assert re.search(rf"^--config {REFUSED[config]}\.$", text, re.MULTILINE), text
+
+
+def test_fewer_epochs_than_were_trained_are_refused(home, dry_run):
+    """The checkpoint of the smaller number would be taken for the final one."""
+    checkpoints = home / "models/digits_lenet_seed0/checkpoints"
+    checkpoints.mkdir(parents=True)
+    for epoch in 19, 20:
+        (checkpoints / f"model.{epoch:03d}.weights.h5").touch()
+    done, text = dry_run("--config", "epochs=19")
+    assert not done and "epochs=19, but" in text and "ask for 20" in text, text
 
 
 # What is there, what is asked for then, and the jobs of that besides scores and tables.

@@ -67,3 +67,5 @@ def test_only_the_lock_of_a_dead_process_of_this_machine_is_removed(tmp_path, ch
     path.write_text(json.dumps(owner | changed))
     locks.drop_lock_of_dead_owner(tmp_path)
     assert lock.exists() != is_dropped
+    is_ours = is_dropped or not changed
+    assert (json.loads(path.read_text()) == owner) == is_ours
