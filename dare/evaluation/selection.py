@@ -13,7 +13,7 @@ import pandas as pd
 
 from adv import ATTACKS
 from dare.evaluation.scores import SELECTION_RULES, Scores, loses_too_much
-from dare.workflow.methods import default_rate, unseen_splits
+from dare.workflow.methods import METHODS, default_rate, unseen_splits
 from train.artifacts import (
     attributes,
     data_sha256,
@@ -148,21 +148,23 @@ def tuned_row(study, path, adv_sha256):
     checkpoint = study.provenance["checkpoint_sha256"]
     if not found:
         raise UserError(f"{path} is corrupt: delete it and tune again.")
+    method = found["method"]
     settings = {name: found.get(name) for name in TUNED_SETTINGS}
-    if path.parent.name != (name := tuned_name(found["method"], **settings)):
+    in_name = settings if METHODS[method].has_runs else settings | {"run": None}
+    if path.parent.name != (name := tuned_name(method, **in_name)):
         raise UserError(f"{path} belongs in a folder {name}: move {path.parent} out of tuned/.")
     if found.get("checkpoint_sha256") != checkpoint:
         raise UserError(
             f"{path} was tuned from checkpoint {str(found.get('checkpoint_sha256'))[:12]}, not "
             f"{checkpoint[:12]}: move {path.parent} out of tuned/, or tune again."
         )
-    attack = found["method"].removeprefix("at-")
+    attack = method.removeprefix("at-")
     if found.get("adv_sha256") != adv_sha256.get(attack, found.get("adv_sha256")):
         raise UserError(
             f"{path} was trained on other samples than those in adv/{attack}.h5, perhaps on some "
             f"that are to be reported: move {path.parent} out of tuned/, or train it again."
         )
-    return settings | {name: found.get(name) for name in ("method", "epoch")} | {"path": path}
+    return settings | {"method": method, "epoch": found["epoch"], "path": path}
 
 
 # --------------------------------------------------------------------------------------- scoring

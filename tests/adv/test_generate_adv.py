@@ -69,13 +69,14 @@ def test_chunks_of_other_settings_are_not_used(study, monkeypatch):
 
 def test_samples_of_other_settings_are_refused_and_kept(study, capsys):
     _, folder, flags = study
-    path = folder / "adv/fgsm.h5"
+    path = folder / "adv/pgd.h5"
     before = path.read_bytes()
     for other, name in (["--samples", "30"], "samples"), (["--steps", "5"], "steps"):
-        with pytest.raises(UserError, match=f"fgsm.h5 was made with {name}"):
-            generate_adv.main([*flags, "--attack", "fgsm", "--samples", "60", *other])
-    generate_adv.main([*flags, "--attack", "fgsm", "--samples", "60"])
-    assert "already exists" in capsys.readouterr().out
+        with pytest.raises(UserError, match=f"pgd.h5 was made with {name}"):
+            generate_adv.main([*flags, "--attack", "pgd", "--samples", "60", *other])
+    for attack, steps in ("pgd", []), ("fgsm", ["--steps", "5"]):  # fgsm has one step in any case
+        generate_adv.main([*flags, "--attack", attack, "--samples", "60", *steps])
+        assert "already exists" in capsys.readouterr().out
     assert path.read_bytes() == before
 
 
