@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dare.evaluation.intervals import paired_bootstrap
+from dare.evaluation.intervals import paired_bootstrap, plain_means
 from dare.evaluation.runs import dare_rows, paired
 from dare.evaluation.scores import LOSS_ALLOWED, loses_too_much
 from dare.workflow.methods import family
@@ -74,6 +74,7 @@ class Difference:
 
     value, low, high: the difference and its 95% interval.
     sources: number of source models. images: number of images, over all of these.
+    of_dare: DARE's own mean on the same images, in %.
     """
 
     value: float
@@ -81,6 +82,7 @@ class Difference:
     high: float
     sources: int
     images: int
+    of_dare: float = np.nan
 
     def over_trainings(self, quantity):
         """(low, high) of the difference in other trainings of the same network.
@@ -105,7 +107,8 @@ def difference(dare, other, read):
         return None
     value, low, high = (100 * values[-1] for values in paired_bootstrap(first, second))
     images = sum(values.shape[1] for values in first)
-    return Difference(value, low, high, len(first), images)
+    of_dare = 100 * plain_means(first).mean()
+    return Difference(value, low, high, len(first), images, of_dare)
 
 
 def as_columns(difference, prefix=""):
@@ -250,9 +253,10 @@ def verdict(recorded, dataset, model):
     case over the attacks: at a single epsilon all models may be at 0 or at 100.
 
     Returns:
-        DataFrame with the columns component, compared_with, setting, difference, low, high, n,
-        adaptive_difference, adaptive_low, adaptive_high, adaptive_n, change_dare, change_other,
-        conclusion, reason, adaptive_conclusion (None if not evaluated). In points.
+        DataFrame with the columns component, compared_with, setting, dare (its mean on the same
+        images, in %), difference, low, high, n, adaptive_difference, adaptive_low, adaptive_high,
+        adaptive_n, change_dare, change_other, conclusion, reason, adaptive_conclusion (None if not
+        evaluated). In points.
     """
     rows = []
     for setting in recorded.settings(dataset, model):
@@ -275,7 +279,7 @@ def verdict_row(recorded, dataset, model, methods):
     if by_metric is None:
         return None
     adaptive = difference(dare, other, read["adaptive"])
-    row = {"compared_with": list(methods)[1]}
+    row = {"compared_with": list(methods)[1], "dare": by_metric.of_dare}
     row |= as_columns(by_metric) | as_columns(adaptive, "adaptive_")
     for name, rows in ("dare", dare), ("other", other):
         row[f"change_{name}"] = rows.drop_duplicates(["folder", "run"])["change"].mean()

@@ -29,7 +29,8 @@ DIFFERENCES_NOTE = (
 )
 VERDICT_NOTE = (
     "DARE minus a method that lacks one of its components, in points, with 95% intervals. The "
-    "paper's metric is the mean over attacks of empirical robustness. Under adaptive attack every "
+    "paper's metric is the mean over attacks of empirical robustness; DARE: its own, in %, on the "
+    "same images. Under adaptive attack every "
     "model is attacked itself, and the difference is of worst-case robust accuracy, the mean over "
     "all Linf epsilons above 0. n: images that neither method has seen; if they get the same "
     "results on all of these, the interval is by the rule of three. The conclusion is about the "
@@ -193,6 +194,7 @@ def verdict_section(rows, dataset, model):
     columns = {
         "component tested": rows["component"],
         "compared with": rows["compared_with"],
+        "DARE": [f"{percent:.1f}" for percent in rows["dare"]],
         "difference by the paper's metric": with_interval(rows),
         "difference under adaptive attack": with_interval(rows, "adaptive_"),
         "conclusion": rows["conclusion"],

@@ -109,6 +109,10 @@ def test_few_images_without_a_difference_decide_nothing():
     assert comparisons.conclusion(difference)[0] == "undecided"
 
 
+def test_the_level_of_dare_is_on_the_same_images():
+    assert comparisons.difference(*two_equal_models(41)).of_dare == pytest.approx(100 * 20 / 41)
+
+
 def two_equal_models(images):
     """Arguments of `difference`: two methods that are right on the same images."""
     rows = pd.DataFrame({"method": ["dare"], "folder": ["seed0"], "run": [0], "sha256": ["a"]})
