@@ -146,3 +146,11 @@ def progress(iterable=None, **settings):
     """A tqdm bar on a terminal; elsewhere a line every half minute, from the tenth second on."""
     settings |= {} if sys.stderr.isatty() else LINES | {"file": sys.stdout}
     return tqdm(iterable, **settings)
+
+
+def clock(seconds):
+    """ "3 h 05 min" of seconds."""
+    minutes = round(seconds / 60)
+    if minutes == 0:
+        return "under a minute"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

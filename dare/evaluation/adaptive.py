@@ -11,7 +11,6 @@ x_test, at several epsilons in Linf and L2. This writes, every ten seconds and a
   it is clean accuracy. The attack "worst" is the worst case over the attacks.
 """
 
-import datetime
 import functools
 import json
 import time
@@ -28,7 +27,7 @@ from dare.evaluation.intervals import wilson
 from dare.evaluation.scores import arrays_in
 from dare.evaluation.selection import MODEL
 from train.artifacts import already_made, atomic_write, data_sha256, fingerprint, set_attributes
-from train.log import progress
+from train.log import clock, progress
 from train.utils import halves_of_test, pixels
 
 # Epsilons, ascending, for images of one channel and of several.
@@ -78,7 +77,7 @@ def evaluate(study, table, weights, images=500, restarts=3, methods=None):
     how = WorstCase(epsilons, restarts, study.seed)
     if todo:
         longest = len(todo) * longest_attack(study, x, y, how)
-        print(f"adaptive: at most {datetime.timedelta(seconds=round(longest))}", flush=True)
+        print(f"adaptive: at most {clock(longest)}", flush=True)
     with progress(total=len(todo) * how.attempts, desc="adaptive", unit="attempt") as bar:
         how.tick = bar.update
 

@@ -11,6 +11,7 @@ from math import prod
 
 from dare.workflow.methods import METHODS
 from train import artifacts
+from train.log import clock
 
 # Images of training that take as long as ... (jsma with at most 400 changes)
 SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}  # making a sample
@@ -88,11 +89,3 @@ def seconds_of_epoch(path):
     with open(path, encoding="utf-8", newline="") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     return statistics.median(seconds) if seconds else None
-
-
-def clock(seconds):
-    """ "3 h 05 min" of seconds."""
-    minutes = round(seconds / 60)
-    if minutes == 0:
-        return "under a minute"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
