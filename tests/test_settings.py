@@ -158,10 +158,9 @@ def test_samples_made_otherwise_are_refused_and_kept(study, tmp_path):
     _, folder, _ = study
     before = files(folder)
     for edit in {"samples": 40}, {"samples": 60, "steps": 3}:
-        with pytest.raises(UserError, match=r"fgsm.h5 was made .* it is kept"):
-            edited("adv/generate_adv.py", tmp_path, **base_of("toy"), attack="fgsm", **edit).main(
-                []
-            )
+        edit |= {"attack": "pgd"}
+        with pytest.raises(UserError, match=r"pgd.h5 was made .* it is kept"):
+            edited("adv/generate_adv.py", tmp_path, **base_of("toy"), **edit).main([])
     assert files(folder) == before
 
 

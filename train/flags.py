@@ -177,7 +177,8 @@ def run_script(main):
 
 def is_about_disk(error):
     """Whether an OSError says that a disk is full or cannot be written."""
-    codes = (None, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+    names = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO")  # not all on Windows
+    codes = (None, *(getattr(errno, name, None) for name in names))
     return isinstance(error, OSError) and error.errno in codes
 
 
