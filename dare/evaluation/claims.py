@@ -175,8 +175,8 @@ def row_of_cell(comparison, cell):
 def row_over_cells(comparison, name, cells):
     """The mean over the comparable cells of a group, with its interval over such cells.
 
-    A yes or no needs CELLS_NEEDED cells, and a yes also the intervals over images of more than half
-    of them.
+    An interval, a yes and a no need CELLS_NEEDED cells, and a yes also the intervals over images of
+    more than half of them.
     """
     comparable = [cell.difference for cell in cells if cell.obstacle is None]
     quantity = comparison.quantity
@@ -193,7 +193,8 @@ def row_over_cells(comparison, name, cells):
     row |= {"difference": value, "low": low, "high": high}
     row["n"] = sum(cell.images for cell in comparable)
     if len(comparable) < CELLS_NEEDED:
-        row["p"] = np.nan  # it can conclude nothing, so it does not count in Holm's correction
+        # They can conclude nothing: no interval, and no test in Holm's correction.
+        row |= dict.fromkeys(("low", "high", "p"), np.nan)
         return row | {"conclusion": "undecided", "reason": f"fewer than {CELLS_NEEDED} cells"}
     row["conclusion"], row["reason"] = conclusion_of(low, high, quantity)
     if row["conclusion"] == "no" and high > null:  # p must test what the conclusion says

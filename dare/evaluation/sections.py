@@ -44,7 +44,7 @@ CLAIMS_NOTE = (
     "epoch: each method's, as in the paper's tables. Within 1 point: the epochs that keep clean "
     "accuracy, as in the verdict of a network. Last epoch: of every method, so that no epoch or "
     "learning rate is chosen. The difference in bold decides. Only the paper's networks and data "
-    "sets count; a conclusion needs three of these cells, and a yes more than half of them in "
+    "sets count; an interval needs three of these cells, and a yes more than half of them in "
     "favour. Uncorrected: it does not survive Holm's correction for all claims (corrected p). "
     "Paper: its nine networks and four attacks."
 )

@@ -53,6 +53,7 @@ def test_two_networks_are_too_few_for_an_answer(home):
         rows = claimed(home / str(len(other)), other, other).loc["control-checkpoint", "compared"]
         assert len(set(rows.loc[["alexnet", "vgg16"], "conclusion"]) - {"undecided"}) == 1
         assert rows.loc["all", "conclusion"] == "undecided"
+        assert rows.loc["all", ["low", "high", "p"]].isna().all()
 
 
 def test_a_majority_is_needed_whatever_the_interval_says(home, monkeypatch):
