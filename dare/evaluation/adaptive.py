@@ -77,7 +77,7 @@ def evaluate(study, table, weights, images=500, restarts=3, methods=None):
     how = WorstCase(epsilons, restarts, study.seed)
     if todo:
         longest = len(todo) * longest_attack(study, x, y, how)
-        print(f"adaptive: at most {clock(longest)}", flush=True)
+        print(f"adaptive: {clock(longest)} or less", flush=True)
     with progress(total=len(todo) * how.attempts, desc="adaptive", unit="attempt") as bar:
         how.tick = bar.update
 

@@ -129,8 +129,8 @@ def mean_of_cells(values, null=0.0):
 def paired_bootstrap(first, second, resamples=RESAMPLES, seed=0):
     """First minus second method on the same images, with its 95% interval.
 
-    Where no two results differ, resampling them has no width. By the rule of three, up to 3 of n
-    images might have differed.
+    Where no two results differ, the bootstrap interval has no width. There the rule of three is
+    used: up to 3 of n images might have differed. With a few differences it can be narrower.
 
     first, second: right (1) or wrong (0), as in `resampled_means`, with NaN in the same places.
     Returns (difference, low, high) as `bootstrap` does.

@@ -148,7 +148,9 @@ def tuned_row(study, path, adv_sha256):
     checkpoint = study.provenance["checkpoint_sha256"]
     if not found:
         raise UserError(f"{path} is corrupt: delete it and tune again.")
-    method = found["method"]
+    method = found.get("method")
+    if method not in METHODS:
+        raise UserError(f"{path} is of an unknown method: move {path.parent} out of tuned/.")
     settings = {name: found.get(name) for name in TUNED_SETTINGS}
     in_name = settings if METHODS[method].has_runs else settings | {"run": None}
     if path.parent.name != (name := tuned_name(method, **in_name)):

@@ -78,7 +78,7 @@ class Ranking:
 
 
 def ceil_share(per, n):
-    """ceil(per * n) of the product as it is written: 0.05 * 20 is 1, whatever its rounding."""
+    """ceil(per * n), at least 1; 0.05 * 20 is 1, however its product is rounded."""
     return max(1, int(np.ceil(round(per * n, 9))))
 
 

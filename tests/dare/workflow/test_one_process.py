@@ -33,7 +33,7 @@ def test_the_same_commands_and_files(dry_run, methods):
     found, expected = jobs(together, rules), jobs(separate, TUNED)
     assert len(found) == 2 * (3 if methods else 4)  # two seeds
     commands = [c for job in found for c in split(job["command"].split("one_process.py ")[1])]
-    assert sorted(commands) == sorted(job["command"].split(f"{ROOT}/")[1] for job in expected)
+    assert sorted(commands) == sorted(job["command"].rsplit(f"{ROOT}/", 1)[1] for job in expected)
     for kind in ("input", "output"):
         paths = {path for job in found for path in job[kind]}
         assert paths == {path for job in expected for path in job[kind]}
