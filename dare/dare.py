@@ -310,8 +310,9 @@ def tune_study(study, settings, epochs, open_targets=open_targets):
     x, y = study.data("validation")
     logged = study.names | settings | {"epochs": epochs}
     with stage(folder / "tune.log", settings["method"], logged) as log:
-        no_slice = (None, None, None)
-        masks, key_neurons, slice_sha = read_slice(study, choose_layer, per) if per else no_slice
+        masks = key_neurons = slice_sha = None
+        if per is not None:
+            masks, key_neurons, slice_sha = read_slice(study, choose_layer, per)
         epochs_before = epochs_in(folder)
         with open_targets(study, choose_layer) as file:
             made_from = {"slice_sha256": slice_sha, "ats_sha256": sha256(file.filename)}

@@ -166,7 +166,7 @@ def download(name):
                 if artifacts.sha256(temporary) != SHA256[path.name]:
                     raise ValueError("the file has another SHA-256")
         except Exception as error:  # urllib and http have no exception in common
-            if getattr(error, "errno", None) and is_about_disk(error):
+            if is_about_disk(error):
                 raise
             raise UserError(
                 f"cannot download {address} ({str(error)[:100]}): put {', '.join(OFFICIAL[name])} "

@@ -34,12 +34,12 @@ def study_folder(dataset, model, seed=0):
     return HOME / "models" / f"{dataset}_{model}_seed{seed}"
 
 
-def study_folders(models, dataset=None, model=None):
-    """{folder: its seed} of the studies in a folder of models; None: of any data set or network.
+def study_folders(models, dataset, model):
+    """{folder: its seed} of the studies in a folder of models; "*": of any data set or network.
 
     Folders with other names, such as one that was renamed to be kept, are left out.
     """
-    pattern = f"{dataset or '*'}_{model or '*'}_seed*"
+    pattern = f"{dataset}_{model}_seed*"
     found = {path: path.name.rsplit("_seed", 1)[1] for path in sorted(Path(models).glob(pattern))}
     return {path: int(seed) for path, seed in found.items() if re.fullmatch("[0-9]+", seed)}
 

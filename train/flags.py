@@ -162,7 +162,7 @@ def run_script(main):
         what = os.strerror(error.errno) if error.errno else f"A file was cut short ({error})"
         where = f" ({error.filename})" if error.filename else ""
         advice = "fix this, then run again."
-        if is_about_disk(error):
+        if error.errno is None or is_about_disk(error):
             advice = "free some space or fix the folder, then run again."
         print(f"{_script()}: {what}{where}: {advice}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -176,10 +176,10 @@ def run_script(main):
 
 
 def is_about_disk(error):
-    """Whether an OSError says that a disk is full or cannot be written."""
-    names = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO")  # not all on Windows
-    codes = (None, *(getattr(errno, name, None) for name in names))
-    return isinstance(error, OSError) and error.errno in codes
+    """Whether an exception says that a disk is full or cannot be written."""
+    names = ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO")
+    codes = [getattr(errno, name) for name in names if hasattr(errno, name)]  # not all on Windows
+    return getattr(error, "errno", None) in codes
 
 
 def _script():

@@ -149,11 +149,11 @@ class Study:
         images alone take those of this one.
         """
         default = params.default_layer(self.dataset, self.model)
-        if default and targets_path(self.folder, self.layer(default)).exists():
-            return self.layer(default)
+        if default and targets_path(self.folder, self.layer()).exists():
+            return self.layer()
         mined = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
         layers = [found["choose_layer"] for found in mined if "first" in found]
-        return layers[0] if layers else self.layer(default)
+        return layers[0] if layers else self.layer()
 
     def mined_checkpoints(self, layer=None):
         """{epoch: path} of the historical checkpoints that were mined for a layer.

@@ -151,7 +151,7 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
     with stage(folder / "train.log", f"train {model}", settings) as log:
         set_seed(seed)
         network, mean = new_network(model, x, classes)
-        kept = [e for e in range(1, epochs + 1) if e >= min(keep_from, epochs)]
+        kept = range(min(keep_from, epochs), epochs + 1)
         if to_come := len(set(kept) - set(epochs_in(checkpoints))):
             # With the optimizer's state of two epochs while the later is written.
             size = network.count_params() * 4 * (to_come + 4)

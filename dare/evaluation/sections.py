@@ -30,12 +30,12 @@ DIFFERENCES_NOTE = (
 VERDICT_NOTE = (
     "DARE minus a method that lacks one of its components, in points, with 95% intervals. The "
     "paper's metric is the mean over attacks of empirical robustness; DARE: its own, in %, on the "
-    "same images. Under adaptive attack every "
-    "model is attacked itself, and the difference is of worst-case robust accuracy, the mean over "
-    "all Linf epsilons above 0. n: images that neither method has seen; if they get the same "
-    "results on all of these, the interval is by the rule of three. The conclusion is about the "
-    "paper's metric. Yes: the interval is above 0. No: it is below 1 point. Undecided: "
-    "neither; or one training was run, and another may well end otherwise."
+    "same images. Under adaptive attack every model is attacked itself, and the difference is of "
+    "worst-case robust accuracy, the mean over all Linf epsilons above 0. n: images that neither "
+    "method has seen; if they get the same results on all of these, the interval is by the rule of "
+    "three. The conclusion is about the paper's metric. Yes: the interval is above 0. No: it is "
+    "below 1 point. Undecided: neither; or one training was run, and another may well end "
+    "otherwise."
 )
 CLAIMS_NOTE = (
     "DARE minus another method in points: the mean over the cells (data set and network) in which "
@@ -231,9 +231,9 @@ def networks_section(table):
 
 def claims_sections(claims):
     """The rows over the paper's cells and, apart, those over other cells, by three rules."""
-    title = "Claims over all networks"
     if claims.empty:
         return []
+    title = "Claims over all networks"
     sections = [Section(title, claims_text(claims[claims["model"] == ALL]), CLAIMS_NOTE)]
     others = claims[claims["model"] == OTHERS]
     if len(others):

@@ -34,7 +34,6 @@ SAVE_INTERVAL = 25  # at most this many models are scored again after an interru
 # One method with these settings is one row of the tables. Its epochs and learning rates are the
 # candidates of the selection.
 METHOD = ["method", "run", "per", "choose_layer", "batches"]
-TUNED_SETTINGS = ("choose_layer", "per", "batches", "lr_rate", "run")  # in a tuned folder's name
 # Columns of robustness.csv: which model, the results, and what selection saw.
 MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
@@ -151,9 +150,9 @@ def tuned_row(study, path, adv_sha256):
     method = found.get("method")
     if method not in METHODS:
         raise UserError(f"{path} is of an unknown method: move {path.parent} out of tuned/.")
-    settings = {name: found.get(name) for name in TUNED_SETTINGS}
-    in_name = settings if METHODS[method].has_runs else settings | {"run": None}
-    if path.parent.name != (name := tuned_name(method, **in_name)):
+    about = {name: found.get(name) for name in (*METHOD, "lr_rate")}
+    in_name = about if METHODS[method].has_runs else about | {"run": None}
+    if path.parent.name != (name := tuned_name(**in_name)):
         raise UserError(f"{path} belongs in a folder {name}: move {path.parent} out of tuned/.")
     if found.get("checkpoint_sha256") != checkpoint:
         raise UserError(
@@ -166,7 +165,7 @@ def tuned_row(study, path, adv_sha256):
             f"{path} was trained on other samples than those in adv/{attack}.h5, perhaps on some "
             f"that are to be reported: move {path.parent} out of tuned/, or train it again."
         )
-    return settings | {"method": method, "epoch": found["epoch"], "path": path}
+    return about | {"epoch": found["epoch"], "path": path}
 
 
 # --------------------------------------------------------------------------------------- scoring
