@@ -16,8 +16,9 @@ read.
 """
 
 import sys
-from itertools import product
 from pathlib import Path
+
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,15 +40,22 @@ def scored_studies(home, datasets=None, models=None):
 
     datasets, models: names with commas; None: all.
     """
-    networks = product((datasets or "*").split(","), (models or "*").split(","))
-    studies = set().union(*(artifacts.study_folders(home, *network) for network in networks))
-    if scored := sorted(path for path in studies if (path / "robustness.csv").exists()):
-        return scored
+    studies = artifacts.study_folders(home, "*", "*")
+    scored = [path for path in studies if (path / "robustness.csv").exists()]
+    if chosen := [path for path in scored if is_of(path, datasets, models)]:
+        return chosen
     known = ", ".join(sorted(path.name for path in records.RESULTS.iterdir() if path.is_dir()))
     raise UserError(
         f"{home}/{datasets or '*'}_{models or '*'}_seed*/robustness.csv is missing: score a study "
         f"with `python dare/test.py`, or give --results one of {known}."
     )
+
+
+def is_of(folder, datasets, models):
+    """Whether a scored study is of one of these data sets and networks (None: of any)."""
+    study = pd.read_csv(folder / "robustness.csv", nrows=1, dtype=str).iloc[0]
+    wanted = {"dataset": datasets, "model": models}
+    return all(study[key] in (names or study[key]).split(",") for key, names in wanted.items())
 
 
 def main(argv=None):

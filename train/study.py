@@ -148,12 +148,12 @@ class Study:
         Which images mining finds does not depend on the layer, so that methods that need the
         images alone take those of this one.
         """
-        default = params.default_layer(self.dataset, self.model)
-        if default and targets_path(self.folder, self.layer()).exists():
+        files = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
+        mined = [file["choose_layer"] for file in files if "first" in file]
+        if not mined:
             return self.layer()
-        mined = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
-        layers = [found["choose_layer"] for found in mined if "first" in found]
-        return layers[0] if layers else self.layer()
+        default = params.default_layer(self.dataset, self.model) and self.layer()
+        return default if default in mined else mined[0]
 
     def mined_checkpoints(self, layer=None):
         """{epoch: path} of the historical checkpoints that were mined for a layer.

@@ -61,14 +61,18 @@ def refuse_fewer_epochs(config):
 
     Its checkpoint of the smaller number exists, so the graph would take it for the final one.
     """
-    seeds = [*config["seeds"], *config["control_seeds"]]
-    for names in product(config["dataset"], config["model"], seeds):
+    for names in product(config["dataset"], config["model"], training_seeds(config)):
         folder = study_folder(*names)
         if (trained := max(epochs_in(folder / "checkpoints"), default=0)) > config["epochs"]:
             raise WorkflowError(
                 f"--config epochs={config['epochs']}, but {folder} was trained for {trained}: ask "
                 f"for {trained}, or move this folder away to train again."
             )
+
+
+def training_seeds(config):
+    """The seeds of all networks to train: those of the studies and those of control-seed."""
+    return list(dict.fromkeys([*config["seeds"], *config["control_seeds"]]))
 
 
 def methods_of(config):

@@ -19,11 +19,11 @@ def note_owner(home):
     owner_path(home).write_text(json.dumps(owner))
 
 
-def drop_lock_of_dead_owner(home):
-    """Remove the lock of `home` if a process of this machine held it that has ended.
+def prepare_to_lock(home):
+    """Remove the lock of a dead process of this machine, and note this process as the next owner.
 
-    If there is no lock, this process is noted as its owner already: it takes the lock a moment
-    later, and may be killed in between.
+    A lock that another process holds stays, with its owner. The note is made before Snakemake
+    locks the folder, because this process may be killed in between.
     """
     path = owner_path(home)
     locks = path.with_name("locks")

@@ -120,6 +120,16 @@ def test_only_the_networks_that_are_named_are_recorded(home, monkeypatch):
         script.main(["--results", "yours"])
 
 
+def test_a_data_set_whose_name_begins_with_that_of_another(home):
+    for dataset in "digits", "digits_small":
+        folder = home / f"models/{dataset}_lenet_seed0"
+        folder.mkdir(parents=True)
+        (folder / "robustness.csv").write_text(f"dataset,model\n{dataset},lenet\n")
+    chosen = script.scored_studies(home / "models", "digits")
+    assert [path.name for path in chosen] == ["digits_lenet_seed0"]
+    assert len(script.scored_studies(home / "models", models="lenet")) == 2
+
+
 def test_several_networks_without_dare(home):
     few = {method: PLAIN[method] for method in ("original", "at-pgd")}
     for name in "alexnet", "vgg16":

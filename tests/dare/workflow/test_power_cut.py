@@ -58,14 +58,14 @@ def test_only_the_lock_of_a_dead_process_of_this_machine_is_removed(tmp_path, ch
     lock = tmp_path / ".snakemake/locks/0.output.lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    locks.drop_lock_of_dead_owner(tmp_path)
+    locks.prepare_to_lock(tmp_path)
     assert lock.exists()  # nobody has said who holds it
     locks.note_owner(tmp_path)
     path = locks.owner_path(tmp_path)
     owner = json.loads(path.read_text())
     assert owner["pid"] == os.getpid() and owner["host"] == platform.node()
     path.write_text(json.dumps(owner | changed))
-    locks.drop_lock_of_dead_owner(tmp_path)
+    locks.prepare_to_lock(tmp_path)
     assert lock.exists() != is_dropped
     is_ours = is_dropped or not changed
     assert (json.loads(path.read_text()) == owner) == is_ours
