@@ -1,4 +1,4 @@
-"""Step 5: adversarial samples, made against the original model from images of x_train.
+"""Step 5: adversarial examples ("samples"), made against the original from images of x_train.
 
     python adv/generate_adv.py --dataset digits --model lenet --attack all --samples 500
     python adv/generate_adv.py --dataset digits --attack pgd --mode fixed --epsilon 0.03

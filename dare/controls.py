@@ -12,9 +12,10 @@ does:
   its loss is 0, and it is the original itself.
 - single: DARE, but all targets are those of one earlier checkpoint. It lacks the choice per image.
 - random: DARE, but every image takes its target from a random historical checkpoint. It lacks the
-  choice of the best one; with `single` it shows whether the choice matters, or that targets vary.
-- batchnorm: DARE's passes over the images, but no weight moves. Only the statistics of batch
-  normalisation follow the images. Without batch normalisation it is the original itself.
+  choice of the best one. Together with `single` it shows whether that choice matters, or only that
+  targets come from several checkpoints.
+- batchnorm: DARE's passes over the images, but no weight is trained. Only the statistics of batch
+  normalisation are updated. Without batch normalisation it is the original itself.
 - finetune: cross-entropy on the same images, layers, optimizer, epochs and rates. It lacks the
   regression, the slice and the key neurons.
 - noise: the weights of the original move as far as DARE's in every epoch, in a random direction.
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
-from dare.dare import modified_images, open_targets, tune_study
+from dare.dare import mined_images, open_targets, tune_study
 from dare.get_ats import MinedImages, record_activations
 from dare.workflow.methods import CONTROLS
 from train import params
@@ -125,7 +126,7 @@ def control_batchnorm(study, epochs, settings):
 
 
 def control_finetune(study, epochs, settings):
-    """Cross-entropy on the modified images, up to DARE's layer and in DARE's batches."""
+    """Cross-entropy on the mined images, up to DARE's layer and in DARE's batches."""
     settings = {name: settings[name] for name in ("choose_layer", "lr_rate", "run")}
     tuning = FineTuning(
         "categorical_crossentropy",
@@ -134,7 +135,7 @@ def control_finetune(study, epochs, settings):
         batch=params.batch,
         seed=(study.seed, settings["run"]),
     )
-    images = modified_images(study, settings["choose_layer"])
+    images = mined_images(study, settings["choose_layer"])
     fine_tune_study(study, images, {"method": "control-finetune"} | settings, tuning, epochs)
 
 

@@ -1,4 +1,6 @@
-"""Ablation dare-s: DARE without slicing. All weights up to the chosen layer move.
+"""Ablation dare-s: DARE without slicing, and so without key neurons.
+
+All weights up to the chosen layer are trained, and the loss covers all neurons of that layer.
 
     python dare/dare-s.py --dataset digits --model lenet
 

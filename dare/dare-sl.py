@@ -2,7 +2,7 @@
 
     python dare/dare-sl.py --dataset digits --model lenet
 
-The classifier itself is tuned on the modified images and their labels: mean squared error on the
+The classifier itself is tuned on the mined images and their labels: mean squared error on the
 softmax, with the first layers frozen (train/params.py). Reads the final checkpoint and, for its
 images, ats_<layer>.h5. Writes tuned/dare-sl_lr<lr_rate>_run<run>/ as dare.py does.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import modified_images
+from dare.dare import mined_images
 from train import params
 from train.fine_tuning import FineTuning, fine_tune_study
 from train.flags import options, run_script
@@ -33,7 +33,7 @@ def main(argv=None):
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     frozen = params.frozen.get(args.model, 0)
     tuning = FineTuning("mse", rate, frozen, seed=(study.seed, args.run))
-    images = modified_images(study, study.mined_layer())
+    images = mined_images(study, study.mined_layer())
     fine_tune_study(study, images, settings, tuning, args.epoch)
 
 

@@ -56,7 +56,9 @@ run = 0  # run number, which seeds the tuning
 
 
 class InsideSlice(keras.constraints.Constraint):
-    """Restores the weights outside the slice after every update (ASE 2022).
+    """Restores a kernel's weights outside the slice after every update (ASE 2022).
+
+    Biases and batch normalisation belong to no synapse, so they are trained freely.
 
     mask: bool, as large as the last two axes of the kernel. kernel: the weights before tuning.
     """
@@ -77,8 +79,8 @@ def transform(classifier, choose_layer, masks=None):
 
     Args:
         classifier: Keras model. choose_layer: path of the chosen layer, as in "backbone/conv3".
-        masks: the slice, {path: bool mask of SlicedLayer}; kernels move inside it only. None: all
-            weights move.
+        masks: the slice, {path: bool mask of SlicedLayer}. Kernel weights outside it stay fixed.
+            None: all weights are trained.
 
     Raises:
         UserError: an unknown layer, or a mask for one.
@@ -148,9 +150,9 @@ class Tuning:
     """Settings of `tune`.
 
     choose_layer: path of the chosen layer.
-    lr_rate: of Adam. None: no weight moves, and only batch normalisation follows the images.
+    lr_rate: of Adam. None: only the statistics of batch normalisation are updated, no weight.
     epochs: a larger number than before continues the earlier run.
-    masks: the slice, {path: bool mask of SlicedLayer}; None: all weights move (dare-s).
+    masks: the slice, {path: bool mask of SlicedLayer}; None: all weights are trained (dare-s).
     key_neurons: bool (classes, neurons); None: all neurons count (dare-s).
     batches: an epoch has this many batches and a new Adam; None: an epoch has all images.
     seed: of the order of the images, a tuple of numbers.
@@ -286,8 +288,8 @@ def open_targets(study, choose_layer):
     return study.open_checked(path, step, choose_layer=choose_layer)
 
 
-def modified_images(study, choose_layer):
-    """The images that mining a layer modified, with their labels, as LabelledImages."""
+def mined_images(study, choose_layer):
+    """The mined images of a layer, with their labels, as LabelledImages."""
     with open_targets(study, choose_layer) as file:
         index = file["index"][()]
         provenance = {"ats_sha256": sha256(file.filename)}

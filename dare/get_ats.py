@@ -3,10 +3,10 @@
     python dare/get_ats.py --dataset digits --model lenet
 
 Reads data/<dataset>/ and the checkpoints in models/<dataset>_<model>_seed<N>/. Writes
-ats_<layer>.h5 there: the modified images, the epoch that each of them takes its target from, and
-that checkpoint's activations at the chosen layer, which are the targets of the regression. The
-probabilities of all checkpoints are kept in history_*.h5, so that mining another layer, or resuming
-after an interruption, does not compute them again.
+ats_<layer>.h5 there: the mined images, on which an earlier checkpoint is better than the final
+model; the epoch of the best one; and its activations at the chosen layer, which are the targets of
+the regression. The probabilities of all checkpoints are kept in history_*.h5, so that mining
+another layer, or resuming after an interruption, does not compute them again.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 
 @dataclass
 class MinedImages:
-    """The modified images and their targets (ASE 2022), in order of epoch and index.
+    """The mined images and their targets (ASE 2022), in order of epoch and index.
 
     index: int64 (m,), into x_validation.
     epoch: int32 (m,), the checkpoint that gives the target.
@@ -80,8 +80,8 @@ class MiningFiles:
 
     targets: HDF5 file to which the activations are streamed; None: the result is kept in memory.
     provenance: attributes of that file.
-    history: HDF5 file that keeps the probabilities of all checkpoints, or None. It serves other
-        layers of the same network and images: of the images it knows the labels only.
+    history: HDF5 file that keeps the probabilities of all checkpoints, or None. Any layer of the
+        same network and images can reuse it. Only the labels are checked, not the images.
     """
 
     targets: Path | None = None
@@ -107,7 +107,7 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
         MinedImages, or None if they are in files.targets.
 
     Raises:
-        UserError: no historical checkpoint, an unknown layer, no modified image, or what
+        UserError: no historical checkpoint, an unknown layer, no mined image, or what
             check_arrays refuses.
     """
     files = files or MiningFiles()

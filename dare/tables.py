@@ -2,7 +2,7 @@
 
     python dare/tables.py                                   # everything under models/
     python dare/tables.py --dataset digits --model lenet    # one network, all its training seeds
-    python dare/tables.py --paper                           # from the paper's own figures
+    python dare/tables.py --paper                           # from the paper's published numbers
     python dare/tables.py --record NAME                     # keep what is needed in dare/results
     python dare/tables.py --record NAME --dataset cifar10,svhn --model vgg16       # only of these
     python dare/tables.py --results NAME                    # make the tables from there

@@ -21,9 +21,9 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")  # Pillow's names
 def read_folder(folder):
     """Read the images train/<class>/* and test/<class>/*, with the classes sorted by name.
 
-    Images are turned as their EXIF orientation says. Of several frames the first counts. Grey
-    images become RGB if others have colours, and so do palettes. Transparent parts are put on
-    white, and 16 bits of a channel become 8. Hidden files and folders and other files are ignored.
+    EXIF orientation is applied. Only the first frame of an animation is used. Palette images become
+    RGB, and greyscale images too if there are any others. Transparent areas become white, and
+    16-bit channels are reduced to 8 bits. Hidden files and folders and other files are ignored.
 
     Returns:
         (x, y) of train, (x, y) of test, and the names of the classes, as the official readers do.

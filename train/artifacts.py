@@ -75,7 +75,7 @@ def samples_path(folder, attack):
 def tuned_name(method, choose_layer=None, per=None, batches=None, lr_rate=None, run=None):
     """Name of a tuned model's folder: the method, and every setting that makes a difference.
 
-    Numbers may be given as text, and any setting as a {wildcard} of the graph.
+    Numbers may be given as text, and any setting as a {wildcard} of the workflow.
     """
     settings = {"": choose_layer, "per": per, "batches": batches, "lr": lr_rate, "run": run}
     parts = [f"{key}{path_text(value)}" for key, value in settings.items() if value is not None]

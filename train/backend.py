@@ -46,7 +46,7 @@ __all__ = ["accelerators", "keras", "ops"]
 
 
 def accelerators():
-    """Names of the GPUs and TPUs that the backend sees; an empty list on a processor."""
+    """Names of the GPUs and TPUs that the backend sees; an empty list if there are none."""
     if keras.backend.backend() == "torch":  # Keras has no keras.distribution there
         import torch
 

@@ -85,7 +85,7 @@ def save_weights(classifier, path, provenance):
 
 
 def final_checkpoint(folder):
-    """Path of the last checkpoint of a training that has ended.
+    """Path of the last checkpoint of a finished training run.
 
     Raises UserError if there is none, or if the training was interrupted.
     """

@@ -33,7 +33,8 @@ def precision_of(requested, checkpoints):
 def has_bfloat16():
     """Whether the device reports that it multiplies bfloat16.
 
-    It is not measured, because the same command could then train another network.
+    Support is looked up, not measured: timings vary, and the same command might then train another
+    network.
     """
     backend = keras.backend.backend()
     if not accelerators():

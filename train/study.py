@@ -143,10 +143,10 @@ class Study:
         return find_call(self.classifier, choose_layer).path
 
     def mined_layer(self):
-        """The default layer, or if only others were mined the first of these.
+        """The default layer, unless only other layers were mined; then the first of those.
 
-        Which images mining finds does not depend on the layer, so that methods that need the
-        images alone take those of this one.
+        Mining finds the same images for every layer, so methods that need only the images can use
+        this one.
         """
         files = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
         mined = [file["choose_layer"] for file in files if "first" in file]

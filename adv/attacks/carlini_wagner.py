@@ -37,8 +37,8 @@ def pace(margin, gradient, slope, steps):
       margin lies on the boundary.
 
     Args:
-        margin: (n,). gradient: of the margin by the images, (n, h, w, c).
-        slope: of the pixels by tanh space, (n, h, w, c).
+        margin: (n,). gradient: of the margin with respect to the images, (n, h, w, c).
+        slope: derivative of the pixels with respect to tanh space, (n, h, w, c).
         steps: of a search.
 
     Returns:
@@ -100,7 +100,7 @@ class CarliniWagner:
         self.norm_best = np.full(n, np.inf, "float32")
 
     def image(self, rows):
-        """x in [0, 1], which is x0 itself where delta is 0, and its slope by delta."""
+        """x in [0, 1], which is x0 itself where delta is 0, and its derivative by delta."""
         before = np.tanh(self.w0[rows])
         after = np.tanh(self.w0[rows] + self.delta[rows])
         return np.clip(self.x0[rows] + (after - before) / 2, 0, 1), (1 - after * after) / 2

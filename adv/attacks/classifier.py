@@ -89,7 +89,10 @@ def reads_weights_anew():
 
 
 def compiled_gradient(fmodel, loss):
-    """A function (images, labels) -> (logits, gradient of loss(logits, labels) by the images)."""
+    """A function (images, labels) -> (logits, gradient of the loss with respect to the images).
+
+    loss: function (logits, labels) -> a number, summed over the images.
+    """
 
     def logits_and_gradient(x, y):
         def value(inputs):
@@ -118,7 +121,7 @@ def compiled_gradient(fmodel, loss):
 def attack_batch_size(classifier, memory=4e9):
     """Images in a batch of an attack; samples of mode minimal do not depend on it.
 
-    128 on a processor. On an accelerator the largest power of two, from 8 to 1,024, for which the
+    128 on the CPU. On an accelerator the largest power of two, from 8 to 1,024, for which the
     float32 activations and their gradients take at most `memory` bytes.
     """
     if not accelerators():
@@ -172,7 +175,7 @@ class BatchedModel:
         return np.concatenate(parts)
 
     def gradient(self, x, y, loss):
-        """Logits (n, classes), and the gradient of loss(logits, y) by the images (n, h, w, c)."""
+        """Logits (n, classes), and the loss's gradient with respect to the images (n, h, w, c)."""
         if loss not in self.compiled:
             self.compiled[loss] = compiled_gradient(self.fmodel, loss)
         start_time = time.perf_counter()
@@ -220,7 +223,7 @@ class StartingPoint:
     model: BatchedModel.
     x: images, float32 (n, h, w, c). y: their labels, int64 (n,).
     logits: (n, classes).
-    gradient: of the log-odds against y by the images, (n, h, w, c).
+    gradient: of the log-odds against y with respect to the images, (n, h, w, c).
     seed: of the attack's random numbers.
     """
 

@@ -17,12 +17,12 @@ class Rays:
     2. The whole direction, its halves, its quarters and so on are flipped in turn.
     3. A flip that is adversarial at the present size is kept, and the size is bisected.
 
-    A step asks for one decision of every image, so that batches stay full. An image ends after
-    `max_decisions`, at the size `enough`, or where the size that is `needed` is out of reach: its
-    size is more than REACH times that after CHECKED decisions.
+    A step makes one query per image, so that batches stay full. The search for an image ends after
+    `max_decisions` queries, once its size is at most `enough`, or once `needed` is out of reach:
+    after CHECKED queries the size is still more than REACH times `needed`.
     """
 
-    # From decision 200 to 1,000 the sizes of 95% of images, on digits and on Fashion-MNIST, fell by
+    # From query 200 to 1,000 the sizes of 95% of images, on digits and on Fashion-MNIST, fell by
     # less than this factor.
     CHECKED = 200
     REACH = 1.6

@@ -1,7 +1,7 @@
 """The worst case over several attacks on one classifier: is an image robust, broken or unknown?
 
 The attacks, at several epsilons of Linf and of L2, are fgsm, pgd with random starts (both on the
-log-odds) and rays.py, which sees decisions only and so exposes a model that hides its gradients.
+log-odds) and rays.py, which is decision-based and so exposes gradient masking.
 
 An image is robust (1), broken (0), or unknown (2) if the attack could not start: all gradients were
 zero or, for rays, no direction changed the decision. In the worst case it is broken if any attack
@@ -14,15 +14,15 @@ Robust in % of 177 digits that a lenet gets right, at Linf 0.01, 0.02, 0.05, 0.1
                                          Linf            L2
     fgsm                                 98 94 77 47     96 93 75 43
     pgd, 20 steps, 3 starts              98 94 72 18     95 90 64  5
-    rays, 1,000 decisions an image       98 94 79 38     98 94 88 59
+    rays, 1,000 queries per image         98 94 79 38     98 94 88 59
     Foolbox's HopSkipJump, 1,500         99 99 94 81     99 99 99 98
     Foolbox's HopSkipJump, 3,700         99 98 92 71     99 99 99 95
     Foolbox's HopSkipJump, 7,000         99 98 90 66
     Foolbox's BoundaryAttack, 1,200                      99 99 99 99
 
-So rays is used: of the attacks on decisions only it comes near one step of fgsm, and is better at
-0.1, with a fraction of the decisions. Foolbox's own pgd, 40 steps of epsilon / 30, leaves 98 94 76
-29 in Linf.
+We therefore use rays. It is the only decision-based attack here that comes close to one step of
+fgsm, and beats it at Linf 0.1, with a fraction of the queries. Foolbox's own pgd, 40 steps of
+epsilon / 30, leaves 98 94 76 29 in Linf.
 """
 
 import threading

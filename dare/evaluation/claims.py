@@ -59,10 +59,11 @@ class Cell:
 
 
 def rules_of(comparison):
-    """The rules that a comparison makes sense by.
+    """The rules that apply to a comparison.
 
-    Epochs that lose at most a point cannot show whether clean accuracy is kept. The last mined
-    checkpoint hardly differs from the original. Last epochs are not attacked themselves.
+    `compared` is left out for clean accuracy, because it already limits the loss. LAST is left out
+    for control-checkpoint, whose last epoch hardly differs from the original, and for adaptive
+    attacks, which attack selected epochs only.
     """
     if comparison.quantity == "clean":
         return ("selected",)
@@ -205,7 +206,7 @@ def row_over_cells(comparison, name, cells):
 
 
 def paper_difference(comparison, published):
-    """The difference in the paper's own figures, mean over its cells; NaN if they lack it."""
+    """The difference in the paper's published numbers, mean over its cells; NaN if they lack it."""
     attack = "clean" if comparison.quantity == "clean" else "mean"
     means = pd.Series(published).xs(attack, level=3).unstack()  # a row a cell, a column a method
     others = [comparison.other]

@@ -58,7 +58,7 @@ COMPARISONS = (
     Comparison("tuning, beyond an earlier epoch", "control-checkpoint"),
     Comparison("tuning, beyond averaged epochs", "control-swa"),
     Comparison("direction of the change", "control-noise"),
-    Comparison("advantage over another training", "control-seed"),
+    Comparison("advantage over another training seed", "control-seed"),
     Comparison("robustness under adaptive attack", "original", "adaptive"),
 )
 # {component: the method that lacks it}, of the comparisons by the paper's metric.
@@ -85,9 +85,9 @@ class Difference:
     of_dare: float = np.nan
 
     def over_trainings(self, quantity):
-        """(low, high) of the difference in other trainings of the same network.
+        """(low, high) of the difference in other training runs of the same network.
 
-        A few trainings say little about others, so the interval is widened by TRAINING_AS_IMAGES.
+        A few runs say little about others, so the interval is widened by TRAINING_AS_IMAGES.
         """
         if self.sources >= ENOUGH_TRAININGS:
             return self.low, self.high
@@ -138,9 +138,9 @@ def readers(recorded, dataset, model, methods):
 def conclusion(difference, quantity="robustness"):
     """(conclusion, reason) of a Difference: yes, no or undecided.
 
-    A component is worth something if the interval is above 0, and nothing that matters if it is
-    below MATTERS. Clean accuracy is kept if at most LOSS_ALLOWED points are lost. The same must
-    hold for the interval over trainings.
+    Yes if the whole interval is above 0, no if it is below MATTERS, otherwise undecided. For clean
+    accuracy the threshold is a loss of LOSS_ALLOWED points. The interval over training runs must
+    give the same answer.
     """
     answer = conclusion_of(difference.low, difference.high, quantity)
     if conclusion_of(*difference.over_trainings(quantity), quantity)[0] != answer[0]:

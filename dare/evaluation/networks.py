@@ -50,7 +50,7 @@ def our_scores(recorded, cells, dataset, model):
 
 
 def paper_scores(published, dataset, model):
-    """The same from the paper's own figures."""
+    """The same from the paper's published numbers."""
 
     def value(method, column):
         return published.get((dataset, model, method, column), np.nan)

@@ -135,9 +135,9 @@ class RecordedRuns:
     def compared(self, dataset, model, setting=None):
         """The rows of a network's models that are compared, one set for every run.
 
-        Those within 1 point of clean accuracy. A run without one is compared at its most robust
-        epoch. If DARE has none in any run, all methods are compared at their most robust epoch, so
-        that both sides may lose as much.
+        The selected ones that lose at most 1 point of clean accuracy. A run that has none is
+        compared at its most robust epoch. If DARE has none in any run, every method is compared at
+        its most robust epoch, so that none is held to a stricter limit.
 
         setting: DareSetting of all methods; None: all settings.
         """
@@ -285,7 +285,7 @@ def paired(first, second, read):
 
 
 def paper_runs():
-    """The nine runs of every cell of the TOSEM paper, with the columns of RecordedRuns.chosen."""
+    """All runs of the TOSEM paper, nine per table entry, with RecordedRuns.chosen's columns."""
     runs = pd.read_csv(PAPER / "robustness.csv").rename(columns={"group": "source"})
     accuracy = paper_accuracy().rename("test_accuracy").reset_index()
     original = accuracy[accuracy["method"] == "original"].set_index(NETWORK)["test_accuracy"]

@@ -18,7 +18,7 @@ from dare.workflow.methods import family
 
 
 def robustness_table(runs, recorded=None):
-    """Every cell of the robustness tables: a row for each network, method and attack.
+    """The robustness tables: a row for each network, method and attack.
 
     Args:
         runs: selected rows of the test part.

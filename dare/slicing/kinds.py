@@ -15,8 +15,8 @@ unit), and CONTRIB_n(c) its contribution to class c:
   of them, because the activation of a channel is already its mean over positions;
 - a tensor that several layers take gets the sum of what they pass back.
 
-Signs and constants do not count: `1 - x` and `Subtract` pass on what `Add` does, as a batch
-normalisation with a negative scale passes on what another does.
+Signs and constants are ignored: `1 - x` and `Subtract` pass contributions back exactly as `Add`
+does, and batch normalisation does so whatever the sign of its scale.
 
 NNSlicer has sliced a residual network too. There, every position of a channel is a neuron, for one
 image at a time. Here a neuron is a channel; its activation is its mean over positions, and D

@@ -1,4 +1,4 @@
-"""About how long a study takes, in epochs of its training. The graph says so before it begins.
+"""A rough estimate of how long a study takes, in training epochs, for the workflow to print.
 
 The numbers are rough: medians over AlexNet, lenet, resnet20 and VGG16 on two cores, from the times
 in dare/results/study/*/commands.csv and log.csv. A part can be wrong threefold. Starting processes,
@@ -30,7 +30,7 @@ def cost(config, images, tuned, precision="float32"):
     """{part of a study: how long it takes, in epochs of training}.
 
     Args:
-        config: configuration of the graph. images: number of training images.
+        config: configuration of the workflow. images: number of training images.
         tuned: {method: (epochs of a model, {setting: its values})}. precision: of training.
     """
     epochs = {m: n * prod(map(len, values.values())) for m, (n, values) in tuned.items()}

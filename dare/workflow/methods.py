@@ -1,4 +1,4 @@
-"""The table of methods, which the graph, the tables and the labels of the figures all read.
+"""The table of methods, which the workflow, the tables and the labels of the figures all read.
 
 A new method is a row here and a script, or a function in dare/controls.py, that makes it.
 """
@@ -24,7 +24,7 @@ class Method:
         "mined images" (of any mined layer), "samples" or "dare" (the models tuned by DARE).
     settings: the settings that the name of its folder spells out; each is a flag of the script.
     fixed: settings that the method itself decides; no flags.
-    epochs, rate: the keys of the graph's configuration that hold them; epochs may be a number.
+    epochs, rate: the keys of the workflow's configuration that hold them; epochs may be a number.
     trains_on_samples: whether it is tuned on adversarial samples.
     """
 
