@@ -158,7 +158,8 @@ def attack_images(name, batched_model, images, path, provenance):
     """
     parts = parts_folder(path)
     parts.mkdir(parents=True, exist_ok=True)
-    remove_temporary_files(parts)
+    for folder in (parts, path.parent):
+        remove_temporary_files(folder)
     chunks = []
     with progress(total=len(images.index), desc=name, unit="image") as bar:
         update = whole_updates(bar)

@@ -53,7 +53,7 @@ from train.artifacts import (
 )
 from train.checkpoints import load_weights, save_weights
 from train.fine_tuning import FineTuning, fine_tune_study
-from train.fit import random_stream
+from train.fit import random_stream, seed_random_layers
 from train.flags import chosen_names, options, run_script
 from train.graph import layers_by_path, up_to
 from train.log import progress, stage
@@ -176,6 +176,7 @@ def control_swa(study, epochs, settings):
         log.idle = already_made(path, provenance)
         if not log.idle:
             average_weights(study.original(), list(mined.values()))
+            seed_random_layers(study.classifier, (study.seed,))
             estimate_batch_norm(study.classifier, study.data("train")[0][:BATCH_NORM_IMAGES])
             save_weights(study.classifier, path, provenance)
 

@@ -196,7 +196,8 @@ def tune(classifier, mined, x, y, folder, tuning):
     batches = regression_batches(regression, mined, x, y, tuning)
     trained = with_loss(regression)
     # With a rate of None there is nothing that Adam could move.
-    trained.compile(keras.optimizers.Adam(tuning.lr_rate or 0.0), loss=lambda _, value: value)
+    optimizer = keras.optimizers.Adam(tuning.lr_rate or 0.0)
+    trained.compile(optimizer, loss=lambda _, loss: loss)  # the model's output is its loss
     run = Run(folder, tuning.epochs, provenance, extendable=True)
     if tuning.batches is not None:
         run.callbacks.append(NewAdam())
@@ -318,6 +319,7 @@ def tune_study(study, settings, epochs, open_targets=open_targets):
         epochs_before = epochs_in(folder)
         with open_targets(study, choose_layer) as file:
             made_from = {"slice_sha256": slice_sha, "ats_sha256": sha256(file.filename)}
+            made_from["recipe"] = f"batch {params.batch}"
             tuning = Tuning(
                 choose_layer, settings.get("lr_rate"), epochs, masks, key_neurons,
                 settings.get("batches"), seed=(study.seed, settings["run"]),

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.evaluation import record as records
 from dare.evaluation.report import make_report_of_paper, make_report_of_runs
+from dare.evaluation.runs import TEXTS
 from train import artifacts
 from train.flags import UserError, options, run_script
 from train.log import stage
@@ -53,7 +54,7 @@ def scored_studies(home, datasets=None, models=None):
 
 def is_of(folder, datasets, models):
     """Whether a scored study is of one of these data sets and networks (None: of any)."""
-    study = pd.read_csv(folder / "robustness.csv", nrows=1, dtype=str).iloc[0]
+    study = pd.read_csv(folder / "robustness.csv", nrows=1, converters=TEXTS).iloc[0]
     wanted = {"dataset": datasets, "model": models}
     return all(study[key] in (names or study[key]).split(",") for key, names in wanted.items())
 

@@ -156,6 +156,7 @@ def download(name):
     Files that are already there with the right SHA-256 are kept. Raises UserError if it fails.
     """
     folder = artifacts.data_folder(name) / "official"
+    artifacts.remove_temporary_files(folder)
     for path in (folder / file for file in OFFICIAL[name]):
         if path.exists() and artifacts.sha256(path) == SHA256[path.name]:
             continue

@@ -139,6 +139,12 @@ BROKEN = {
         f"{TOY} --attack fgsm",
         "fgsm.h5 is corrupt",
     ),
+    "scores corrupt": (
+        lambda home, f: (f / "scores.h5").write_bytes(b"version https://git-lfs.github.com/spec"),
+        "test",
+        TOY,
+        "scores.h5 is corrupt",
+    ),
     "checkpoint corrupt": (
         lambda home, f: corrupt(f / "checkpoints/model.008.weights.h5", 3000),
         "nnslicer",

@@ -31,6 +31,11 @@ class FineTuning:
     batch: int = 32
     seed: tuple = (0,)
 
+    @property
+    def recipe(self):
+        """The settings that no folder's name spells out, in one text."""
+        return f"{self.loss}, {self.frozen} frozen layers, batch {self.batch}"
+
 
 @dataclass
 class LabelledImages:
@@ -95,7 +100,7 @@ def fine_tune_study(study, data, settings, tuning, epochs):
         epochs: a larger number than before continues the earlier run.
     """
     folder = tuned_folder(study.folder, **settings)
-    provenance = study.provenance | settings | data.provenance
+    provenance = study.provenance | settings | data.provenance | {"recipe": tuning.recipe}
     logged = study.names | settings | {"epochs": epochs}
     with stage(folder / "tune.log", settings["method"], logged) as log:
         run = Run(folder, epochs, provenance, extendable=True)

@@ -3,6 +3,7 @@
 import csv
 import sys
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,20 @@ LOG_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")
 def random_stream(layer):
     """The random numbers of dropout, noise or augmentation; None for other layers."""
     return getattr(layer, "seed_generator", None) or getattr(layer, "generator", None)
+
+
+def seed_random_layers(model, seed):
+    """Make dropout, noise and augmentation in a model depend on a seed alone.
+
+    seed: a tuple of numbers.
+    """
+    if keras.backend.backend() == "torch":  # they draw from the process's generator there
+        set_seed(*seed)
+    for path, layer in layers_by_path(model).items():
+        if stream := random_stream(layer):
+            layer_name = [ord(letter) for letter in path]
+            state = np.random.SeedSequence([*seed, *layer_name]).generate_state(2)
+            stream.state.assign(state.astype("uint32"))
 
 
 @dataclass
@@ -164,9 +179,10 @@ class EpochKeeper(keras.callbacks.Callback):
 
     def refuse_other_run(self, epoch):
         """Raise UserError if the folder's checkpoints were made with other settings."""
-        # Checkpoints that record no precision are from a version that had only float32.
-        found = {"precision": "float32"} | attributes(self.run.weights_path(epoch))
         wanted = dict(self.run.provenance)
+        # Earlier versions had only float32, and recorded neither precision nor recipe.
+        unrecorded = {"precision": "float32", "recipe": wanted.get("recipe")}
+        found = unrecorded | attributes(self.run.weights_path(epoch))
         if not self.run.extendable:
             wanted["epochs"] = self.run.epochs
         refuse_other_settings(self.run.folder, found, wanted, make="begin")
@@ -174,9 +190,17 @@ class EpochKeeper(keras.callbacks.Callback):
     def load_optimizer(self, epoch):
         optimizer = self.trained_model.optimizer
         optimizer.build(self.trained_model.trainable_variables)
-        with np.load(self.run.optimizer_path(epoch), allow_pickle=False) as saved:
-            for i, variable in enumerate(optimizer.variables):
-                variable.assign(saved[str(i)])
+        path = self.run.optimizer_path(epoch)
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                values = [saved[str(i)] for i in range(len(optimizer.variables))]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            raise UserError(
+                f"{path} is corrupt, so epoch {epoch} cannot be continued: move {path.parent} away "
+                f"to start again."
+            ) from None
+        for variable, value in zip(optimizer.variables, values, strict=True):
+            variable.assign(value)
 
     def save_optimizer(self, epoch):
         variables = enumerate(self.trained_model.optimizer.variables)
@@ -187,18 +211,7 @@ class EpochKeeper(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.start_time = time.time()
         self.batches.set_epoch(epoch)
-        self.seed_dropout(epoch)
-
-    def seed_dropout(self, epoch):
-        """Make dropout depend on the seed and the epoch alone, so that training can resume."""
-        seed = (*self.batches.seed, epoch)
-        if keras.backend.backend() == "torch":  # its dropout draws from the process's generator
-            set_seed(*seed)
-        for path, layer in layers_by_path(self.model).items():
-            if stream := random_stream(layer):
-                layer_name = [ord(letter) for letter in path]
-                state = np.random.SeedSequence([*seed, *layer_name]).generate_state(2)
-                stream.state.assign(state.astype("uint32"))
+        seed_random_layers(self.model, (*self.batches.seed, epoch))  # so that training can resume
 
     def on_epoch_end(self, epoch, logs=None):
         epoch += 1

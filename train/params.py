@@ -11,7 +11,7 @@ from train.artifacts import data_info
 
 # ------------------------------------------------------------------- defaults of several scripts
 
-per = 0.95  # share of each neuron's synapses in the slice
+per = 0.95  # share of each neuron's synapses in the slice, and of key neurons in the layer
 choose_layer = None  # layer whose activations are the targets; None: chosen_layer below
 lr_rate = None  # of Adam in DARE, its variants and the controls; None: network_lr_rate below
 tune_epochs = 10  # of DARE, its variants and the controls
@@ -81,6 +81,20 @@ def network_family(model):
 def batch_size(images):
     """Images in a training step, for a training set of this size."""
     return batch if images >= 2000 else small_batch
+
+
+def recipe(model, dataset, images):
+    """The settings above that the training of a network depends on, in one text."""
+    family = network_family(model)
+    settings = {
+        "batch": batch_size(images),
+        "momentum": momentum,
+        "milestones": milestones[family],
+        "decay": decay[family],
+        "shift": shift[family],
+        "flip": dataset not in no_flip,
+    }
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def tuning_rate(model, released=False):

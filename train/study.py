@@ -1,6 +1,5 @@
 """A study: one trained network, and the folder of everything that is made from it."""
 
-import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from train.artifacts import (
     attributes,
     checkpoint_path,
     open_artifact,
+    other_setting,
     sha256,
     study_folder,
     study_folders,
@@ -152,6 +152,11 @@ class Study:
         mined = [file["choose_layer"] for file in files if "first" in file]
         if not mined:
             return self.layer()
+        if len({(file["first"], file["last"]) for file in files if "first" in file}) > 1:
+            raise UserError(
+                f"{self.folder} has targets of layers {' and '.join(mined)} from other epochs: "
+                f"move one away, and mine it with the same --first and --last."
+            )
         default = params.default_layer(self.dataset, self.model) and self.layer()
         return default if default in mined else mined[0]
 
@@ -169,12 +174,21 @@ class Study:
     def other_seeds(self):
         """{seed: path} of the final checkpoints of the network's other seeds (control-seed).
 
-        Seeds whose training has not ended are left out.
+        Left out are seeds whose training has not ended, or was on other data or of another length.
         """
-        folders = study_folders(self.folder.parent, self.dataset, self.model)
+        of_checkpoint = attributes(self.checkpoint)
+        ours = {name: of_checkpoint.get(name) for name in ("data_sha256", "epochs")}
         checkpoints = {}
+        folders = study_folders(self.folder.parent, self.dataset, self.model)
         for folder, seed in folders.items():
-            if folder != self.folder:
-                with contextlib.suppress(UserError):
-                    checkpoints[seed] = final_checkpoint(folder)
+            if folder == self.folder:
+                continue
+            try:
+                checkpoint = final_checkpoint(folder)
+            except UserError:
+                continue
+            if difference := other_setting(attributes(checkpoint), ours):
+                print(f"control-seed leaves out {folder}: it has {difference}.", flush=True)
+            else:
+                checkpoints[seed] = checkpoint
         return dict(sorted(checkpoints.items()))

@@ -167,6 +167,7 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
                 "model": model,
                 "seed": seed,
                 "precision": precision,
+                "recipe": params.recipe(model, dataset, len(x)),
                 "data_sha256": data_sha256(dataset),
             },
             keep_from=keep_from,

@@ -14,8 +14,8 @@ from adv.attacks.perturbations import per_image
 def line_search(start, direction, coarse=1000, fine=20, progress=None):
     """The smallest step along a direction that changes the decision, by forward passes only.
 
-    The sizes are 1/coarse, 2/coarse, ..., 1. If one of the first `fine` succeeds, `fine` smaller
-    sizes below it are tried as well.
+    The sizes are 1/coarse, 2/coarse, ..., 1 of the range of pixels. If one of the first `fine`
+    succeeds, `fine` smaller sizes below it are tried as well.
 
     Args:
         start: StartingPoint. direction: (n, h, w, c).
@@ -29,7 +29,7 @@ def line_search(start, direction, coarse=1000, fine=20, progress=None):
     everyone = np.arange(len(start.x))
     unit = np.float32(1 / coarse)
     # The size at which the linearised margin is 0, in units.
-    slope = np.maximum((start.gradient * direction).sum(axis=(1, 2, 3)), 1e-12)
+    slope = np.maximum(line.range * (start.gradient * direction).sum(axis=(1, 2, 3)), 1e-12)
     grid = GridSearch(coarse, start.margin, start.margin / slope * coarse)
     line.search(grid, everyone, np.full(len(everyone), unit), progress)
 
@@ -45,19 +45,22 @@ def line_search(start, direction, coarse=1000, fine=20, progress=None):
 class Line:
     """Images moved along a direction, and the smallest success of each so far.
 
-    size: float32 (n,), of the smallest success; 0 without one.
+    size: float32 (n,), of the smallest success, as a share of the range of pixels; 0 without one.
     label: int (n,), the class predicted there; -1 without success.
     """
 
     def __init__(self, start, direction):
         self.start = start
         self.direction = direction
+        self.lowest, self.highest = start.model.fmodel.bounds
+        self.range = np.float32(self.highest - self.lowest)
         self.size = np.zeros(len(start.x), "float32")
         self.label = np.full(len(start.x), -1)
 
     def at(self, rows, size):
         """The images `rows` at a distance of `size` along the direction."""
-        return np.clip(self.start.x[rows] + per_image(size) * self.direction[rows], 0, 1)
+        moved = self.start.x[rows] + self.range * per_image(size) * self.direction[rows]
+        return np.clip(moved, self.lowest, self.highest)
 
     def search(self, grid, images, unit, progress=None):
         """Run a GridSearch for some images; unit: the size of number 1, for each of them."""

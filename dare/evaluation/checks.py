@@ -5,6 +5,7 @@ import pandas as pd
 from dare.evaluation.comparisons import lowest_accuracy
 from dare.evaluation.facts import facts
 from dare.evaluation.runs import NETWORK, PAPER
+from dare.workflow.methods import METHODS
 
 POINTS_BELOW_PAPER = 20
 MINED_NEEDED = 100
@@ -23,6 +24,7 @@ def warnings(recorded):
             *problems_of_accuracy(rows, paper),
             *problems_of_samples(known, rows),
             *problems_of_mining(known),
+            *problems_of_candidates(rows),
             *problems_of_selection(rows),
         ]
         texts += [f"{name}: {problem}." for problem in problems]
@@ -60,6 +62,20 @@ def problems_of_mining(known):
     for name, mined in known["mined"].items():
         if mined < MINED_NEEDED:
             yield f"{name} has {mined} mined images, fewer than {MINED_NEEDED}"
+
+
+def problems_of_candidates(rows):
+    """Methods among which selection is unfair: some had more epochs or rates to choose from."""
+    tuned = rows[[METHODS[method].script is not None for method in rows["method"]]]
+    methods = tuned.groupby("method")
+    numbers = {"epochs": methods["epoch"].max(), "rate": methods["lr_rate"].nunique()}
+    for key, what in {"epochs": "epochs", "rate": "learning rates"}.items():
+        of_method = numbers[key][numbers[key] > 0]  # some have no learning rate
+        kinds = [getattr(METHODS[method], key) for method in of_method.index]
+        for _, group in of_method.groupby(kinds, sort=False):
+            if group.nunique() > 1:
+                shown = ", ".join(f"{method} {number:g}" for method, number in group.items())
+                yield f"methods had different numbers of {what} to choose from ({shown})"
 
 
 def problems_of_selection(rows):

@@ -94,19 +94,24 @@ def claims_table(recorded, published):
     table = pd.DataFrame(rows)
     if table.empty:
         return table
-    answers = table["decides"] & (table["model"] == ALL)
-    table.loc[answers, "p_holm"] = holm(table.loc[answers, "p"])
-    is_decided = answers & table["conclusion"].isin(("yes", "no"))
+    is_answer = table["decides"] & (table["model"] == ALL)
+    table.loc[is_answer, "p_holm"] = holm(table.loc[is_answer, "p"])
+    is_decided = is_answer & table["conclusion"].isin(("yes", "no"))
+    for answer in table[is_decided].itertuples():
+        table.loc[answer.Index, "reason"] += other_conclusions(table, answer)
     is_uncorrected = is_decided & ~(table["p_holm"] < ALPHA)
     table.loc[is_uncorrected, "conclusion"] += ", uncorrected"
-    for row in table[is_decided].itertuples():
-        other_rules = (table["component"] == row.component) & (table["setting"] == row.setting)
-        other_rules &= (table["model"] == ALL) & ~table["decides"]
-        answer = row.conclusion.removesuffix(", uncorrected")
-        others = table[other_rules & (table["conclusion"] != answer)]
-        for rule, found in zip(others["rule"], others["conclusion"], strict=True):
-            table.loc[row.Index, "reason"] += f"; {found} by the {RULE_NAMES[rule]}"
     return table
+
+
+def other_conclusions(table, answer):
+    """What other rules conclude over the cells, where they differ: the end of a reason."""
+    is_other = (table["component"] == answer.component) & (table["setting"] == answer.setting)
+    is_other &= (table["model"] == ALL) & ~table["decides"]
+    others = table[is_other & (table["conclusion"] != answer.conclusion)]
+    return "".join(
+        f"; {row.conclusion} by the {RULE_NAMES[row.rule]}" for row in others.itertuples()
+    )
 
 
 def rows_of(comparison, cells, published):
@@ -155,7 +160,8 @@ def cell_of(recorded, comparison, network, setting, rule):
     if methods is None:
         return None
     read = readers(recorded, *network, methods)
-    found = difference(*methods.values(), read[comparison.quantity])
+    quantity = comparison.quantity
+    found = difference(*methods.values(), read[quantity], same_images=quantity == "clean")
     if found is None:
         return None
     if is_fair:

@@ -73,7 +73,8 @@ class Difference:
     """DARE minus another method, in points.
 
     value, low, high: the difference and its 95% interval.
-    sources: number of source models. images: number of images, over all of these.
+    sources: number of source models. images: number of different images, over all of these.
+    same_images: whether all source models were scored on the same images.
     of_dare: DARE's own mean on the same images, in %.
     """
 
@@ -82,6 +83,7 @@ class Difference:
     high: float
     sources: int
     images: int
+    same_images: bool = False
     of_dare: float = np.nan
 
     def over_trainings(self, quantity):
@@ -91,24 +93,26 @@ class Difference:
         """
         if self.sources >= ENOUGH_TRAININGS:
             return self.low, self.high
-        images = self.images / self.sources
+        images = self.images if self.same_images else self.images / self.sources
         wider = np.sqrt(1 + images / TRAINING_AS_IMAGES[quantity])
         below, above = self.value - self.low, self.high - self.value
         return self.value - wider * below, self.value + wider * above
 
 
-def difference(dare, other, read):
+def difference(dare, other, read, same_images=False):
     """The Difference of two methods, of the mean over the columns of `read`, or None.
 
-    dare, other: rows of the models of each. read: as in `paired`.
+    dare, other: rows of the models of each. read: as in `paired`. same_images: whether all source
+    models were scored on the same images, as for clean accuracy.
     """
     first, second = paired(dare, other, read)
     if not first:
         return None
-    value, low, high = (100 * values[-1] for values in paired_bootstrap(first, second))
-    images = sum(values.shape[1] for values in first)
+    estimate = paired_bootstrap(first, second, same_images=same_images)
+    value, low, high = (100 * values[-1] for values in estimate)
+    images = sum(values.shape[1] for values in (first[:1] if same_images else first))
     of_dare = 100 * plain_means(first).mean()
-    return Difference(value, low, high, len(first), images, of_dare)
+    return Difference(value, low, high, len(first), images, same_images, of_dare)
 
 
 def as_columns(difference, prefix=""):

@@ -2,9 +2,7 @@
 
 import json
 
-import h5py
-
-from train.artifacts import checkpoint_path, epochs_in
+from train.artifacts import checkpoint_path, epochs_in, open_artifact
 
 NAME = "facts.json"  # in dare/results, where the large files are not kept
 
@@ -30,18 +28,19 @@ def parameters(folder):
     if not epochs:
         return None
     sizes = []
-    with h5py.File(checkpoint_path(folder, epochs[-1]), "r") as file:
+    path = checkpoint_path(folder, epochs[-1])
+    with open_artifact(path, "python train/train.py") as file:
         file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
     return int(sum(sizes))
 
 
 def success(path):
     """Share of the images on which an attack succeeded, by its samples file."""
-    with h5py.File(path, "r") as file:
+    with open_artifact(path, "python adv/generate_adv.py") as file:
         return float(file["success"][()].mean())
 
 
 def mined(path):
     """(name of a file of targets, number of mined images), or None for a control's targets."""
-    with h5py.File(path, "r") as file:
+    with open_artifact(path, "python dare/get_ats.py") as file:
         return (path.name, len(file["index"])) if "first" in file.attrs else None

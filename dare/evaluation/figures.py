@@ -1,6 +1,5 @@
 """The figures of the report. Every function returns a Matplotlib figure."""
 
-import h5py
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ from adv import ATTACKS
 from dare.evaluation.claims import ALL, OTHERS
 from dare.evaluation.runs import labels_in_order
 from dare.workflow.methods import FAMILIES, family
+from train.artifacts import open_artifact
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -237,7 +237,7 @@ def history(folder):
     top.set_ylabel("accuracy (%)")
     top.legend(**LEGEND_BESIDE)
     for path in mined:
-        with h5py.File(path, "r") as file:
+        with open_artifact(path, "python dare/get_ats.py") as file:
             epochs, counts = np.unique(file["epoch"][()], return_counts=True)
         axes[1, 0].bar(epochs, counts, color="#009E73", label="targets of\nmined images")
         axes[1, 0].set_ylabel("images")
@@ -249,7 +249,7 @@ def history(folder):
 
 def slice_shares(path):
     """For every layer, the share of synapses in all class slices, in the model's, and in any."""
-    with h5py.File(path, "r") as file:
+    with open_artifact(path, "python dare/nnslicer.py") as file:
         layers = sorted(file, key=lambda name: file[name].attrs["order"])
         shares = [layer_shares(file[name]) for name in layers]
     figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")

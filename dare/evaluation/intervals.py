@@ -35,24 +35,26 @@ def draws(n, size, resamples, rng):
 
 
 @functools.lru_cache(maxsize=8)
-def draws_of_levels(sizes, resamples, seed):
+def draws_of_levels(sizes, same_images, resamples, seed):
     """What every resample draws; all comparisons of the same sizes share it.
 
-    sizes: ((runs, images) of every source model). Returns for every source model its share in each
-    resample (resamples,), the shares of its runs (resamples, runs), and how often each image is
-    drawn (resamples, images).
+    sizes: ((runs, images) of every source model). same_images: as in `resampled_means`.
+
+    Returns for every source model its share in each resample (resamples,), the shares of its runs
+    (resamples, runs), and how often each image is drawn (resamples, images).
     """
     rng = np.random.default_rng(seed)
     shares = draws(len(sizes), len(sizes), resamples, rng).T / len(sizes)
-    found = []
+    found, of_images = [], None
     for share, (runs, images) in zip(shares, sizes, strict=True):
         of_runs = draws(runs, runs, resamples, rng) / runs
-        of_images = draws(images, images, resamples, rng).astype("float32")
+        if of_images is None or not same_images:
+            of_images = draws(images, images, resamples, rng).astype("float32")
         found.append((share, of_runs, of_images))
     return found
 
 
-def resampled_means(sources, resamples=RESAMPLES, seed=0):
+def resampled_means(sources, resamples=RESAMPLES, seed=0, same_images=False):
     """Means over images, runs and source models, resampled hierarchically.
 
     Source models are drawn, then the runs and the images of each. An image is drawn with its values
@@ -61,13 +63,16 @@ def resampled_means(sources, resamples=RESAMPLES, seed=0):
     Args:
         sources: for every source model a float array (runs, images, attacks); NaN where an image
             is not a sample of an attack.
+        same_images: whether all source models were scored on the same images, which are then drawn
+            once for all of them.
 
     Returns:
         float (resamples, attacks), the mean under every attack; NaN where a resample has no image.
     """
     sizes = tuple(values.shape[:2] for values in sources)
+    levels = draws_of_levels(sizes, same_images, resamples, seed)
     total = np.zeros((resamples, sources[0].shape[2]))
-    for values, drawn in zip(sources, draws_of_levels(sizes, resamples, seed), strict=True):
+    for values, drawn in zip(sources, levels, strict=True):
         share, of_runs, of_images = drawn
         runs, images, attacks = values.shape
         flat = values.transpose(1, 0, 2).reshape(images, runs * attacks).astype("float32")
@@ -90,7 +95,7 @@ def interval(resampled):
     return tuple(np.nanpercentile(resampled, [tail, 100 - tail], axis=0))
 
 
-def bootstrap(sources, resamples=RESAMPLES, seed=0):
+def bootstrap(sources, resamples=RESAMPLES, seed=0, same_images=False):
     """Mean and 95% interval under every attack and, last, of the mean over attacks.
 
     The mean over attacks is resampled by image, because the attacks share their images and are not
@@ -98,7 +103,8 @@ def bootstrap(sources, resamples=RESAMPLES, seed=0):
 
     Returns (mean, low, high), each float (attacks + 1,).
     """
-    mean, resampled = plain_means(sources), resampled_means(sources, resamples, seed)
+    mean = plain_means(sources)
+    resampled = resampled_means(sources, resamples, seed, same_images)
     low, high = interval(np.column_stack([resampled, resampled.mean(axis=1)]))
     return np.append(mean, mean.mean()), low, high
 
@@ -126,19 +132,21 @@ def mean_of_cells(values, null=0.0):
     return values.mean(), values.mean() - half, values.mean() + half, p
 
 
-def paired_bootstrap(first, second, resamples=RESAMPLES, seed=0):
+def paired_bootstrap(first, second, resamples=RESAMPLES, seed=0, same_images=False):
     """First minus second method on the same images, with its 95% interval.
 
     Where no two results differ, the bootstrap interval has no width. There the rule of three is
     used: up to 3 of n images might have differed. With a few differences it can be narrower.
 
     first, second: right (1) or wrong (0), as in `resampled_means`, with NaN in the same places.
+    same_images: as there.
     Returns (difference, low, high) as `bootstrap` does.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean, low, high = bootstrap(differences, resamples, seed)
-    images = sum(np.isfinite(values).any(axis=0).sum(axis=0) for values in differences)
-    all_images = sum(values.shape[1] for values in differences)
+    mean, low, high = bootstrap(differences, resamples, seed, same_images)
+    distinct = differences[:1] if same_images else differences
+    images = sum(np.isfinite(values).any(axis=0).sum(axis=0) for values in distinct)
+    all_images = sum(values.shape[1] for values in distinct)
     margin = np.where(np.isclose(low, high), 3 / np.append(images, all_images), 0)
     return mean, low - margin, high + margin
 

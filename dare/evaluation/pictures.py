@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from dare.evaluation import figures
-from dare.evaluation.runs import commands, of_network, with_labels
+from dare.evaluation.runs import TEXTS, commands, of_network, with_labels
 from dare.evaluation.sections import Section
 from train.artifacts import atomic_write, attributes
 
@@ -68,14 +68,14 @@ def network_pictures(folder, cells, dataset, model, recorded):
             f"several runs the standard deviation, except of the mean). Hollow: loses more than 1 "
             f"point of clean accuracy.",
             figures.robustness(cells),
-        ),
-        folder.save(
-            f"trade_off_{name}",
-            f"Clean accuracy and mean robustness of {model} on {dataset}, {rule}. At the left "
-            f"edge: more than {figures.MAX_DISTANCE} points below the best.",
-            figures.trade_off(cells),
-        ),
+        )
     ]
+    if (cells["attack"] == "mean").any():
+        caption = (
+            f"Clean accuracy and mean robustness of {model} on {dataset}, {rule}. At the left "
+            f"edge: more than {figures.MAX_DISTANCE} points below the best."
+        )
+        pictures.append(folder.save(f"trade_off_{name}", caption, figures.trade_off(cells)))
     curves = recorded and figures.accuracy_curves(of_network(recorded.rows, dataset, model))
     if curves is not None:
         caption = (
@@ -111,7 +111,7 @@ def claims_pictures(folder, claims):
 def adaptive_table(recorded, dataset, model):
     """The worst cases of adaptive.csv of a network's compared models, or None."""
     paths = [folder / "adaptive.csv" for folder in recorded.folders.values()]
-    tables = [pd.read_csv(path, dtype={"sha256": str}) for path in paths if path.exists()]
+    tables = [pd.read_csv(path, converters=TEXTS) for path in paths if path.exists()]
     if not tables:
         return None
     table = of_network(pd.concat(tables, ignore_index=True), dataset, model)

@@ -14,7 +14,7 @@ import h5py
 from dare.evaluation.facts import NAME, facts
 from dare.evaluation.runs import ROOT, RecordedRuns, commands
 from dare.evaluation.scores import SELECTION_RULES, Scores, arrays_in
-from train.artifacts import atomic_write, set_attributes, write_text
+from train.artifacts import atomic_write, open_artifact, set_attributes, write_text
 
 RESULTS = ROOT / "dare" / "results"
 
@@ -44,7 +44,8 @@ def record(folders, name):
 
 def copy_worst_cases(source, target, reported):
     """Copy the worst cases of the reported models from one adaptive.h5 to another."""
-    with h5py.File(source, "r") as file, atomic_write(target) as temporary:
+    step = "python dare/test.py --adaptive"
+    with open_artifact(source, step) as file, atomic_write(target) as temporary:
         with h5py.File(temporary, "w") as copy:
             set_attributes(copy, file.attrs)
             copy["index"] = file["index"][()]

@@ -7,7 +7,6 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -15,13 +14,14 @@ from adv import ATTACKS
 from dare.evaluation.scores import SELECTION_RULES, Scores
 from dare.workflow.methods import FAMILIES, METHODS, family, unseen_splits
 from train import params
-from train.artifacts import require
+from train.artifacts import open_artifact, require
 from train.flags import UserError
 from train.log import entries
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "dare" / "paper"
 NETWORK = ["dataset", "model"]
+TEXTS = dict.fromkeys((*NETWORK, "sha256"), str)  # for read_csv: a data set may be named "2024"
 CHANGES = {"change": "test_accuracy", "selection_change": "selection_accuracy"}
 SETTING = ("per", "choose_layer")  # the settings in which two methods must agree
 TABLE_RULES = {
@@ -107,7 +107,7 @@ class RecordedRuns:
         self.folders = {folder.name: folder for folder in folders}
         self.scores_of = {}
         tables = [
-            pd.read_csv(f / "robustness.csv", dtype={"sha256": str}).assign(folder=f.name)
+            pd.read_csv(f / "robustness.csv", converters=TEXTS).assign(folder=f.name)
             for f in folders
         ]
         rows = pd.concat([t.dropna(axis=1, how="all") for t in tables], ignore_index=True)
@@ -230,7 +230,7 @@ class RecordedRuns:
         path = self.folders[folder] / "adaptive.h5"
         if not path.exists():
             return None
-        with h5py.File(path, "r") as file:
+        with open_artifact(path, "python dare/test.py --adaptive") as file:
             if f"{digest}/linf/worst" not in file:
                 return None
             worst = file[digest]["linf"]["worst"]
@@ -267,18 +267,18 @@ def paired(first, second, read):
         Two lists of (runs, images, columns), one array for each source model that has both.
     """
     has_runs = second.empty or METHODS[second["method"].iloc[0]].has_runs
-    results = [], []
+    firsts, seconds = [], []
     second_models = models_of(second)
     for folder, runs in models_of(first).items():
         others = second_models.get(folder, {})
-        shared = None if has_runs else next(iter(others.values()), None)
-        pairs = [(digest, others.get(run, shared)) for run, digest in runs.items()]
-        values = [[read(folder, digest) for digest in pair] for pair in pairs if pair[1]]
-        values = [pair for pair in values if pair[0] is not None and pair[1] is not None]
-        if values:
-            for side, arrays in zip(results, zip(*values, strict=True), strict=True):
-                side.append(np.stack(arrays))
-    return results
+        if not has_runs:
+            others = dict.fromkeys(runs, next(iter(others.values()), None))
+        pairs = [(read(folder, runs[r]), read(folder, others[r])) for r in runs if others.get(r)]
+        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if pairs:
+            firsts.append(np.stack([a for a, _ in pairs]))
+            seconds.append(np.stack([b for _, b in pairs]))
+    return firsts, seconds
 
 
 # ------------------------------------------------------------------------------ the paper, the logs

@@ -11,7 +11,7 @@ robustness.csv, paired differences and their intervals are all made from it. The
 import h5py
 import numpy as np
 
-from train.artifacts import atomic_write, set_attributes
+from train.artifacts import atomic_write, open_artifact, set_attributes
 
 # The rules by which an epoch of every method is chosen: columns of robustness.csv, set by
 # dare.evaluation.selection.select.
@@ -36,7 +36,7 @@ class Scores:
         self.provenance = {}
         self.packed = {}
         if path.exists():
-            with h5py.File(path, "r") as file:
+            with open_artifact(path, "python dare/test.py") as file:
                 for part, data in file["parts"].items():
                     self.index[part] = data[()]
                     self.provenance[part] = data.attrs["made_from"]

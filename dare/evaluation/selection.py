@@ -73,6 +73,7 @@ def read_samples(study):
         step = study.command("adv/generate_adv.py", attack=attack)
         with study.open_checked(path, step) as file:
             index, split, success = (file[name][()] for name in ("index", "split", "success"))
+            digest = sha256(path)
             first = first or (path, index, split)
             if not (np.array_equal(index, first[1]) and np.array_equal(split, first[2])):
                 raise UserError(
@@ -82,7 +83,7 @@ def read_samples(study):
             for code, name in enumerate(SPLITS):
                 rows = np.flatnonzero((split == code) & success)
                 parts[f"{attack} {name}"] = Part(
-                    file["image"][rows], file["label"][rows], index[rows], sha256(path)
+                    file["image"][rows], file["label"][rows], index[rows], digest
                 )
     if not parts:
         raise UserError(
@@ -176,6 +177,8 @@ def score(classifier, parts):
     names = list(parts)
     labels = [part.labels for part in parts.values()]
     starts = np.cumsum([0, *(len(y) for y in labels)])
+    if not starts[-1]:
+        return {name: np.zeros(0, bool) for name in names}
 
     def make_batch(rows, _):
         pieces = []

@@ -99,6 +99,11 @@ def test_jsma_as_a_foolbox_attack(subject):
     inputs, labels = (ep.from_numpy(batched.like, a).raw for a in (x, y))
     raw, _, _ = SaliencyMapAttack()(batched.fmodel, inputs, labels, epsilons=None)
     assert type(raw) is type(inputs)
+    scaled = batched.fmodel.transform_bounds((0, 255))
+    raw, _, hit_scaled = SaliencyMapAttack(batch=64)(scaled, 255 * inputs, labels, epsilons=None)
+    assert (ep.astensor(hit_scaled).numpy() == hit).mean() > 0.95
+    distance = np.abs(ep.astensor(raw).numpy() / 255 - images[0]).max(axis=(1, 2, 3))
+    assert (distance < 1e-4).mean() > 0.95
     with pytest.raises(ValueError, match="criterion"):
         either = foolbox.criteria.Misclassification(labels)
         SaliencyMapAttack()(batched.fmodel, inputs, either & either, epsilons=None)

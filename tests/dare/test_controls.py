@@ -11,7 +11,10 @@ from tuned_models import RATE, moved, tuned_model
 
 from dare import controls, dare, get_ats, nnslicer
 from train.artifacts import attributes, tuned_folder, weights_path
+from train.backend import keras
 from train.checkpoints import load_classifier, load_weights
+from train.fit import seed_random_layers
+from train.flags import UserError
 from train.graph import up_to
 from train.study import Study
 from train.train import train as train_network
@@ -106,8 +109,23 @@ def test_the_layer_that_was_mined(study):
     get_ats.main([*flags, "--choose_layer", "dense1", "--first", "3"])
     assert opened.mined_layer() == "dense1" and min(opened.mined_checkpoints()) == 3
     get_ats.main([*flags, "--first", "5"])
+    assert min(opened.mined_checkpoints("conv2")) == 5  # as control-random asks
+    with pytest.raises(UserError, match="targets of layers conv2 and dense1 from other epochs"):
+        opened.mined_layer()
+    (folder / "ats_dense1.h5").unlink()
+    get_ats.main([*flags, "--first", "5", "--choose_layer", "dense1"])
     assert opened.mined_layer() == "conv2" and min(opened.mined_checkpoints()) == 5
-    assert min(opened.mined_checkpoints("dense1")) == 3  # as control-random asks
+
+
+def test_random_layers_depend_on_the_seed_alone():
+    x = np.ones((2, 30), "float32")
+    outputs = []
+    for seed in 0, 0, 1:
+        model = keras.Sequential([keras.Input((30,)), keras.layers.Dropout(0.5, name="dropout")])
+        seed_random_layers(model, (seed,))
+        outputs.append(np.asarray(keras.ops.convert_to_numpy(model(x, training=True))))
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert not np.array_equal(outputs[0], outputs[2])
 
 
 def test_targets_without_history_or_choice(study):

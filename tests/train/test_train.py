@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, weights_of, write_data
 
+from dare import dare
 from train import params
 from train.artifacts import attributes, epochs_in
 from train.backend import keras, ops
@@ -144,6 +145,28 @@ def test_other_settings_are_refused_and_nothing_is_lost(home):
     with pytest.raises(UserError, match=r"checkpoints was made with epochs 2, not 4: it is kept"):
         train_network("toy", "tiny", 0, 4)
     assert {path: path.read_bytes() for path in checkpoints.iterdir()} == before
+
+
+def test_settings_of_params_that_were_edited_are_refused(home, monkeypatch):
+    write_data(home)
+    train_network("toy", "tiny", 0, 1)
+    monkeypatch.setattr(params, "momentum", 0.5)
+    with pytest.raises(
+        UserError, match=r"recipe batch 32, momentum 0.9, .* not batch 32, momentum"
+    ):
+        train_network("toy", "tiny", 0, 1)
+    with h5py.File(home / "models/toy_tiny_seed0/checkpoints/model.001.weights.h5", "a") as file:
+        del file.attrs["recipe"]
+    train_network("toy", "tiny", 0, 1)  # as made by a version that did not record it
+
+
+def test_a_broken_optimizer(study):
+    _, folder, flags = study
+    dare.main([*flags, "--epoch", "1"])
+    (path,) = folder.glob("tuned/*/optimizer.001.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"optimizer.001.npz is corrupt, so epoch 1 cannot be"):
+        dare.main([*flags, "--epoch", "2"])
 
 
 def test_precision(home, classifier):

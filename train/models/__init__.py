@@ -20,6 +20,7 @@ NETWORKS = {
 
 # Networks that subtract the mean image; the others standardise the channels.
 PER_PIXEL_MEAN = ("alexnet",)
+BLOCK = 1000  # images whose pixels are counted at a time
 
 
 def build_model(name, input_shape, classes, mean=0.0, variance=1.0):
@@ -52,9 +53,11 @@ def statistics(name, x):
     """
     if name in PER_PIXEL_MEAN:
         return (x.mean(axis=0, dtype="float64") / 255).astype("float32"), np.float32(1)
-    # From a histogram of the 256 values, without a float copy of the data set.
-    channels = [x[..., c].ravel() for c in range(x.shape[-1])]
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in channels])
+    # From a histogram of the 256 values, block by block, without a float copy of the data set.
+    counts = np.zeros((x.shape[-1], 256))
+    for start in range(0, len(x), BLOCK):
+        for c in range(x.shape[-1]):
+            counts[c] += np.bincount(x[start : start + BLOCK, ..., c].ravel(), minlength=256)
     share = counts / counts.sum(axis=1, keepdims=True)
     values = np.arange(256) / 255
     mean = share @ values

@@ -244,6 +244,8 @@ def test_warnings(home, monkeypatch):
     rows = pd.read_csv(folder / "robustness.csv").assign(dataset="svhn", test_accuracy=70)
     rows["choose_layer"] = rows["choose_layer"].replace("conv3", "conv5")
     rows.loc[(rows["method"] == "dare-s") & (rows["split"] == "validation"), "n"] = 0
+    more = rows[rows["method"] == "control-noise"].assign(epoch=99, lr_rate=0.5)
+    rows = pd.concat([rows, more.assign(selected=False, selected_within_1=False)])
     rows.to_csv(folder / "robustness.csv", index=False)
     with h5py.File(folder / "adv/cw.h5", "a") as file:
         file["success"][:25] = False
@@ -257,10 +259,12 @@ def test_warnings(home, monkeypatch):
         "fewer than 50 reported samples of fgsm (40), pgd (40), cw (40)",
         "ats_conv3.h5 has 99 mined images",
         "dare-s: no validation sample",
+        "numbers of epochs to choose from (",
+        "numbers of learning rates to choose from (control-finetune 1, control-noise 2, ",
         "no epoch within 1 point of the original's clean accuracy: at-pgd.",
     ):
         assert sum(text in warning for warning in found) == 1, (text, found)
-    assert len(found) == 6
+    assert len(found) == 8
 
 
 def test_a_good_run_has_no_warnings(single):

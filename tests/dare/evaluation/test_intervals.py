@@ -37,6 +37,19 @@ def test_what_shares_its_images_is_not_independent():
         assert high_of_many[-1] - low_of_many[-1] == pytest.approx(high[-1] - low[-1], rel=0.1)
 
 
+def test_images_that_all_source_models_share_are_drawn_once():
+    """Three source models that say the same of the same images are no more evidence than one."""
+    values = (np.random.default_rng(0).random((1, 400, 1)) < 0.7).astype(float)
+    widths = []
+    for sources, same_images in ([values], False), ([values] * 3, True), ([values] * 3, False):
+        _, low, high = intervals.bootstrap(sources, same_images=same_images)
+        widths.append(high[0] - low[0])
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+    assert widths[2] < 0.8 * widths[0]
+    *_, high = intervals.paired_bootstrap([values] * 3, [values] * 3, same_images=True)
+    assert high.tolist() == pytest.approx([3 / 400] * 2)  # the rule of three, for 400 images
+
+
 def test_runs_and_source_models_vary_too():
     def levels(sources):
         found = np.round(intervals.resampled_means(sources)[:, 0], 6)

@@ -130,6 +130,23 @@ def test_a_data_set_whose_name_begins_with_that_of_another(home):
     assert len(script.scored_studies(home / "models", models="lenet")) == 2
 
 
+def test_a_data_set_that_is_named_like_a_number(home):
+    made_up(home, n=60, dataset="2024")
+    script.main([])
+    assert set(pd.read_csv(home / "models/table.csv", dtype=str)["dataset"]) == {"2024"}
+
+
+def test_seeds_without_an_attack_in_common(home):
+    for seed, kept in enumerate(["fgsm", "pgd"]):
+        folder = made_up(home, n=60, seed=seed)
+        table = pd.read_csv(folder / "robustness.csv")
+        table[table["attack"] == kept].to_csv(folder / "robustness.csv", index=False)
+    script.main([])
+    figures = home / "models/figures"
+    assert (figures / "robustness_digits_lenet.png").exists()
+    assert not (figures / "trade_off_digits_lenet.png").exists()
+
+
 def test_several_networks_without_dare(home):
     few = {method: PLAIN[method] for method in ("original", "at-pgd")}
     for name in "alexnet", "vgg16":

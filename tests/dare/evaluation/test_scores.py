@@ -219,14 +219,26 @@ def test_adversarial_training_on_other_samples_is_refused(study):
         test.main(flags)
 
 
-def test_a_seed_that_is_still_training_does_not_stop_the_others(study):
+@pytest.mark.parametrize(("name", "value"), [("data_sha256", "f" * 64), ("epochs", 7)])
+def test_seeds_that_are_left_out(study, name, value):
+    """Those that are still in training, and those trained on other data or for another time."""
     _, folder, _ = study
-    other = folder.parent / "toy_tiny_seed1"
-    shutil.copytree(folder, other)
+    last = folder.parent / "toy_tiny_seed1/checkpoints/model.008.weights.h5"
+    shutil.copytree(folder, last.parents[1])
     opened = Study.open(SimpleNamespace(dataset="toy", model="tiny", seed=0))
-    assert list(opened.other_seeds()) == [1]
-    (other / "checkpoints/model.008.weights.h5").unlink()
-    assert list(opened.other_seeds()) == []
+    assert opened.other_seeds() == {1: last}
+    if name == "epochs":
+        last = last.rename(last.with_name("model.007.weights.h5"))
+    with h5py.File(last, "a") as file:
+        file.attrs[name] = value
+    assert opened.other_seeds() == {}
+    last.unlink()
+    assert opened.other_seeds() == {}
+
+
+def test_an_attack_without_success_in_a_part():
+    empty = selection.Part(np.zeros((0, 12, 12, 1)), np.zeros(0, int), np.zeros(0, int), "")
+    assert len(selection.score(None, {"jsma validation": empty})["jsma validation"]) == 0
 
 
 def test_a_tuned_folder_that_was_renamed_is_no_further_candidate(study):
