@@ -59,7 +59,7 @@ def checked(config):
 def refuse_fewer_epochs(config):
     """Raise WorkflowError if a network was trained for more epochs than are asked for.
 
-    Its checkpoint of the smaller number exists, so the graph would take it for the final one.
+    Its checkpoint of the smaller number exists, so the workflow would take it for the final one.
     """
     for names in product(config["dataset"], config["model"], training_seeds(config)):
         folder = study_folder(*names)

@@ -1,4 +1,4 @@
-"""About how long a study takes, as the graph says before it begins."""
+"""About how long a study takes, as the workflow says before it begins."""
 
 import json
 
