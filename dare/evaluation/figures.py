@@ -60,25 +60,28 @@ def robustness(cells):
 def claims(table):
     """A row for each comparison, by the rule that decides: over the paper's cells, and every cell.
 
-    table: of claims_table. Hollow: a cell in which the two methods cannot be compared; outside the
-    axes it is drawn at the edge. Dotted: the clean accuracy that may be lost.
+    table: of claims_table. A cell has the colour of its network and the shape of its data set.
+    Hollow: the two methods cannot be compared in it; outside the axes it is drawn at the edge.
+    Dotted: the clean accuracy that may be lost.
     """
     table = table[table["decides"] & table["difference"].notna() & (table["model"] != OTHERS)]
     rows = [*dict.fromkeys(zip(table["component"], table["setting"], strict=True))][::-1]
     cells = sorted(set(zip(table["model"], table["dataset"], strict=True)) - {(ALL, ALL)})
     lines = [(ALL, ALL), *cells]  # of every comparison, from above
-    heights = dict(zip(lines, np.linspace(0.4, -0.3, len(lines)), strict=True))
-    hues = dict(zip(cells, plt.colormaps["tab10"].colors * len(cells), strict=False))
+    heights = dict(zip(lines, np.linspace(0.38, -0.38, len(lines)), strict=True))
+    models, datasets = (sorted(set(names)) for names in zip(*cells, strict=True))
+    hues = dict(zip(models, plt.colormaps["tab10"].colors * len(models), strict=False))
+    shapes = dict(zip(datasets, "os^vPX*" * len(datasets), strict=False))
     is_comparable = table["conclusion"] != "not comparable"
     visible = table[is_comparable] if is_comparable.any() else table
     edges = visible["low"].min() - 3, visible["high"].max() + 3
-    figure, axis = plt.subplots(figsize=(10, 1 + 0.5 * len(rows)), layout="constrained")
+    height = max(0.5, 0.06 * len(lines))  # of a comparison, in inches
+    figure, axis = plt.subplots(figsize=(10, 1 + height * len(rows)), layout="constrained")
     for row in table.itertuples():
-        cell = row.model, row.dataset
         number = rows.index((row.component, row.setting))
-        y = number + heights[cell]
-        colour = hues.get(cell, "black")
-        size, width, shape = (3.5, 0.9, "o") if cell in hues else (6, 2.2, "D")
+        y = number + heights[row.model, row.dataset]
+        colour, shape = hues.get(row.model, "black"), shapes.get(row.dataset, "D")
+        size, width = (6, 2.2) if row.model == ALL else (3.8, 0.9)
         axis.plot(np.clip([row.low, row.high], *edges), [y, y], color=colour, lw=width)
         face = "white" if row.conclusion == "not comparable" else colour
         x = np.clip(row.difference, *edges)
@@ -88,8 +91,9 @@ def claims(table):
     axis.axvline(0, color="#555555", lw=1)
     for number in range(1, len(rows)):
         axis.axhline(number - 0.5, color="#cccccc", lw=0.8)
-    for cell, colour in hues.items():
-        axis.plot([], [], "o", color=colour, label=", ".join(cell))
+    for model, dataset in cells:
+        shape, colour = shapes[dataset], hues[model]
+        axis.plot([], [], shape, color=colour, label=f"{model}, {dataset}", ms=4.5)
     axis.plot([], [], "D", color="black", label="over the paper's cells")
     others = table.drop_duplicates("component").set_index("component")["compared_with"]
     axis.set(xlim=edges, ylim=(-0.5, len(rows) - 0.5), yticks=range(len(rows)))

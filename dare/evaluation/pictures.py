@@ -101,9 +101,9 @@ def claims_pictures(folder, claims):
     if not len(claims):
         return []
     caption = (
-        "DARE minus another method, in points, with 95% intervals. Small: a network and data set; "
-        "hollow: the two cannot be compared there. Black: over the paper's networks and data sets "
-        "in which they can."
+        "DARE minus another method, in points, with 95% intervals. Small: a cell, in the colour of "
+        "its network and the shape of its data set; hollow: the two cannot be compared there. "
+        "Black: over the paper's cells in which they can."
     )
     return [folder.save("claims", caption, figures.claims(claims))]
 
