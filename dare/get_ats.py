@@ -312,10 +312,10 @@ def main(argv=None):
             return
         mine(checkpoints, x, y, study.classifier, choose_layer, files)
         with h5py.File(files.targets, "r") as file:
-            modified = len(file["index"])
+            mined = len(file["index"])
         print(
-            f"{files.targets}: {modified:,} of {len(x):,} images modified "
-            f"({100 * modified / len(x):.1f}%), from epochs {historical_epochs[0]} to "
+            f"{files.targets}: {mined:,} of {len(x):,} images mined "
+            f"({100 * mined / len(x):.1f}%), from epochs {historical_epochs[0]} to "
             f"{historical_epochs[-1]}"
         )
 

@@ -289,7 +289,7 @@ def test_nan_loss_in_tuning_keeps_what_was_good(study):
     assert not list(folder.glob("tuned/*/model*"))
 
 
-def test_no_modified_image(study, monkeypatch):
+def test_no_mined_image(study, monkeypatch):
     from dare import get_ats
 
     def none(probability, right):

@@ -87,6 +87,7 @@ def recipe(model, dataset, images):
     """The settings above that the training of a network depends on, in one text."""
     family = network_family(model)
     settings = {
+        "schedule of epochs": epochs,
         "batch": batch_size(images),
         "momentum": momentum,
         "milestones": milestones[family],

@@ -154,8 +154,9 @@ class Study:
             return self.layer()
         if len({(file["first"], file["last"]) for file in files if "first" in file}) > 1:
             raise UserError(
-                f"{self.folder} has targets of layers {' and '.join(mined)} from other epochs: "
-                f"move one away, and mine it with the same --first and --last."
+                f"layers {' and '.join(mined)} of {self.folder} were mined from different epochs: "
+                f"move one of these ats_*.h5 away, and mine that layer again with the same --first "
+                f"and --last."
             )
         default = params.default_layer(self.dataset, self.model) and self.layer()
         return default if default in mined else mined[0]

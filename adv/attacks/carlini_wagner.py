@@ -100,7 +100,7 @@ class CarliniWagner:
         self.norm_best = np.full(n, np.inf, "float32")
 
     def image(self, rows):
-        """x in [0, 1], which is x0 itself where delta is 0, and its derivative by delta."""
+        """x in [0, 1], which is x0 itself where delta is 0, and d pixels / d delta."""
         before = np.tanh(self.w0[rows])
         after = np.tanh(self.w0[rows] + self.delta[rows])
         return np.clip(self.x0[rows] + (after - before) / 2, 0, 1), (1 - after * after) / 2

@@ -160,8 +160,8 @@ def cell_of(recorded, comparison, network, setting, rule):
     if methods is None:
         return None
     read = readers(recorded, *network, methods)
-    quantity = comparison.quantity
-    found = difference(*methods.values(), read[quantity], same_images=quantity == "clean")
+    same_images = comparison.quantity == "clean" and recorded.share_test_images(*network)
+    found = difference(*methods.values(), read[comparison.quantity], same_images)
     if found is None:
         return None
     if is_fair:

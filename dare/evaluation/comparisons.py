@@ -73,8 +73,8 @@ class Difference:
     """DARE minus another method, in points.
 
     value, low, high: the difference and its 95% interval.
-    sources: number of source models. images: number of different images, over all of these.
-    same_images: whether all source models were scored on the same images.
+    sources: number of source models. images: number of images, summed over these.
+    same_images: all source models were scored on the same images, which are counted once.
     of_dare: DARE's own mean on the same images, in %.
     """
 

@@ -179,6 +179,13 @@ class RecordedRuns:
             self.scores_of[folder] = Scores(path)
         return self.scores_of[folder]
 
+    def share_test_images(self, dataset, model):
+        """Whether all studies of a network were scored on the same clean images."""
+        part = "clean reporting"
+        folders = of_network(self.rows, dataset, model)["folder"].unique()
+        scores = [self.scores(folder) for folder in folders]
+        return len({(s.provenance.get(part), s.index[part].tobytes()) for s in scores}) == 1
+
     def right_on(self, folder, digest, part):
         """Which images of a part a model gets right, bool (n,)."""
         scores = self.scores(folder)

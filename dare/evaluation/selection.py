@@ -215,7 +215,7 @@ def score_models(study, models, parts_of, scores, title):
 
 
 def empirical_robustness(scores, model, attack, split):
-    """Accuracy in % on the adversarial examples of an attack on the original (the paper).
+    """The paper's metric: accuracy in % on an attack's adversarial examples for the original.
 
     scores: Scores of the samples in `read_samples`, which keeps the successful ones only.
     model: SHA-256 of its weights. split: "validation" or "test".

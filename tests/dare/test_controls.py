@@ -1,5 +1,6 @@
 """The control models: what they lack, and what they share with DARE."""
 
+import shutil
 from types import SimpleNamespace
 
 import h5py
@@ -10,15 +11,18 @@ from conftest import weights_of, write_data
 from tuned_models import RATE, moved, tuned_model
 
 from dare import controls, dare, get_ats, nnslicer
+from train import params
 from train.artifacts import attributes, tuned_folder, weights_path
 from train.backend import keras
 from train.checkpoints import load_classifier, load_weights
-from train.fit import seed_random_layers
 from train.flags import UserError
 from train.graph import up_to
+from train.models import NETWORKS
 from train.study import Study
 from train.train import train as train_network
 from train.utils import predict
+
+layers = keras.layers
 
 
 def test_controls(study):
@@ -110,22 +114,36 @@ def test_the_layer_that_was_mined(study):
     assert opened.mined_layer() == "dense1" and min(opened.mined_checkpoints()) == 3
     get_ats.main([*flags, "--first", "5"])
     assert min(opened.mined_checkpoints("conv2")) == 5  # as control-random asks
-    with pytest.raises(UserError, match="targets of layers conv2 and dense1 from other epochs"):
+    with pytest.raises(UserError, match=r"layers conv2 and dense1 of .* were mined from different"):
         opened.mined_layer()
     (folder / "ats_dense1.h5").unlink()
     get_ats.main([*flags, "--first", "5", "--choose_layer", "dense1"])
     assert opened.mined_layer() == "conv2" and min(opened.mined_checkpoints()) == 5
 
 
-def test_random_layers_depend_on_the_seed_alone():
-    x = np.ones((2, 30), "float32")
-    outputs = []
-    for seed in 0, 0, 1:
-        model = keras.Sequential([keras.Input((30,)), keras.layers.Dropout(0.5, name="dropout")])
-        seed_random_layers(model, (seed,))
-        outputs.append(np.asarray(keras.ops.convert_to_numpy(model(x, training=True))))
-    np.testing.assert_array_equal(outputs[0], outputs[1])
-    assert not np.array_equal(outputs[0], outputs[2])
+def test_averaged_weights_are_the_same_twice(home, monkeypatch):
+    """Also the statistics of a batch normalisation that follows a dropout."""
+
+    def noisy(x, classes):
+        x = layers.Dense(16, activation="relu", name="dense1")(layers.Flatten(name="flatten")(x))
+        x = layers.BatchNormalization(name="bn")(layers.Dropout(0.5, name="dropout")(x))
+        return layers.Dense(classes, activation="softmax", name="predictions")(x)
+
+    monkeypatch.setitem(NETWORKS, "noisy", noisy)
+    monkeypatch.setitem(params.chosen_layer, "noisy", "dense1")
+    write_data(home)
+    train_network("toy", "noisy", 0, 4)
+    flags = ["--dataset", "toy", "--model", "noisy"]
+    get_ats.main(flags)
+    averages = []
+    for _ in range(2):
+        controls.main([*flags, "--control", "swa"])
+        folder = tuned_folder(home / "models/toy_noisy_seed0", "control-swa")
+        classifier = load_classifier(home / "models/toy_noisy_seed0")
+        averages.append(weights_of(load_weights(classifier, weights_path(folder, 1))))
+        shutil.rmtree(folder)
+    for name, value in averages[0].items():
+        np.testing.assert_array_equal(value, averages[1][name])
 
 
 def test_targets_without_history_or_choice(study):

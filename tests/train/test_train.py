@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from conftest import ROOT, weights_of, write_data
 
+from adv import fintune_adv
 from dare import dare
 from train import params
 from train.artifacts import attributes, epochs_in
 from train.backend import keras, ops
 from train.checkpoints import load_classifier, load_weights, values_by_layer
+from train.fit import seed_random_layers
 from train.flags import UserError
 from train.models import build_model, statistics
 from train.precision import in_precision
@@ -151,13 +153,35 @@ def test_settings_of_params_that_were_edited_are_refused(home, monkeypatch):
     write_data(home)
     train_network("toy", "tiny", 0, 1)
     monkeypatch.setattr(params, "momentum", 0.5)
-    with pytest.raises(
-        UserError, match=r"recipe batch 32, momentum 0.9, .* not batch 32, momentum"
-    ):
+    with pytest.raises(UserError, match=r"recipe .*, momentum 0.9, .* not .*, momentum 0.5,"):
         train_network("toy", "tiny", 0, 1)
     with h5py.File(home / "models/toy_tiny_seed0/checkpoints/model.001.weights.h5", "a") as file:
         del file.attrs["recipe"]
     train_network("toy", "tiny", 0, 1)  # as made by a version that did not record it
+
+
+def test_settings_of_tuning_that_were_edited_are_refused(study, monkeypatch):
+    _, _, flags = study
+    flags = [*flags, "--epoch", "1"]
+    dare.main(flags)
+    monkeypatch.setattr(params, "batch", 64)
+    with pytest.raises(UserError, match="recipe batch 128, not batch 64"):
+        dare.main(flags)
+    fintune_adv.main([*flags, "--attack", "fgsm"])
+    monkeypatch.setitem(params.frozen, "tiny", 0)
+    with pytest.raises(UserError, match=r"5 frozen layers, .* not .*, 0 frozen layers"):
+        fintune_adv.main([*flags, "--attack", "fgsm"])
+
+
+def test_random_layers_depend_on_the_seed_alone():
+    x = np.ones((2, 30), "float32")
+    outputs = []
+    for seed in 0, 0, 1:
+        model = keras.Sequential([keras.Input((30,)), keras.layers.Dropout(0.5, name="dropout")])
+        seed_random_layers(model, (seed,))
+        outputs.append(ops.convert_to_numpy(model(x, training=True)))
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert not np.array_equal(outputs[0], outputs[2])
 
 
 def test_a_broken_optimizer(study):

@@ -221,7 +221,7 @@ def test_adversarial_training_on_other_samples_is_refused(study):
 
 @pytest.mark.parametrize(("name", "value"), [("data_sha256", "f" * 64), ("epochs", 7)])
 def test_seeds_that_are_left_out(study, name, value):
-    """Those that are still in training, and those trained on other data or for another time."""
+    """Those that are still in training, and those trained on other data or for other epochs."""
     _, folder, _ = study
     last = folder.parent / "toy_tiny_seed1/checkpoints/model.008.weights.h5"
     shutil.copytree(folder, last.parents[1])
