@@ -23,7 +23,7 @@ def read_folder(folder):
 
     EXIF orientation is applied. Only the first frame of an animation is used. Palette images become
     RGB, and greyscale images too, unless all images are greyscale. Transparent areas become white,
-    and 16-bit channels are reduced to 8 bits. Hidden and other files are ignored.
+    and 16-bit channels are reduced to 8 bits. Hidden files and folders and other files are ignored.
 
     Returns:
         (x, y) of train, (x, y) of test, and the names of the classes, as the official readers do.

@@ -1,10 +1,9 @@
 """A faster kernel gradient for convolutions of small images, in bfloat16 on the CPU.
 
 The gradient of a kernel is a product of two matrices with a row for every pixel of the batch: the
-patches that the kernel saw, and the gradients of its outputs. TensorFlow's own CPU
-kernel is slow in bfloat16 where images are small. On an AMD EPYC with AVX512-BF16, 2x2 pixels
-and 512 filters took 41 ms (21 ms in float32); the product takes 12 ms. A training step of VGG16
-gets 7% faster.
+patches that the kernel saw, and the gradients of its outputs. TensorFlow's own CPU kernel is slow
+in bfloat16 where images are small. On an AMD EPYC with AVX512-BF16, 2x2 pixels and 512 filters took
+41 ms (21 ms in float32); the product takes 12 ms. A training step of VGG16 gets 7% faster.
 """
 
 import tensorflow as tf

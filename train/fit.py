@@ -167,10 +167,7 @@ class EpochKeeper(keras.callbacks.Callback):
         if last_epoch >= run.epochs:
             return last_epoch
         if not run.optimizer_path(last_epoch).exists():
-            raise UserError(
-                f"{run.optimizer_path(last_epoch)} is missing, so epoch {last_epoch} cannot be "
-                f"continued: move {run.folder} away to start again."
-            )
+            raise self.without_optimizer(last_epoch, "missing")
         load_weights(self.classifier, run.weights_path(last_epoch))
         self.synchronise(self.classifier, self.trained_model)
         self.load_optimizer(last_epoch)
@@ -187,6 +184,13 @@ class EpochKeeper(keras.callbacks.Callback):
             wanted["epochs"] = self.run.epochs
         refuse_other_settings(self.run.folder, found, wanted, make="begin")
 
+    def without_optimizer(self, epoch, problem):
+        """The UserError where the state of the optimizer is "missing" or "corrupt"."""
+        return UserError(
+            f"{self.run.optimizer_path(epoch)} is {problem}, so epoch {epoch} cannot be continued: "
+            f"move {self.run.folder} away to start again."
+        )
+
     def load_optimizer(self, epoch):
         optimizer = self.trained_model.optimizer
         optimizer.build(self.trained_model.trainable_variables)
@@ -195,10 +199,7 @@ class EpochKeeper(keras.callbacks.Callback):
             with np.load(path, allow_pickle=False) as saved:
                 values = [saved[str(i)] for i in range(len(optimizer.variables))]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            raise UserError(
-                f"{path} is corrupt, so epoch {epoch} cannot be continued: move {path.parent} away "
-                f"to start again."
-            ) from None
+            raise self.without_optimizer(epoch, "corrupt") from None
         for variable, value in zip(optimizer.variables, values, strict=True):
             variable.assign(value)
 

@@ -149,17 +149,17 @@ class Study:
         this one.
         """
         files = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
-        mined = [file["choose_layer"] for file in files if "first" in file]
+        mined = {file["choose_layer"]: file for file in files if "first" in file}
         if not mined:
             return self.layer()
-        if len({(file["first"], file["last"]) for file in files if "first" in file}) > 1:
+        if len({(file["first"], file["last"]) for file in mined.values()}) > 1:
             raise UserError(
                 f"layers {' and '.join(mined)} of {self.folder} were mined from different epochs: "
                 f"move one of these ats_*.h5 away, and mine that layer again with the same --first "
                 f"and --last."
             )
         default = params.default_layer(self.dataset, self.model) and self.layer()
-        return default if default in mined else mined[0]
+        return default if default in mined else next(iter(mined))
 
     def mined_checkpoints(self, layer=None):
         """{epoch: path} of the historical checkpoints that were mined for a layer.

@@ -14,7 +14,7 @@ Robust in % of 177 digits that a lenet gets right, at Linf 0.01, 0.02, 0.05, 0.1
                                          Linf            L2
     fgsm                                 98 94 77 47     96 93 75 43
     pgd, 20 steps, 3 starts              98 94 72 18     95 90 64  5
-    rays, 1,000 queries per image         98 94 79 38     98 94 88 59
+    rays, 1,000 queries per image        98 94 79 38     98 94 88 59
     Foolbox's HopSkipJump, 1,500         99 99 94 81     99 99 99 98
     Foolbox's HopSkipJump, 3,700         99 98 92 71     99 99 99 95
     Foolbox's HopSkipJump, 7,000         99 98 90 66
