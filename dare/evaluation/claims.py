@@ -40,8 +40,11 @@ RULE_NAMES = {
 }
 ALPHA = 0.05
 CELLS_NEEDED = 3  # for a yes or a no over cells
-PAPER_NETWORKS = ("alexnet", "vgg16", "vgg19")
-PAPER_DATASETS = ("cifar10", "svhn", "fashion_mnist")
+PAPER_CELLS = [  # (data set, network), in the paper's order
+    (dataset, model)
+    for model in ("alexnet", "vgg16", "vgg19")
+    for dataset in ("cifar10", "svhn", "fashion_mnist")
+]
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Cell:
 
     @property
     def is_in_paper(self):
-        return self.model in PAPER_NETWORKS and self.dataset in PAPER_DATASETS
+        return (self.dataset, self.model) in PAPER_CELLS
 
 
 def rules_of(comparison):

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from dare.evaluation.claims import PAPER_DATASETS, PAPER_NETWORKS
+from dare.evaluation.claims import PAPER_CELLS
 from dare.evaluation.comparisons import best_baseline
 from dare.evaluation.facts import facts
 from dare.evaluation.runs import NETWORK, PAPER, commands, of_network
@@ -23,13 +23,12 @@ def networks_table(recorded, cells, published):
         paper_clean, paper_at (the highest), paper_dare and paper_dare_clean. In %; NaN for what
         was not run.
     """
-    networks = [(dataset, model) for model in PAPER_NETWORKS for dataset in PAPER_DATASETS]
-    networks += [network for network in recorded.networks() if network not in networks]
+    others = [network for network in recorded.networks() if network not in PAPER_CELLS]
     return pd.DataFrame(
         {"dataset": network[0], "model": network[1]}
         | our_scores(recorded, cells, *network)
         | paper_scores(published, *network)
-        for network in networks
+        for network in PAPER_CELLS + others
     )
 
 

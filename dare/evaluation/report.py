@@ -9,6 +9,7 @@ import pandas as pd
 
 from dare.evaluation.checks import warnings
 from dare.evaluation.claims import claims_table
+from dare.evaluation.claims_sections import cells_section, claims_sections
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.differences import differences_table, paper_differences
 from dare.evaluation.networks import models_table, networks_table
@@ -20,7 +21,6 @@ from dare.evaluation.sections import (
     PAPER_NOTE,
     Content,
     Section,
-    claims_sections,
     differences_section,
     network_sections,
     networks_section,
@@ -68,6 +68,7 @@ def make_report_of_runs(target, folders, command):
         claims = claims_table(recorded, published)
         beside_paper = networks_table(recorded, cells["selected"], published)
         overview = [networks_section(beside_paper), *claims_sections(claims)]
+        overview += [cells_section(claims)] if len(claims) else []
     write_csv(
         target,
         {

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from adv import ATTACKS
-from dare.evaluation.claims import ALL, OTHERS, RULE_NAMES
 from dare.evaluation.runs import NETWORK, TABLE_RULES, labels_in_order, of_network
 
 ROBUSTNESS_NOTE = (
@@ -37,17 +36,6 @@ VERDICT_NOTE = (
     "below 1 point. Undecided: neither; or one training was run, and another may well end "
     "otherwise."
 )
-CLAIMS_NOTE = (
-    "DARE minus another method in points: the mean over the cells (data set and network) in which "
-    "the two can be compared. The 95% interval is Student's t over the cells. Cells in favour: "
-    "those whose own interval over images is above 0 (clean accuracy: above -1). Most robust "
-    "epoch: each method's, as in the paper's tables. Within 1 point: the epochs that keep clean "
-    "accuracy, as in the verdict of a network. Last epoch: of every method, so that no epoch or "
-    "learning rate is chosen. The difference in bold decides. Only the paper's networks and data "
-    "sets count; an interval needs three of these cells, and a yes more than half of them in "
-    "favour. Uncorrected: it does not survive Holm's correction for all claims (corrected p). "
-    "Paper: its nine networks and four attacks."
-)
 NETWORKS_NOTE = (
     "At the most robust epoch of each method, DARE at its default setting: mean empirical "
     "robustness over the attacks (four in the paper) and clean accuracy, in %. The best "
@@ -55,7 +43,6 @@ NETWORKS_NOTE = (
     "ours on the validation part; in brackets, its attack. Another seed: the original of another "
     "training."
 )
-OTHERS_NOTE = "Read like the table above. These networks or data sets are not the paper's."
 LEARNING_RATES_NOTE = (
     "The most robust epoch of every learning rate, and the selected epochs: mean robustness on the "
     "validation part and, for selected epochs, on the reported part; clean accuracy on the two "
@@ -227,52 +214,6 @@ def networks_section(table):
     return Section(
         "Robustness of the networks, beside the paper's", pd.DataFrame(columns), NETWORKS_NOTE
     )
-
-
-def claims_sections(claims):
-    """The rows over the paper's cells and, apart, those over other cells, by three rules."""
-    if claims.empty:
-        return []
-    title = "Claims over all networks"
-    sections = [Section(title, claims_text(claims[claims["model"] == ALL]), CLAIMS_NOTE)]
-    others = claims[claims["model"] == OTHERS]
-    if len(others):
-        text = claims_text(others).drop(columns=["paper", "conclusion", "reason", "p, corrected"])
-        sections.append(Section("Other networks and data sets", text, OTHERS_NOTE))
-    return sections
-
-
-def claims_text(rows):
-    """The rows over cells as strings: a row for each comparison and setting."""
-    rows = rows.assign(
-        text=with_interval(rows), cells_text=[cells_text(r) for r in rows.itertuples()]
-    )
-    is_bold = rows["decides"] & (rows["text"] != "")
-    rows["text"] = np.where(is_bold, "**" + rows["text"] + "**", rows["text"])
-    key = ["component", "compared_with", "setting"]
-    deciding = rows[rows["decides"]].set_index(key)
-    text = {
-        "component tested": deciding.index.get_level_values("component"),
-        "compared with": deciding.index.get_level_values("compared_with"),
-        "paper": ["" if pd.isna(value) else f"{value:+.1f}" for value in deciding["paper"]],
-    }
-    for rule, title in RULE_NAMES.items():
-        of_rule = rows[rows["rule"] == rule].set_index(key).reindex(deciding.index)
-        text[title] = of_rule["text"].fillna("").to_numpy()
-        text[f"{title}: cells in favour"] = of_rule["cells_text"].fillna("").to_numpy()
-    text["conclusion"] = deciding["conclusion"].to_numpy()
-    text["p, corrected"] = ["" if pd.isna(p) else f"{p:.2g}" for p in deciding["p_holm"]]
-    text["reason"] = deciding["reason"].to_numpy()
-    settings = deciding.index.get_level_values("setting")
-    if any(settings):
-        text = {"DARE's setting": settings.where(settings != "", "default")} | text
-    return pd.DataFrame(text)
-
-
-def cells_text(row):
-    """ "2 of 3 (6 measured)": cells in favour, of those that are comparable."""
-    text = f"{row.cells_with_yes:.0f} of {row.cells:.0f}"
-    return text + (f" ({row.measured:.0f} measured)" if row.measured > row.cells else "")
 
 
 def network_sections(network, cells, differences, verdict, published):

@@ -14,8 +14,17 @@ from matplotlib.text import Text
 
 import dare.evaluation.record
 from dare import tables as script
-from dare.evaluation import checks, figures, networks, pictures, runs, sections, tables
-from dare.evaluation.claims import claims_table
+from dare.evaluation import (
+    checks,
+    claims_sections,
+    figures,
+    networks,
+    pictures,
+    runs,
+    sections,
+    tables,
+)
+from dare.evaluation.claims import PAPER_CELLS, claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.runs import RecordedRuns
 from train.flags import UserError
@@ -32,6 +41,32 @@ def test_claims_in_the_report(home):
     written = pd.read_csv(folder.parent / "table_claims.csv")
     assert {"cells", "cells_with_yes", "paper", "conclusion", "reason"} <= set(written.columns)
     assert "2 measured" not in text and "of 2" in text
+
+
+def test_claims_in_each_cell():
+    claim = {"component": "slicing", "compared_with": "dare-s", "decides": True, "setting": ""}
+    cells = [  # the paper's come first
+        ("digits", "lenet", -12.4, -16.6, -6.6, "no"),
+        ("svhn", "vgg16", 3.14, -0.01, 7.26, "undecided"),
+        ("svhn", "alexnet", 76.4, 70.6, 81.6, "not comparable"),
+        ("all", "all", 10.0, 5.0, 15.0, "yes"),
+    ]
+    names = ["dataset", "model", "difference", "low", "high", "conclusion"]
+    rows = [claim | dict(zip(names, cell, strict=True)) for cell in cells]
+    rows += [
+        rows[0] | {"component": "mined history", "compared_with": "control-self"},
+        rows[0] | {"decides": False, "difference": 50.0},
+    ]
+    claims = pd.DataFrame(rows)
+    table = claims_sections.cells_section(claims).table
+    assert table.columns[2:].tolist() == ["alexnet svhn", "vgg16 svhn", "lenet digits"]
+    assert table.to_numpy().tolist() == [
+        ["slicing", "dare-s", "(+76 [71, 82])", "+3.1 [0.0, 7.3]", "**-12 [-17, -7]**"],
+        ["mined history", "control-self", "", "", "**-12 [-17, -7]**"],
+    ]
+    claims.loc[4, "setting"] = "per 0.5"
+    table = claims_sections.cells_section(claims).table
+    assert table["DARE's setting"].tolist() == ["default", "per 0.5"]
 
 
 def test_the_figure_of_claims_where_nothing_compares(home):
@@ -249,7 +284,7 @@ def test_the_readme_shows_recorded_claims():
     readme = (ROOT / "README.md").read_text()
     claims = pd.read_csv(ROOT / "dare/results/study/table_claims.csv", converters={"setting": str})
     expected = set()
-    over_paper_s_cells, *_ = sections.claims_sections(claims)
+    over_paper_s_cells, *_ = claims_sections.claims_sections(claims)
     for row in over_paper_s_cells.table.to_dict("records"):
         for title in "most robust epoch", "epochs within 1 point":
             if row[title].startswith("**"):  # the rule that decides
@@ -260,11 +295,24 @@ def test_the_readme_shows_recorded_claims():
     assert 5 <= len(found) <= 10 and found <= expected
 
 
+def test_the_results_show_recorded_cells():
+    """The rows of their table of claims in each cell, which has the paper's cells."""
+    claims = pd.read_csv(ROOT / "dare/results/study/table_claims.csv", converters={"setting": str})
+    claims["setting"] = claims["setting"].astype(object).fillna("")  # pandas 3.1 reads "" as NaN
+    claims = claims[pd.MultiIndex.from_frame(claims[["dataset", "model"]]).isin(PAPER_CELLS)]
+    header, *expected = markdown_rows(claims_sections.cells_section(claims).table)
+    text = (ROOT / "dare/results/README.md").read_text()
+    assert text.split(header)[1].splitlines()[2 : 2 + len(expected)] == expected
+
+
 def test_the_readme_shows_recorded_networks():
     """The rows of its table of networks, which are all of the paper's."""
     readme = (ROOT / "README.md").read_text()
     table = pd.read_csv(ROOT / "dare/results/study/table_networks.csv")
-    shown = sections.networks_section(table).table.head(9)
-    rows = [shown.columns, *shown.itertuples(index=False)]
-    header, *expected = [f"| {' | '.join(row)} |" for row in rows]
+    header, *expected = markdown_rows(sections.networks_section(table).table.head(9))
     assert readme.split(header)[1].splitlines()[2:11] == expected
+
+
+def markdown_rows(table):
+    """The header and the rows of a table of strings, as lines."""
+    return [f"| {' | '.join(row)} |" for row in [table.columns, *table.itertuples(index=False)]]
