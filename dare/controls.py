@@ -1,4 +1,4 @@
-"""Step 7: control models. Each lacks one component of DARE, to show what that component is worth.
+"""Step 7: control models, which show what each component of DARE is worth.
 
     python dare/controls.py --dataset digits --model lenet
     python dare/controls.py --dataset digits --model lenet --control noise --lr_rate 1e-4
@@ -8,8 +8,8 @@ of them right. Reads what dare.py reads, and tuned/dare_*. Writes tuned/control-
 does:
 
 - self: DARE, but the targets are the original's own activations. It lacks the mined history. If no
-  layer up to the chosen one behaves differently in training (batch normalisation, dropout, noise),
-  its loss is 0, and it is the original itself.
+  layer up to the chosen one behaves differently in training (batch or spectral normalisation,
+  dropout, noise), its loss is 0, and it is the original itself.
 - single: DARE, but all targets are those of one earlier checkpoint. It lacks the choice per image.
 - random: DARE, but every image takes its target from a random historical checkpoint. It lacks the
   choice of the best one. Together with `single` it shows whether that choice matters, or only that
@@ -87,8 +87,7 @@ def control_self(study, epochs, settings):
     def the_original(mined):
         return [study.checkpoint], np.zeros(len(mined.index), int)
 
-    targets = partial(open_targets_of, name="self", choose=the_original)
-    tune_study(study, {"method": "control-self"} | settings, epochs, targets)
+    tune_towards(study, epochs, settings, "self", the_original)
 
 
 def control_single(study, epochs, settings):
@@ -98,8 +97,7 @@ def control_single(study, epochs, settings):
         path = checkpoint_path(study.folder, np.bincount(mined.epoch).argmax())
         return [path], np.zeros(len(mined.index), int)
 
-    targets = partial(open_targets_of, name="single", choose=most_frequent)
-    tune_study(study, {"method": "control-single"} | settings, epochs, targets)
+    tune_towards(study, epochs, settings, "single", most_frequent)
 
 
 def control_random(study, epochs, settings):
@@ -110,9 +108,8 @@ def control_random(study, epochs, settings):
         rng = np.random.default_rng([study.seed, settings["run"], 6])
         return paths, rng.integers(len(paths), size=len(mined.index))
 
-    name = f"random_run{settings['run']}"
-    targets = partial(open_targets_of, name=name, choose=random_checkpoints)
-    tune_study(study, {"method": "control-random"} | settings, epochs, targets)
+    of_run = f"random_run{settings['run']}"
+    tune_towards(study, epochs, settings, "random", random_checkpoints, of_run)
 
 
 def control_batchnorm(study, epochs, settings):
@@ -198,7 +195,7 @@ def is_batch_norm(layer):
 
 
 def differs_in_training(layer):
-    """Whether a layer behaves differently in training: batch normalisation, dropout, noise."""
+    """Whether a layer differs in training: batch or spectral normalisation, dropout, noise."""
     rescales_kernel = type(layer).__name__ == "SpectralNormalization"
     return is_batch_norm(layer) or rescales_kernel or random_stream(layer) is not None
 
@@ -220,10 +217,17 @@ def keep_original(study, settings, epochs):
 # ----------------------------------------------------------------------------- targets and weights
 
 
+def tune_towards(study, epochs, settings, control, choose, name=None):
+    """DARE with the targets that `choose` gives; name, choose: as in open_targets_of."""
+    targets = partial(open_targets_of, name=name or control, choose=choose)
+    tune_study(study, {"method": f"control-{control}"} | settings, epochs, targets)
+
+
 def open_targets_of(study, choose_layer, name, choose):
     """The open file ats_<layer>_<name>.h5: the mined images with other checkpoints' activations.
 
-    It is made if it is missing.
+    It is made if it is missing. The images are in the order of their new checkpoints. Their epoch
+    and probabilities stay those of mining.
 
     choose: function (MinedImages) -> (paths of checkpoints, int (n,): which of them each image
         takes its target from).

@@ -298,7 +298,7 @@ def mined_images(study, choose_layer):
     return LabelledImages(Rows(x, index), y[index], provenance)
 
 
-def tune_study(study, settings, epochs, open_targets=open_targets):
+def tune_study(study, settings, epochs, opener=open_targets):
     """Tune a study's classifier into the folder that the settings name.
 
     Args:
@@ -306,7 +306,7 @@ def tune_study(study, settings, epochs, open_targets=open_targets):
         settings: method, choose_layer, per (None: no slice), batches, lr_rate and run; a setting
             that is missing is None.
         epochs: of tuning.
-        open_targets: function (study, choose_layer) that opens a file of targets.
+        opener: function (study, choose_layer) that opens a file of targets.
     """
     folder = tuned_folder(study.folder, **settings)
     choose_layer, per = settings["choose_layer"], settings.get("per")
@@ -317,12 +317,13 @@ def tune_study(study, settings, epochs, open_targets=open_targets):
         if per is not None:
             masks, key_neurons, slice_sha = read_slice(study, choose_layer, per)
         epochs_before = epochs_in(folder)
-        with open_targets(study, choose_layer) as file:
+        with opener(study, choose_layer) as file:
             made_from = {"slice_sha256": slice_sha, "ats_sha256": sha256(file.filename)}
             made_from["recipe"] = f"batch {params.batch}"
             tuning = Tuning(
-                choose_layer, settings.get("lr_rate"), epochs, masks, key_neurons,
-                settings.get("batches"), seed=(study.seed, settings["run"]),
+                choose_layer, lr_rate=settings.get("lr_rate"), epochs=epochs, masks=masks,
+                key_neurons=key_neurons, batches=settings.get("batches"),
+                seed=(study.seed, settings["run"]),
                 provenance=study.provenance | settings | made_from,
             )  # fmt: skip
             tune(study.original(), MinedImages.read(file), x, y, folder, tuning)

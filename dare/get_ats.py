@@ -38,7 +38,7 @@ from train.flags import UserError, options, run_script
 from train.graph import up_to
 from train.log import progress, stage
 from train.study import Study
-from train.utils import Rows, ends_in_softmax, predict
+from train.utils import IMAGES_AT_ONCE, Rows, ends_in_softmax, predict
 
 dataset = "digits"
 model = "lenet"
@@ -46,8 +46,6 @@ seed = 0
 first = None  # first historical checkpoint; None: the second half of training
 last = None  # last historical checkpoint; None: the last before the final one
 choose_layer = params.choose_layer  # None: the network's chosen layer in train/params.py
-
-IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 
 
 @dataclass

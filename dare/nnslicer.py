@@ -5,8 +5,8 @@
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
 slice_<per>.h5 there, with mask, class_mask, contribution and relative_activation of every dense and
 convolutional layer. The slicer works on any acyclic graph of the layers in dare/slicing/kinds.py
-with one input and one output, in which no layer with weights is used twice. It knows no layer names
-and no shapes.
+with one input and one output, in which no layer with weights is used twice. It assumes no
+particular layer names or shapes.
 """
 
 import sys
@@ -35,14 +35,12 @@ from train.flags import UserError, options, run_script
 from train.graph import calls_of, part_of
 from train.log import progress, stage
 from train.study import Study
-from train.utils import predict
+from train.utils import IMAGES_AT_ONCE, predict
 
 dataset = "digits"
 model = "lenet"
 seed = 0
 per = params.per  # share of each neuron's synapses in the slice; a larger `per`, a larger slice
-
-IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 
 
 @dataclass

@@ -32,7 +32,7 @@ from train.log import stage
 dataset = None  # one or several, with commas; None: all
 model = None  # the same
 paper = False  # from dare/paper alone
-record = None  # copy the small files of the runs to dare/results/<record>/, then as `results`
+record = None  # copy the small files to dare/results/<record>/, and make the tables there
 results = None  # from dare/results/<results>/ instead of models/
 
 

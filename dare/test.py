@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dare.evaluation.runs import TABLE_RULES
 from dare.evaluation.selection import score_study, selected_models
 from dare.workflow.methods import METHODS
 from train.artifacts import atomic_write
@@ -26,13 +27,8 @@ model = "lenet"
 seed = 0
 adaptive = False  # also attack every selected model itself
 adaptive_images = 500  # from the reporting half of x_test
-adaptive_methods = "all"  # of which --adaptive attacks the selected models, or a list with commas
+adaptive_methods = "all"  # methods that --adaptive attacks: a list with commas, or all
 restarts = 3  # random starts of pgd in these attacks
-
-TITLES = {
-    "selected": "the most robust epoch on the validation part",
-    "selected_within_1": "the same, of those that lose at most 1 point of clean accuracy",
-}
 
 
 def main(argv=None):
@@ -43,7 +39,7 @@ def main(argv=None):
         path = study.folder / "robustness.csv"
         with atomic_write(path) as temporary:
             table.to_csv(temporary, index=False)
-        for rule, title in TITLES.items():
+        for rule, title in TABLE_RULES.items():
             text = selected_models(table, rule)
             text = text.to_string(index=False, na_rep="", float_format="{:g}".format)
             print(f"\nEmpirical robustness and clean accuracy (test_accuracy) in %: {title}\n")

@@ -134,7 +134,7 @@ def _decode(path, shape):
 
 
 def _of_8_bits(pixels):
-    """A grey image of integers as one of 8 bits: the high byte of 16, as Pillow does in colours."""
+    """Reduce an integer greyscale image to 8 bits: the high byte of 16, as Pillow for colour."""
     low, high = pixels.min(), pixels.max()
     if pixels.dtype.itemsize > 2 and not (low >= 0 and 256 <= high < 2**16):
         raise ValueError(f"its pixels are {pixels.dtype} from {low} to {high}, not of 16 bits")

@@ -102,7 +102,7 @@ def hold(paths, arrays):
 
 
 def write(folder, arrays, info):
-    """Write the arrays, labels last, so that load_data refuses an incomplete data set.
+    """Write images, info.json, then labels, so that load_data refuses an incomplete data set.
 
     Raises UserError if the folder holds other arrays, without an info.json that says how they were
     made.
@@ -110,12 +110,17 @@ def write(folder, arrays, info):
     paths = array_paths(folder)
     if all(path.exists() for path in paths) and not hold(paths, arrays):
         raise UserError(f"{folder} holds other images, without info.json: move it away first.")
-    for path in paths[3:]:
+    image_paths, label_paths = paths[:3], paths[3:]
+    for path in label_paths:
         path.unlink(missing_ok=True)
     artifacts.remove_temporary_files(folder)
-    for i, (path, array) in enumerate(zip(paths, arrays, strict=True)):
-        if i == 3:
-            artifacts.write_text(folder / "info.json", json.dumps(info, indent=1) + "\n")
+    save(image_paths, arrays[:3])
+    artifacts.write_text(folder / "info.json", json.dumps(info, indent=1) + "\n")
+    save(label_paths, arrays[3:])
+
+
+def save(paths, arrays):
+    for path, array in zip(paths, arrays, strict=True):
         with artifacts.atomic_write(path, ".npy") as temporary:
             np.save(temporary, array, allow_pickle=False)
 
@@ -133,7 +138,9 @@ def read(dataset, source):
         return read_folder(source)
     if dataset not in READERS:
         raise UserError(f"{source} has no train/ and test/ with a folder of images for each class.")
-    return READERS[dataset](source or (download(dataset) if dataset in OFFICIAL else None))
+    if source is None and dataset in OFFICIAL:
+        source = download(dataset)
+    return READERS[dataset](source)
 
 
 def prepare(dataset, source=None, limit=None, seed=0):

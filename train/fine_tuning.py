@@ -7,7 +7,7 @@ import numpy as np
 from train.artifacts import tuned_folder
 from train.backend import keras
 from train.fit import Run, fit
-from train.graph import layers_by_path, up_to
+from train.graph import is_normalisation, layers_by_path, up_to
 from train.log import stage
 from train.utils import Batches, pixels, set_seed
 
@@ -76,7 +76,7 @@ def fine_tune(classifier, data, tuning, run):
 
 def freeze_layers(classifier, frozen, last_layer=None):
     """Freeze the first layers of a classifier, and those that do not lead to `last_layer`."""
-    layers = [x for x in layers_by_path(classifier).values() if type(x).__name__ != "Normalization"]
+    layers = [x for x in layers_by_path(classifier).values() if not is_normalisation(x)]
     leading = layers if last_layer is None else up_to(classifier, last_layer).layers
     for number, layer in enumerate(layers, 1):  # the input is number 0
         layer.trainable = frozen <= number and layer in leading

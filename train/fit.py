@@ -167,7 +167,7 @@ class EpochKeeper(keras.callbacks.Callback):
         if last_epoch >= run.epochs:
             return last_epoch
         if not run.optimizer_path(last_epoch).exists():
-            raise self.without_optimizer(last_epoch, "missing")
+            raise self.optimizer_error(last_epoch, "missing")
         load_weights(self.classifier, run.weights_path(last_epoch))
         self.synchronise(self.classifier, self.trained_model)
         self.load_optimizer(last_epoch)
@@ -184,7 +184,7 @@ class EpochKeeper(keras.callbacks.Callback):
             wanted["epochs"] = self.run.epochs
         refuse_other_settings(self.run.folder, found, wanted, make="begin")
 
-    def without_optimizer(self, epoch, problem):
+    def optimizer_error(self, epoch, problem):
         """The UserError where the state of the optimizer is "missing" or "corrupt"."""
         return UserError(
             f"{self.run.optimizer_path(epoch)} is {problem}, so epoch {epoch} cannot be continued: "
@@ -199,7 +199,7 @@ class EpochKeeper(keras.callbacks.Callback):
             with np.load(path, allow_pickle=False) as saved:
                 values = [saved[str(i)] for i in range(len(optimizer.variables))]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            raise self.without_optimizer(epoch, "corrupt") from None
+            raise self.optimizer_error(epoch, "corrupt") from None
         for variable, value in zip(optimizer.variables, values, strict=True):
             variable.assign(value)
 

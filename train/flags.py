@@ -27,11 +27,11 @@ def _number(kind, low, high, what, low_open=False):
 
 
 def _list_of(names):
+    check = _one_of(*names, "all")
+
     def parse(text):
         for name in text.split(","):
-            if name not in (*names, "all"):
-                known = ", ".join(names)
-                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose from {known}")
+            check(name)
         return text
 
     return parse
@@ -84,7 +84,10 @@ FLAGS = {
     "first": (_count, "first checkpoint to mine (default: the second half of training)"),
     "last": (_count, "last checkpoint to mine (default: the one before the final one)"),
     "choose_layer": (str, "layer whose activations are the targets (default: the network's own)"),
-    "lr_rate": (_rate, "learning rate of Adam; the network's own unless a number is given"),
+    "lr_rate": (
+        _rate,
+        "learning rate of Adam (default in DARE, its variants and controls: the network's own)",
+    ),
     "epoch": (_count, "epochs of tuning; a larger number than before continues the earlier run"),
     "batches": (
         _count,

@@ -28,6 +28,10 @@ class Call:
     output: keras.KerasTensor
 
 
+def is_normalisation(layer):
+    return isinstance(layer, keras.layers.Normalization)
+
+
 def calls_of(model):
     """The calls from a model's input to its output, each after those whose outputs it takes.
 

@@ -149,7 +149,7 @@ def progress(iterable=None, **settings):
 
 
 def clock(seconds):
-    """ "3 h 05 min" of seconds."""
+    """A duration in seconds as text, such as "3 h 05 min"."""
     minutes = round(seconds / 60)
     if minutes == 0:
         return "under a minute"

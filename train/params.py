@@ -1,7 +1,7 @@
 """Settings of the networks, and the defaults that several scripts share.
 
-A script shows the shared defaults that it uses at its top, as in `per = params.per`. Edit a value
-here to change it in every script, or there to change it in that script alone.
+At its top, a script lists the shared defaults that it uses, as in `per = params.per`. Edit a value
+here to change it in every script, or in one script to change it there alone.
 
 A network of your own: a module in train/models/, its name in NETWORKS there, and its chosen layer
 below.
@@ -17,7 +17,7 @@ lr_rate = None  # of Adam in DARE, its variants and the controls; None: network_
 tune_epochs = 10  # of DARE, its variants and the controls
 adv_lr_rate = 1e-4  # of Adam in adversarial training
 adv_epochs = 20  # of adversarial training
-epochs = 200  # of training; a shorter training scales the milestones below
+epochs = 200  # of training
 precision = None  # of training: "float32", "bfloat16", or None: bfloat16 if the hardware has it
 
 # ------------------------------------------------------------------------------ layers and rates
@@ -55,7 +55,10 @@ batch = 128  # images in a step of training and of DARE's tuning
 small_batch = 32  # for fewer than 2,000 images (digits), so that an epoch has enough steps
 momentum = 0.9  # SGD with Nesterov momentum
 
-# (first epoch of 200, learning rate from there on)
+# The length of training that the milestones and the decay are for; another length scales them.
+schedule_epochs = 200
+
+# (first epoch, learning rate from there on)
 milestones = {
     "alexnet": ((0, 0.01), (80, 0.005), (160, 0.001)),
     "resnet": ((0, 0.1), (100, 0.01), (150, 0.001)),  # as He et al.
@@ -66,7 +69,8 @@ milestones = {
 decay = {"alexnet": 0, "resnet": 0, "vgg": 5e-4}
 
 # Random shifts: the largest, as a share of height and width, and how the border is filled: with the
-# mean image of x_train ("constant": 0 after the mean is subtracted) or the nearest pixel ("edge").
+# mean that the network subtracts ("constant": 0 after the subtraction) or the nearest pixel
+# ("edge").
 shift = {"alexnet": (0.125, "constant"), "resnet": (0.125, "constant"), "vgg": (0.1, "edge")}
 
 # Data sets whose images change their meaning when they are mirrored.
@@ -87,7 +91,7 @@ def recipe(model, dataset, images):
     """The settings above that the training of a network depends on, in one text."""
     family = network_family(model)
     settings = {
-        "schedule of epochs": epochs,
+        "schedule of epochs": schedule_epochs,
         "batch": batch_size(images),
         "momentum": momentum,
         "milestones": milestones[family],
@@ -118,14 +122,15 @@ def is_small_image(shape):
     return min(shape[:2]) < 32
 
 
-def learning_rate_schedule(model, total_epochs, steps_per_epoch=0):
+def learning_rate_schedule(model, total_epochs, steps_per_epoch):
     """The learning rate of training, as a function of the epoch (from 0).
 
-    A shorter training scales the milestones, and its rate decays as far as that of 200 epochs.
+    A shorter training scales the milestones, and its rate decays as far as that of
+    schedule_epochs.
     """
     family = network_family(model)
-    starts = [(first * total_epochs / epochs, rate) for first, rate in milestones[family]]
-    decay_per_epoch = decay[family] * steps_per_epoch * epochs / total_epochs
+    starts = [(first * total_epochs / schedule_epochs, rate) for first, rate in milestones[family]]
+    decay_per_epoch = decay[family] * steps_per_epoch * schedule_epochs / total_epochs
 
     def rate_of(epoch, _=None):
         rate = max((start for start in starts if start[0] <= epoch), key=lambda s: s[0])[1]

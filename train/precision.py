@@ -12,7 +12,7 @@ from pathlib import Path
 from train.artifacts import recorded_precision
 from train.backend import accelerators, keras
 from train.faster import faster_class
-from train.graph import layers_by_path, output_layer
+from train.graph import is_normalisation, layers_by_path, output_layer
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")  # Linux's names of processors that multiply bfloat16
 
@@ -82,10 +82,6 @@ def in_precision(network, precision):
     copy = keras.models.clone_model(network, clone_function=copy_layer, recursive=True)
     copy_weights(network, copy)
     return copy
-
-
-def is_normalisation(layer):
-    return isinstance(layer, keras.layers.Normalization)
 
 
 def copy_weights(from_model, to_model):

@@ -58,7 +58,7 @@ def augment(x, rng, shift, fill, flip):
 
 
 def train_batches(x, y, model, dataset, seed, mean=0.0):
-    """Shuffled, augmented Batches for a network; shifts move the mean image's pixels in."""
+    """Shuffled, augmented Batches for a network; shifts move in its mean or the nearest pixel."""
     shift, fill = params.shift[params.network_family(model)]
     mean = mean if fill == "constant" else np.float32(0)
     flip = dataset not in params.no_flip
@@ -82,7 +82,7 @@ def validation_batches(x_test, y_test, dataset):
 def class_count(dataset, y, y_test):
     """Number of classes of a data set.
 
-    Raises UserError if there is only one, or if one has no training image.
+    Raises UserError if there is only one class, or if a class has no training image.
     """
     classes = int(max(y.max(), y_test.max())) + 1
     if missing := sorted(set(range(classes)) - set(y.tolist())):

@@ -13,8 +13,9 @@ from train.graph import output_layer
 
 __all__ = ["Batches", "Rows", "load_classifier", "load_data", "pixels", "predict", "set_seed"]
 
-# Images of the selection half that selection looks at: enough to tell a point of accuracy.
+# Images of the selection half that selection uses: enough to resolve one point of accuracy.
 SELECTION_IMAGES = 2000
+IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 
 # ----------------------------------------------------------------------------------------- images
 
@@ -134,9 +135,9 @@ class Rows:
 # ------------------------------------------------------------------------------------ predictions
 
 
-def predict(model, x, batch=256):
+def predict(model, x):
     """A model's outputs for images x (n, h, w, c), uint8 or float32 in [0, 1], in batches."""
-    images = Batches(len(x), lambda rows, _: (pixels(x[rows[0] : rows[-1] + 1]),), batch)
+    images = Batches(len(x), lambda rows, _: (pixels(x[rows[0] : rows[-1] + 1]),), 256)
     return predict_batches(model, images)
 
 
@@ -150,7 +151,7 @@ def predict_batches(model, batches):
 
 
 def ends_in_softmax(model):
-    """Whether a classifier's output are probabilities, and not logits."""
+    """Whether a classifier's outputs are probabilities, not logits."""
     last = output_layer(model)
     softmax = keras.activations.softmax
     return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is softmax

@@ -2,8 +2,9 @@
 
 Mode minimal looks for the smallest perturbation that changes the decision, as the attacks of
 Foolbox 2.3.0 did, which the paper used. All images of a batch are attacked at once, each with its
-own epsilon, and finished images leave the batch. Mode fixed attacks at given epsilons, with Foolbox
-3's own attacks.
+own epsilon, and finished images leave the batch. Mode fixed attacks at given epsilons: fgsm, bim
+and pgd are Foolbox 3's own attacks; cw and jsma minimise as before, and count if they stay within
+epsilon.
 """
 
 from functools import partial

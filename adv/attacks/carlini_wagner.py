@@ -49,8 +49,9 @@ def pace(margin, gradient, slope, steps):
     axes = (1, 2, 3)
     tiny = 1e-6
     in_tanh_space = np.abs(gradient * slope)
-    reach = np.square(in_tanh_space).sum(axis=axes) / in_tanh_space.max(axis=axes, initial=tiny)
-    reach = np.minimum(margin / np.maximum(reach, tiny), WIDTH)
+    # How far the margin falls per unit of the largest component.
+    fall = np.square(in_tanh_space).sum(axis=axes) / in_tanh_space.max(axis=axes, initial=tiny)
+    reach = np.minimum(margin / np.maximum(fall, tiny), WIDTH)
     constant = 2 * margin / np.maximum(np.square(gradient).sum(axis=axes), tiny)
     return (5 * reach / steps).astype("float32"), constant.astype("float32"), 0.1
 

@@ -1,4 +1,4 @@
-"""A Keras classifier for Foolbox, in batches: the one place that knows the backend.
+"""A Keras classifier for Foolbox, in batches: all code of adv/ that depends on the backend.
 
 `foolbox_model` wraps any Keras classifier that ends in a softmax or in logits. `BatchedModel` gives
 attacks its logits and gradients as NumPy arrays.

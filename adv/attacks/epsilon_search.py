@@ -14,11 +14,12 @@ from adv.attacks.perturbations import per_image
 class StepRule:
     """An attack whose step is a fixed share of epsilon.
 
-    take_step: function (x, x0, gradient, epsilon) -> the next x.
+    take_step: function (x, x0, gradient, epsilon, step_size) -> the next x.
     size: function (perturbation) -> (n,), the norm that epsilon bounds.
     steps: of an attempt.
     rel_stepsize: the share.
-    is_predictable: whether the search may end where no smaller success is expected.
+    is_predictable: steps follow the gradient's sign. The search may then end where no smaller
+        success is expected, and there is a largest epsilon of use.
     """
 
     take_step: Callable
@@ -66,8 +67,9 @@ class EpsilonSearch:
     The smallest epsilon lies between `low`, the largest that failed, and `high`, the smallest that
     succeeded. If the expected epsilon does not, the middle is tried, but at most 10% below `high`.
     For attacks that are not predictable, low and high are brought within 5%. An erratic image,
-    whose first attempt failed or succeeded late, is bisected as in Foolbox: a larger epsilon may
-    fail there where a smaller one succeeds. The tests compare with the literal search.
+    whose first attempt failed or succeeded late, is bisected without predictions, to within 5%: a
+    larger epsilon may fail there where a smaller one succeeds. The tests compare with the literal
+    search.
     """
 
     START = 0.3  # the first epsilon
@@ -77,8 +79,8 @@ class EpsilonSearch:
     TOLERANCE = 0.05
     ATTEMPTS_LEFT = 2  # for progress only
     # Found by trial on Fashion-MNIST; a wrong value costs attempts, or some percent of the size.
-    SHORTER = 0.92  # share of the size at which longer steps crossed that shorter ones need
-    # Gain of a later step as a share of the last one's,
+    SHORTER = 0.92  # shorter steps cross the boundary at this share of the size of longer ones
+    # Gain of a later step as a share of the last step's gain,
     BEFORE_BOUND = 0.7  # before epsilon bounds the perturbation, and
     AT_BOUND = 0.4  # once it does
     LATE = 0.8  # a success after this share of the steps to the bound counts as near it
@@ -95,7 +97,7 @@ class EpsilonSearch:
         self.margin_at_0 = start.margin
         self.rule = rule
         self.steps_to_bound = round(1 / rule.rel_stepsize)  # until epsilon bounds the perturbation
-        # At the largest epsilon of use, one step takes every pixel to 0 or 1.
+        # From this epsilon on, one step along the sign takes every pixel to 0 or 1.
         self.max_epsilon = 1 / rule.rel_stepsize if rule.is_predictable else np.inf
         # The present attempt.
         self.epsilon = np.full(n, self.START, "float32")
@@ -150,7 +152,8 @@ class EpsilonSearch:
     def take_step(self, rows, gradient):
         """Take a step of the attack. An image that it does not move has no steps left."""
         epsilon = per_image(self.epsilon[rows])
-        moved = self.rule.take_step(self.x[rows], self.x0[rows], gradient, epsilon)
+        step_size = self.rule.rel_stepsize * epsilon
+        moved = self.rule.take_step(self.x[rows], self.x0[rows], gradient, epsilon, step_size)
         is_stuck = (moved == self.x[rows]).all(axis=(1, 2, 3))
         self.x[rows] = moved
         self.steps_taken[rows] = np.where(is_stuck, self.rule.steps, self.steps_taken[rows] + 1)

@@ -1,4 +1,4 @@
-"""Mode fixed: attacks at given epsilons, with Foolbox 3's own attacks."""
+"""Mode fixed: attacks at given epsilons; fgsm, bim and pgd are Foolbox 3's own attacks."""
 
 import eagerpy as ep
 import foolbox

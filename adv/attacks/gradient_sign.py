@@ -29,15 +29,15 @@ def pgd(start, steps=None, progress=None):
     return EpsilonSearch(start, rule).run(progress)
 
 
-def bim_step(x, x0, gradient, epsilon):
+def bim_step(x, x0, gradient, epsilon, step_size):
     """One step of bim in L1, projected on the epsilon ball around x0 and on [0, 1]."""
     gradient_size = per_image(np.maximum(mean_absolute(gradient), 1e-12))
-    perturbation = x + BIM_STEPSIZE * epsilon * gradient / gradient_size - x0
+    perturbation = x + step_size * gradient / gradient_size - x0
     size = per_image(np.maximum(mean_absolute(perturbation), 1e-12))
     return np.clip(x0 + perturbation * np.minimum(1, epsilon / size), 0, 1)
 
 
-def pgd_step(x, x0, gradient, epsilon):
+def pgd_step(x, x0, gradient, epsilon, step_size):
     """One step of pgd in Linf, projected on the epsilon ball around x0 and on [0, 1]."""
-    perturbation = x + PGD_STEPSIZE * epsilon * np.sign(gradient) - x0
+    perturbation = x + step_size * np.sign(gradient) - x0
     return np.clip(x0 + np.clip(perturbation, -epsilon, epsilon), 0, 1)

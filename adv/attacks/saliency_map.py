@@ -167,10 +167,10 @@ class SaliencyMap:
         features = most_salient(saliency, width)
         is_salient = np.take_along_axis(saliency, features, axis=1) > 0
         times_left = np.take_along_axis(self.changes_left[rows], features, axis=1)
-        block = rows, slice(features.shape[1])
-        self.features[block] = features
-        self.max_times[block] = np.where(is_salient, times_left, 0)
-        self.change[block] = self.size * np.take_along_axis(sign, features, axis=1)
+        place = rows, slice(features.shape[1])
+        self.features[place] = features
+        self.max_times[place] = np.where(is_salient, times_left, 0)
+        self.change[place] = self.size * np.take_along_axis(sign, features, axis=1)
         self.x_before[rows] = self.x[rows]
         self.length[rows] = length
         self.x[rows], times = self.after(rows, length)

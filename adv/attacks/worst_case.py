@@ -69,17 +69,18 @@ class WorstCase:
         return sum(steps * len(sizes) for sizes in self.epsilons.values())
 
 
-def attack_model(classifier, x, y, how, model=None):
-    """Attack a Keras softmax classifier on pixels in [0, 1].
+def attack_model(model, x, y, how):
+    """Attack a classifier.
 
     Args:
+        model: a Keras softmax classifier of pixels in [0, 1], or a BatchedModel of one.
         x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). how: WorstCase.
-        model: a BatchedModel of the classifier, to use again; None: a new one.
 
     Returns:
         {"<norm>/<attack>/<epsilon>": uint8 (n,)}, ROBUST, BROKEN or UNKNOWN.
     """
-    model = model or BatchedModel.of(classifier)
+    if not isinstance(model, BatchedModel):
+        model = BatchedModel.of(model)
     is_right = model.logits(x).argmax(axis=1) == y
     results = {}
     for norm, by_attack in attack_right_images(model, x[is_right], y[is_right], how).items():
@@ -129,22 +130,23 @@ def attack_by_gradient(model, x, y, norm, how, steps):
     """
     # Foolbox's attack gives the steps, projections and random starts of the norm.
     attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm](steps=steps)
+    is_pgd = steps > 1
     sizes = how.epsilons[norm]
     is_broken = np.zeros((len(sizes), len(x)), bool)
     has_started = np.zeros(len(x), bool)
     may_break = np.ones(len(x), bool)
     for level in reversed(range(len(sizes))):
-        for number in range(how.restarts if steps > 1 else 1):
+        for number in range(how.restarts if is_pgd else 1):
             rows = np.flatnonzero(may_break & ~is_broken[level])
             if len(rows):
                 start = x[rows]
-                if steps > 1:
+                if is_pgd:
                     start = random_start(attack, start, sizes[level], (how.seed, level, number))
                 hit, moved = ascend(model, attack, start, x[rows], y[rows], sizes[level])
                 is_broken[level, rows] = hit
                 has_started[rows] |= moved
             how.tick()
-        if steps > 1:
+        if is_pgd:
             may_break = is_broken[level].copy()
     return outcome(np.logical_or.accumulate(is_broken), has_started)
 

@@ -82,8 +82,8 @@ def evaluate(study, table, weights, images=500, restarts=3, methods=None):
         how.tick = bar.update
 
         def attack(classifier, _):
-            batched = batched_model_of(classifier) if reads_weights_anew() else None
-            return attack_model(classifier, x, y, how, batched)
+            model = batched_model_of(classifier) if reads_weights_anew() else classifier
+            return attack_model(model, x, y, how)
 
         paths = {digest: weights[digest] for digest in todo}
         try:

@@ -18,10 +18,10 @@ from train.artifacts import data_info
 
 BEST = "best at-*"  # the best adversarial training, by its mean over attacks on the validation part
 MATTERS = 1.0  # points; if the interval lies below this gain, it counts as none
-# How much a difference varies from one training to the next: as much as sampling alone would make
-# it vary with so many images. Measured with lenet on digits (five seeds, oneDNN's code for AVX512
-# and for AVX2, up to nine comparisons): three quarters of the differences vary less. For other
-# networks it is an assumption.
+# The number of images at which sampling alone makes a difference vary as much as it varies from one
+# training to the next. Measured with lenet on digits (five seeds, oneDNN's code for AVX512 and for
+# AVX2, up to nine comparisons): three quarters of the differences vary less. For other networks it
+# is an assumption.
 TRAINING_AS_IMAGES = {"robustness": 50, "clean": 700, "adaptive": 100}
 ENOUGH_TRAININGS = 5  # from which on their own spread says enough
 
@@ -190,8 +190,8 @@ def why_not_comparable(dataset, methods, transferred):
 def why_unchanged(methods, transferred):
     """The reason if the second method did not change the network, or None.
 
-    The original is wrong on every sample, and only a network that is still the same can be. So are
-    control-self and control-batchnorm in networks without batch normalisation.
+    The original is wrong on every sample. A model that is right on none has not changed, such as
+    control-self and control-batchnorm in a network without batch normalisation.
     """
     name, rows = list(methods.items())[-1]
     if name == "original":

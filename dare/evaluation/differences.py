@@ -13,7 +13,7 @@ def differences_table(recorded, rule):
     """One row for each network, setting of DARE, method and attack; "mean" is over the attacks.
 
     The test is McNemar's for a single run, and Wilcoxon's signed-rank test over at least
-    RUNS_NEEDED runs, exact and two-sided. p_holm corrects all tests of a network and setting.
+    RUNS_NEEDED runs, two-sided. p_holm corrects all tests of a network and setting.
 
     Returns:
         DataFrame with the columns dataset, model, rule, setting, method (its label), attack, runs,

@@ -4,7 +4,7 @@ import json
 
 from train.artifacts import checkpoint_path, epochs_in, open_artifact
 
-NAME = "facts.json"  # in dare/results, where the large files are not kept
+FACTS_FILE = "facts.json"  # in dare/results, where the large files are not kept
 
 
 def facts(folder):
@@ -13,8 +13,8 @@ def facts(folder):
     Returns {"parameters": number of weights, or None without a checkpoint; "success": {attack:
     share of the images}; "mined": {file of targets: number of mined images}}.
     """
-    if (folder / NAME).exists():
-        return json.loads((folder / NAME).read_text())
+    if (folder / FACTS_FILE).exists():
+        return json.loads((folder / FACTS_FILE).read_text())
     return {
         "parameters": parameters(folder),
         "success": {path.stem: success(path) for path in sorted(folder.glob("adv/*.h5"))},

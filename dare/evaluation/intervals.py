@@ -163,10 +163,11 @@ def mcnemar(first, second):
 
 
 def wilcoxon(first, second, alternative="two-sided", approximate=False):
-    """p of Wilcoxon's signed-rank test on pairs of runs (n,), exact even with tied ranks.
+    """p of Wilcoxon's signed-rank test on pairs of runs (n,).
 
-    approximate: use the normal approximation, as the paper's authors did. Pairs without a
-    difference do not count; if there are no others, p is NaN.
+    Exact, even with tied ranks, for up to EXACT_PAIRS pairs; the normal approximation for more.
+    approximate: always use it, as the paper's authors did. Pairs without a difference do not
+    count; if there are no others, p is NaN.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
     differences = differences[differences != 0]

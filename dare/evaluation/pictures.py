@@ -89,7 +89,8 @@ def network_pictures(folder, cells, dataset, model, recorded):
         caption = (
             f"{model} on {dataset}, every model attacked itself: worst case over the attacks. An "
             f"image on which an attack could not start, and none succeeded, does not count as "
-            f"robust."
+            f"robust. Bands: the 95% interval (Wilson's, averaged over runs). Grey: methods that "
+            f"are not named."
         )
         figure = figures.adaptive_curves(table)
         pictures.append(folder.save(f"adaptive_{name}", caption, figure))

@@ -11,7 +11,7 @@ import shutil
 
 import h5py
 
-from dare.evaluation.facts import NAME, facts
+from dare.evaluation.facts import FACTS_FILE, facts
 from dare.evaluation.runs import ROOT, RecordedRuns, commands
 from dare.evaluation.scores import SELECTION_RULES, Scores, arrays_in
 from train.artifacts import atomic_write, open_artifact, set_attributes, write_text
@@ -33,7 +33,7 @@ def record(folders, name):
             shutil.copyfile(path, target / path.name)
         with atomic_write(target / "commands.csv") as temporary:
             commands(folder, versions=True).to_csv(temporary, index=False)
-        write_text(target / NAME, json.dumps(facts(folder), indent=1) + "\n")
+        write_text(target / FACTS_FILE, json.dumps(facts(folder), indent=1) + "\n")
         scores = Scores(folder / "scores.h5")
         scores.path = target / "scores.h5"
         scores.packed = {model: bits for model, bits in scores.packed.items() if model in reported}

@@ -18,6 +18,7 @@ from dare.evaluation.runs import NETWORK, TABLE_RULES, RecordedRuns, of_network,
 from dare.evaluation.sections import (
     LEARNING_RATES_NOTE,
     OPTIMISM_NOTE,
+    PAPER_DIFFERENCES_NOTE,
     PAPER_NOTE,
     Content,
     Section,
@@ -49,7 +50,8 @@ def make_report_of_paper(target, command):
     networks = {}
     for network in runs[NETWORK].drop_duplicates().itertuples(index=False, name=None):
         table = robustness_section(of_network(cells, *network), "paper", None, PAPER_NOTE)
-        networks[network] = [table, differences_section(of_network(differences, *network))]
+        compared = of_network(differences, *network)
+        networks[network] = [table, differences_section(compared, PAPER_DIFFERENCES_NOTE)]
     write_csv(target, {"table": cells, "table_differences": differences})
     sentences = ["The paper's own figures (doi 10.1145/3630011).", wins_sentence(wins(cells))]
     return write_report(target, Content(sentences, [], networks, [], command), cells)
@@ -88,20 +90,20 @@ def make_report_of_runs(target, folders, command):
     rates = text_table(learning_rates_table(recorded), lr_rate="{:g}")
     optimism = text_table(optimism_table(recorded), candidates="{:.0f}", optimism="{:+.1f}")
     content = Content(
-        sentences,
-        warnings(recorded),
-        {
+        sentences=sentences,
+        warnings=warnings(recorded),
+        networks={
             network: network_sections(network, cells, differences, verdicts[network], published)
             for network in networks
         },
-        [
+        common=[
             Section("Trained networks, beside the authors' table", models),
-            Section("Learning rates and selected epochs", rates, LEARNING_RATES_NOTE, True),
-            Section("Optimism of the selection", optimism, OPTIMISM_NOTE, True),
+            Section("Learning rates and selected epochs", rates, LEARNING_RATES_NOTE, folded=True),
+            Section("Optimism of the selection", optimism, OPTIMISM_NOTE, folded=True),
         ],
-        command,
-        overview,
-        claims,
+        command=command,
+        overview=overview,
+        claims=claims,
     )
     compared = robustness_table(recorded.all_compared, recorded)
     return write_report(target, content, compared, recorded)

@@ -167,8 +167,8 @@ class RecordedRuns:
     def attacks(self, dataset, model):
         """The attacks whose samples all studies of a network have."""
         rows = of_network(self.rows, dataset, model)
-        rows = rows[(rows["split"] == "test") & (rows["n"] > 0)]
-        studies = rows.groupby("attack")["folder"].nunique()
+        tested = rows[(rows["split"] == "test") & (rows["n"] > 0)]
+        studies = tested.groupby("attack")["folder"].nunique()
         return [a for a in ATTACKS if studies.get(a, 0) == rows["folder"].nunique()]
 
     # ------------------------------------------------------------------------- image by image

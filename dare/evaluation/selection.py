@@ -125,7 +125,7 @@ def models_to_score(study, adv_sha256):
         for epoch, path in study.mined_checkpoints().items():
             rows.append({"method": "control-checkpoint", "epoch": epoch, "path": path})
     for seed, path in study.other_seeds().items():
-        # Its models have no epochs to choose from; the seed takes the column.
+        # The seed takes the column epoch: of several other seeds, the most robust is selected.
         rows.append({"method": "control-seed", "epoch": seed, "path": path})
     folders = sorted(path for path in (study.folder / "tuned").glob("*") if path.is_dir())
     for folder in folders:
@@ -246,12 +246,12 @@ def select(models):
         default_rate(*names) for names in zip(models["method"], models["model"], strict=True)
     ]
     distance = np.abs(np.log(models["lr_rate"].astype(float) / defaults)).fillna(0)
-    in_order = models.assign(distance=-distance).sort_values(["distance", "epoch"])
+    nearest_last = models.assign(nearness=-distance).sort_values(["nearness", "epoch"])
     best = [
         candidates.groupby(METHOD, dropna=False, sort=False)["robustness"].idxmax()
         for candidates in (models, within_1)
     ]
-    best.append(in_order.groupby(METHOD, dropna=False, sort=False).tail(1).index)
+    best.append(nearest_last.groupby(METHOD, dropna=False, sort=False).tail(1).index)
     return pd.DataFrame(
         {rule: models.index.isin(b) for rule, b in zip(SELECTION_RULES, best, strict=True)}
     )

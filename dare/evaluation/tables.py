@@ -120,7 +120,7 @@ def learning_rates_table(recorded):
     marks = rows.drop_duplicates(keys)[[*keys, *clean, *TABLE_RULES]]
     models = models.reset_index().merge(marks, on=keys)
     is_selected = models[[*TABLE_RULES]].any(axis=1)
-    models["test_accuracy"] = models["test_accuracy"].where(is_selected)
+    models.loc[~is_selected, ["test", "test_accuracy"]] = np.nan
     best = models.groupby(keys[:-1], sort=False, dropna=False)["validation"].transform("max")
     table = models[models["validation"].eq(best) | is_selected]
     for rule in TABLE_RULES:

@@ -33,7 +33,7 @@ def checked(config):
         raise WorkflowError(
             f"--config {unknown[0]} is unknown: choose from {', '.join(PROPERTIES)}."
         )
-    config = {key: typed(value, PROPERTIES[key]["type"]) for key, value in config.items()}
+    config = {key: typed(value, PROPERTIES[key]) for key, value in config.items()}
     for error in Draft202012Validator(SCHEMA).iter_errors(config):
         key = error.path[0]
         wanted = PROPERTIES[key]["description"]
@@ -45,14 +45,12 @@ def checked(config):
                 f"{', '.join(params.chosen_layer)}, or add yours to train/params.py."
             )
     refuse_fewer_epochs(config)
+    shared = ("per", "choose_layer", "lr_rate", "adv_lr_rate")  # defaults that scripts share
+    defaults = {key: typed(getattr(params, key), PROPERTIES[key]) for key in shared}
     return config | {
         "methods": methods_of(config),
         "source": config["source"] and str(Path(config["source"]).absolute()),
-        # Defaults that the scripts share.
-        "per": config["per"] or [params.per],
-        "choose_layer": config["choose_layer"] or typed(params.choose_layer, "array"),
-        "lr_rate": config["lr_rate"] or typed(params.lr_rate, "array"),
-        "adv_lr_rate": config["adv_lr_rate"] or [params.adv_lr_rate],
+        **{key: config[key] or default for key, default in defaults.items()},
     }
 
 
@@ -85,16 +83,23 @@ def methods_of(config):
     return list(dict.fromkeys(names))
 
 
-def typed(value, kind):
-    """A value of the schema's type `kind`, from text for a list, a number, true or null.
+def typed(value, schema):
+    """A value in the type that its schema asks for, from text for a list, a number, true or null.
 
-    Null in a list is dropped, so that a list of nothing else is empty.
+    Snakemake reads "2024" as a number even where it is a name. Null in a list is dropped, so that a
+    list of nothing else is empty.
     """
-    if kind == "array":
+    kinds = schema.get("type", ())
+    if kinds == "array":
         value = value.split(",") if isinstance(value, str) else value
         values = value if isinstance(value, list) else [value]
-        return [v for v in (typed(v, None) for v in values) if v is not None]
+        return [v for v in (typed(v, schema["items"]) for v in values) if v is not None]
+    text = str(value)
+    if value is None or text.lower() == "null":
+        return None
+    if "string" in kinds:
+        return text
     try:
-        return json.loads(str(value).lower())
+        return json.loads(text.lower())
     except ValueError:
         return value

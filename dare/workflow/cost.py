@@ -9,16 +9,19 @@ import csv
 import statistics
 from math import prod
 
+from dare.workflow.config import training_seeds
 from dare.workflow.methods import METHODS
 from train import artifacts
 from train.log import clock
 
-# Images of training that take as long as ... (jsma with at most 400 changes)
-SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}  # making a sample
-CW_STEPS = 40, 1000  # with which this was measured, and the attack's own number
+# How many training images take as long as ...
+SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}  # making an adversarial sample
 SAMPLE_TUNED = 2  # an epoch of adversarial training, for each sample that was made
 MODEL_SCORED = 700  # scoring a model, on at most 2,000 images
 IMAGE_ATTACKED = 75  # an adaptive attack on an image
+# SAMPLE was measured with at most 400 changes of jsma and so many steps of cw,
+CW_STEPS_MEASURED = 40
+CW_STEPS = 1000  # whose own number is this.
 # Epochs of training that take as long as an epoch of another method.
 TUNING = 0.8
 # These are for training in float32, and all other steps are always in float32. In bfloat16 an epoch
@@ -36,7 +39,7 @@ def cost(config, images, tuned, precision="float32"):
     epochs = {m: n * prod(map(len, values.values())) for m, (n, values) in tuned.items()}
     on_samples = sum(n for method, n in epochs.items() if METHODS[method].trains_on_samples)
     on_mined_images = sum(epochs.values()) - on_samples
-    sample = SAMPLE | {"cw": SAMPLE["cw"] * (config["cw_steps"] or CW_STEPS[1]) / CW_STEPS[0]}
+    sample = SAMPLE | {"cw": SAMPLE["cw"] * (config["cw_steps"] or CW_STEPS) / CW_STEPS_MEASURED}
     attacks = config["samples"] * sum(sample[attack] for attack in config["attacks"])
     scores = MODEL_SCORED * sum(epochs.values())
     if config["adaptive"]:
@@ -48,7 +51,7 @@ def cost(config, images, tuned, precision="float32"):
     }
     factor = BFLOAT16 if precision == "bfloat16" else 1
     # The control seeds serve all studies of a network.
-    training = config["epochs"] * (1 + len(config["control_seeds"]) / len(config["seeds"]))
+    training = config["epochs"] * len(training_seeds(config)) / len(config["seeds"])
     return {"training": training} | {part: factor * value for part, value in after.items()}
 
 
@@ -66,6 +69,7 @@ def cost_line(config, dataset, model, seed, tuned):
 
     None if the number of training images is unknown, before the data are prepared.
     """
+    # prepare.py keeps half of the images for mining and tuning.
     limit = config["limit"] and max(1, config["limit"] // 2)
     images = artifacts.data_info(dataset).get("images", {}).get("train", limit)
     if not images:
@@ -75,7 +79,7 @@ def cost_line(config, dataset, model, seed, tuned):
     parts = cost(config, images, tuned, precision)
     text = ", ".join(f"{part} {epochs:.0f}" for part, epochs in parts.items())
     if precision is None:
-        text += f"; in bfloat16 all but the training counts {BFLOAT16} times"
+        text += f"; if it trains in bfloat16, all but the training takes {BFLOAT16} times as many"
     total = sum(parts.values())
     epoch = seconds_of_epoch(folder / "log.csv")
     time = f", or {clock(total * epoch)} at its {epoch:.1f} s an epoch" if epoch else ""

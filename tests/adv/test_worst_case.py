@@ -53,10 +53,10 @@ def linear_images(n=60):
 
 def test_an_independent_attack_breaks_hardly_more(subject):
     """A momentum attack on the probabilities' margin, with 60 steps from four starts (Linf)."""
-    classifier, x, y, batched = subject
+    _, x, y, batched = subject
     x, y, sizes = x[:40], y[:40], (0.02, 0.05, 0.1)
     settings = WorstCase({"linf": sizes, "l2": (0.5,)}, restarts=1)
-    results = attack_model(classifier, x, y, settings, batched)
+    results = attack_model(batched, x, y, settings)
 
     def margin_of_probabilities(z, labels):
         p = z.softmax(axis=-1)

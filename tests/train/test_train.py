@@ -57,12 +57,18 @@ def test_the_first_layer_normalises():
 
 def test_learning_rates_scale_with_the_epochs():
     full, short = (
-        params.learning_rate_schedule("alexnet", 200),
-        params.learning_rate_schedule("alexnet", 20),
+        params.learning_rate_schedule("alexnet", 200, 0),
+        params.learning_rate_schedule("alexnet", 20, 0),
     )
     assert [full(e) for e in (0, 79, 80, 159, 160)] == [0.01, 0.01, 0.005, 0.005, 0.001]
     assert [short(e) for e in (0, 7, 8, 15, 16)] == [0.01, 0.01, 0.005, 0.005, 0.001]
-    assert params.learning_rate_schedule("vgg19", 200)(160) == 0.00008
+    assert params.learning_rate_schedule("vgg19", 200, 0)(160) == 0.00008
+
+
+def test_an_edited_number_of_epochs_scales_the_learning_rates(monkeypatch):
+    monkeypatch.setattr(params, "epochs", 20)
+    schedule = params.learning_rate_schedule("alexnet", params.epochs, 0)
+    assert [schedule(e) for e in (7, 8, 16)] == [0.01, 0.005, 0.001]
 
 
 def test_the_rates_of_vgg_decay_with_the_steps():
@@ -274,7 +280,7 @@ def test_the_first_steps_do_not_kill_a_vgg(name, shape):
     model = build_model(name, shape, 10, 0.5, 0.3)
     model.compile(
         keras.optimizers.SGD(
-            params.learning_rate_schedule(name, 200)(0), momentum=params.momentum, nesterov=True
+            params.learning_rate_schedule(name, 200, 0)(0), momentum=params.momentum, nesterov=True
         ),
         "sparse_categorical_crossentropy",
     )

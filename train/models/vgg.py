@@ -7,6 +7,7 @@ the authors' table fit no network that we know), and the pools of VGG19 look at 
 or a column in turn (33.6 million). These have no batch normalisation.
 """
 
+from train import params
 from train.backend import keras
 
 layers = keras.layers
@@ -16,14 +17,14 @@ FILTERS = (64, 128, 256, 512, 512)
 
 def build16(x, classes):
     """VGG16 from the normalised image x (batch, h, w, c) to the softmax (batch, classes)."""
-    if min(x.shape[1:3]) >= 32:
+    if not params.is_small_image(x.shape[1:]):
         return _build(x, classes, (2, 2, 3, 3, 3), [(2, 2)] * 5, batch_norm=True)
     return _build(x, classes, (2, 2, 3, 3), [(2, 2)] * 4, batch_norm=False)
 
 
 def build19(x, classes):
     """VGG19, as build16."""
-    if min(x.shape[1:3]) >= 32:
+    if not params.is_small_image(x.shape[1:]):
         return _build(x, classes, (2, 2, 4, 4, 4), [(2, 2)] * 5, batch_norm=True)
     pools = [(1, 2), (2, 1), (1, 2), (2, 1), (2, 2)]
     return _build(x, classes, (2, 2, 3, 3, 3), pools, batch_norm=False)

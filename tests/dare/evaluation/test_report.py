@@ -182,6 +182,30 @@ def test_seeds_without_an_attack_in_common(home):
     assert not (figures / "trade_off_digits_lenet.png").exists()
 
 
+def test_attacks_that_only_one_seed_reports(home):
+    """A study without any reported sample counts among those that an attack must have."""
+    folders = [made_up(home, n=60, seed=seed) for seed in (0, 1)]
+    table = pd.read_csv(folders[1] / "robustness.csv")
+    table.loc[table["split"] == "test", "n"] = 0
+    table.to_csv(folders[1] / "robustness.csv", index=False)
+    assert RecordedRuns(folders[:1]).attacks("digits", "lenet") == ["fgsm", "pgd", "cw"]
+    assert RecordedRuns(folders[1:]).attacks("digits", "lenet") == []
+    assert RecordedRuns(folders).attacks("digits", "lenet") == []
+
+
+def test_only_selected_epochs_are_reported(home):
+    """Not the last epochs, which have test scores for the claims."""
+    folder = made_up(home, {m: PLAIN[m] for m in ("original", "dare")}, n=20)
+    rows = pd.read_csv(folder / "robustness.csv")
+    last = rows[rows["method"] == "dare"].assign(
+        epoch=99, sha256=sha(99), selected=False, selected_within_1=False, last_epoch=True,
+        empirical_robustness=99,
+    )  # fmt: skip
+    pd.concat([rows, last]).to_csv(folder / "robustness.csv", index=False)
+    table = tables.learning_rates_table(RecordedRuns([folder])).set_index("epoch")
+    assert np.isnan(table.loc[99, ["reported", "clean, reported"]].astype(float)).all()
+
+
 def test_several_networks_without_dare(home):
     few = {method: PLAIN[method] for method in ("original", "at-pgd")}
     for name in "alexnet", "vgg16":

@@ -29,6 +29,8 @@ def test_the_parts_of_a_cost():
     assert parts == pytest.approx(expected)
     changed = cost.cost(CONFIG | {"control_seeds": [1], "cw_steps": None}, 3500, TUNED)
     assert changed == pytest.approx(expected | {"training": 60, "attacks": 2504 / 35})
+    shared = cost.cost(CONFIG | {"control_seeds": [0, 1]}, 3500, TUNED)  # seed 0 is trained once
+    assert shared["training"] == 60
     rounded = cost.cost(CONFIG, 3500, TUNED, "bfloat16")
     assert rounded == {part: n * (1 if part == "training" else 2) for part, n in parts.items()}
 

@@ -89,6 +89,14 @@ def test_jobs_of_a_sweep(dry_run, sweep):
     assert counts(text) == {rule: n for rule, n in (ONE | SWEEPS[sweep]).items() if n}
 
 
+def test_names_like_numbers(dry_run):
+    done, text = dry_run("--config", SEPARATE, "dataset=2024,digits", "record=2025")
+    assert done, text
+    assert counts(text)["prepare"] == 2
+    (tables,) = jobs(text, "tables")
+    assert tables["command"].endswith("--record 2025 --dataset 2024,digits --model lenet")
+
+
 def test_jobs_of_the_study(dry_run):
     """3 data sets, 2 networks, 3 seeds, 2 rates of DARE, its variants and the controls."""
     done, text = dry_run("--configfile", str(ROOT / "dare/workflow/study.yaml"))
