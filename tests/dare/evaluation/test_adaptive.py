@@ -66,7 +66,7 @@ def attacked(monkeypatch):
     """A list that gets (images, restarts, seed) of every model that is attacked, which is faked."""
     calls = []
 
-    def fake(classifier, x, y, how, _):
+    def fake(classifier, x, y, how):
         calls.append((len(x), how.restarts, how.seed))
         sizes = (0, *how.epsilons["linf"])
         return {f"linf/worst/{size:g}": np.ones(len(x), "uint8") for size in sizes}

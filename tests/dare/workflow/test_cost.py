@@ -68,7 +68,7 @@ def test_a_dry_run_says_what_is_to_come(dry_run, home):
     assert f"as long as {40 + 2 * rest:.0f} epochs of its training (training 40" in lines[0]
     assert lines[0].endswith(f"or {cost.clock(36 * (40 + 2 * rest))} at its 36.0 s an epoch")
     assert f"as long as {40 + rest:.0f} epochs" in lines[1]
-    assert lines[1].endswith("; in bfloat16 all but the training counts 2 times)")
+    assert lines[1].endswith("bfloat16, all but the training takes 2 times as many)")
 
 
 def test_a_limit_that_prepare_will_refuse(dry_run):
