@@ -91,8 +91,7 @@ def cell_difference(row):
     """ "+13 [5, 21]" of a cell's row; bold or in brackets as CELLS_NOTE says."""
     digits = 1 if row.high - row.low < NARROW else 0
     values = (row.difference, row.low, row.high)
-    # Rounded to the digits of table_claims.csv first, so that it gives the same text. + 0: no "-0".
-    values = (round(round(value, 6), digits) + 0.0 for value in values)
+    values = (round(value, digits) + 0.0 for value in values)  # + 0: no "-0"
     text = "{:+.{d}f} [{:.{d}f}, {:.{d}f}]".format(*values, d=digits)
     if row.conclusion == "not comparable":
         return f"({text})"

@@ -63,11 +63,11 @@ def make_report_of_runs(target, folders, command):
     networks = recorded.networks()
     cells = {rule: robustness_table(recorded.chosen[rule], recorded) for rule in TABLE_RULES}
     differences = {rule: differences_table(recorded, rule) for rule in TABLE_RULES}
-    verdicts = {network: verdict(recorded, *network) for network in networks}
+    verdicts = {network: rounded(verdict(recorded, *network)) for network in networks}
     published = published_means()
     claims, beside_paper, overview = pd.DataFrame(), pd.DataFrame(), []
     if len(networks) > 1:
-        claims = claims_table(recorded, published)
+        claims = rounded(claims_table(recorded, published))
         beside_paper = networks_table(recorded, cells["selected"], published)
         overview = [networks_section(beside_paper), *claims_sections(claims)]
         overview += [cells_section(claims)] if len(claims) else []
@@ -109,12 +109,17 @@ def make_report_of_runs(target, folders, command):
     return write_report(target, content, compared, recorded)
 
 
+def rounded(table):
+    """A table with the digits of its CSV file, so that the file gives the same text."""
+    return table.round(6)
+
+
 def write_csv(target, tables):
     """Write {name: DataFrame} as CSV files, those with rows."""
     for name, table in tables.items():
         if len(table):
             with atomic_write(target / f"{name}.csv") as temporary:
-                table.round(6).to_csv(temporary, index=False)
+                rounded(table).to_csv(temporary, index=False)
 
 
 def write_report(target, content, cells, recorded=None):
