@@ -59,8 +59,7 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
     check_arrays(x, y, None if isinstance(model, BatchedModel) else model)
     x = pixels(x)
     y = np.asarray(y, "int64")
-    if not isinstance(model, BatchedModel):
-        model = BatchedModel.of(model)
+    model = BatchedModel.of(model)
     set_seed(seed)
     start = StartingPoint.at(model, x, y, seed)
     is_right = start.logits.argmax(axis=1) == y

@@ -156,7 +156,9 @@ class BatchedModel:
 
     @classmethod
     def of(cls, classifier):
-        """The BatchedModel of a Keras classifier, in batches that suit the device."""
+        """The BatchedModel of a Keras classifier, in batches that suit the device; or itself."""
+        if isinstance(classifier, cls):
+            return classifier
         return cls(foolbox_model(classifier), batch=attack_batch_size(classifier))
 
     def _padded(self, array):

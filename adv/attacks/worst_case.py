@@ -79,8 +79,7 @@ def attack_model(model, x, y, how):
     Returns:
         {"<norm>/<attack>/<epsilon>": uint8 (n,)}, ROBUST, BROKEN or UNKNOWN.
     """
-    if not isinstance(model, BatchedModel):
-        model = BatchedModel.of(model)
+    model = BatchedModel.of(model)
     is_right = model.logits(x).argmax(axis=1) == y
     results = {}
     for norm, by_attack in attack_right_images(model, x[is_right], y[is_right], how).items():

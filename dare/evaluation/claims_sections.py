@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from dare.evaluation.claims import ALL, OTHERS, PAPER_CELLS, RULE_NAMES
-from dare.evaluation.sections import Section, with_interval
+from dare.evaluation.sections import Section, with_interval, with_settings
 
 CLAIMS_NOTE = (
     "DARE minus another method in points: the mean over the cells (data set and network) in which "
@@ -23,17 +23,13 @@ CELLS_NOTE = (
     "rule that decides the claim. Bold: the interval excludes 0. Round brackets: the two methods "
     "cannot be compared there; the reason is in table_claims.csv."
 )
-TITLES = {
-    "component": "component tested",
-    "compared_with": "compared with",
-    "setting": "DARE's setting",
-}
-KEY = [*TITLES]  # of a claim
+TITLES = {"component": "component tested", "compared_with": "compared with"}
+KEY = [*TITLES, "setting"]  # of a claim
 NARROW = 10  # points; a narrower interval is shown with a digit after the point
 
 
 def claims_sections(claims):
-    """The rows over the paper's cells and, apart, those over other cells, by three rules."""
+    """The rows over the paper's cells, those over other cells, and the cells one by one."""
     if claims.empty:
         return []
     title = "Claims over all networks"
@@ -42,7 +38,7 @@ def claims_sections(claims):
     if len(others):
         text = claims_text(others).drop(columns=["paper", "conclusion", "reason", "p, corrected"])
         sections.append(Section("Other networks and data sets", text, OTHERS_NOTE))
-    return sections
+    return [*sections, cells_section(claims)]
 
 
 def claims_text(rows):
@@ -53,9 +49,9 @@ def claims_text(rows):
     is_bold = rows["decides"] & (rows["text"] != "")
     rows["text"] = np.where(is_bold, "**" + rows["text"] + "**", rows["text"])
     deciding = rows[rows["decides"]].set_index(KEY)
+    names = deciding.index.to_frame(index=False)
     text = {
-        "component tested": deciding.index.get_level_values("component"),
-        "compared with": deciding.index.get_level_values("compared_with"),
+        **{title: names[name] for name, title in TITLES.items()},
         "paper": ["" if pd.isna(value) else f"{value:+.1f}" for value in deciding["paper"]],
     }
     for rule, title in RULE_NAMES.items():
@@ -65,10 +61,7 @@ def claims_text(rows):
     text["conclusion"] = deciding["conclusion"].to_numpy()
     text["p, corrected"] = ["" if pd.isna(p) else f"{p:.2g}" for p in deciding["p_holm"]]
     text["reason"] = deciding["reason"].to_numpy()
-    settings = deciding.index.get_level_values("setting")
-    if any(settings):
-        text = {"DARE's setting": settings.where(settings != "", "default")} | text
-    return pd.DataFrame(text)
+    return with_settings(pd.DataFrame(text), names["setting"])
 
 
 def cells_section(claims):
@@ -77,14 +70,14 @@ def cells_section(claims):
     found = list(rows[["dataset", "model"]].drop_duplicates().itertuples(index=False, name=None))
     others = [cell for cell in found if cell not in PAPER_CELLS]
     cells = [cell for cell in PAPER_CELLS if cell in found] + others
-    key = KEY if rows["setting"].any() else KEY[:2]
     rows = rows.assign(text=[cell_difference(row) for row in rows.itertuples()])
-    rows["setting"] = rows["setting"].replace("", "default")
-    comparisons = rows.drop_duplicates(key).set_index(key).index
-    table = rows.pivot(index=key, columns=["dataset", "model"], values="text")
+    comparisons = rows.drop_duplicates(KEY).set_index(KEY).index
+    table = rows.pivot(index=KEY, columns=["dataset", "model"], values="text")
     table = table.reindex(index=comparisons, columns=cells).fillna("")
     table.columns = [f"{model} {dataset}" for dataset, model in cells]
-    return Section("Claims in each cell", table.reset_index().rename(columns=TITLES), CELLS_NOTE)
+    table = table.reset_index().rename(columns=TITLES)
+    settings = table.pop("setting")
+    return Section("Claims in each cell", with_settings(table, settings), CELLS_NOTE)
 
 
 def cell_difference(row):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dare.evaluation.checks import warnings
 from dare.evaluation.claims import claims_table
-from dare.evaluation.claims_sections import cells_section, claims_sections
+from dare.evaluation.claims_sections import claims_sections
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.differences import differences_table, paper_differences
 from dare.evaluation.networks import models_table, networks_table
@@ -70,7 +70,6 @@ def make_report_of_runs(target, folders, command):
         claims = rounded(claims_table(recorded, published))
         beside_paper = networks_table(recorded, cells["selected"], published)
         overview = [networks_section(beside_paper), *claims_sections(claims)]
-        overview += [cells_section(claims)] if len(claims) else []
     write_csv(
         target,
         {

@@ -105,6 +105,13 @@ def with_interval(table, prefix=""):
     return ["" if pd.isna(row[0]) else interval_text(*row) for row in rows]
 
 
+def with_settings(text, settings):
+    """A table of strings with DARE's settings in front, if any row is not at the default ("")."""
+    if any(settings):
+        text.insert(0, "DARE's setting", [setting or "default" for setting in settings])
+    return text
+
+
 def interval_text(difference, low, high, n):
     text = f"{difference:+.1f}"
     text += "" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]"
@@ -174,12 +181,10 @@ def differences_section(table, note=DIFFERENCES_NOTE):
     text["p, corrected"] = ["" if pd.isna(p) else f"{p:.2g}" for p in table["p_holm"]]
     values = with_interval(table.drop(columns="n"))
     text.insert(text.columns.get_loc("test"), "DARE minus it", values)
-    if table["setting"].any():
-        text.insert(0, "DARE's setting", table["setting"].replace("", "default").to_numpy())
     title = (
         f"DARE minus every other method, {model} on {dataset}: {TABLE_RULES.get(rule, 'the paper')}"
     )
-    return Section(title, text, note, folded=True)
+    return Section(title, with_settings(text, table["setting"]), note, folded=True)
 
 
 def verdict_section(rows, dataset, model):
@@ -192,10 +197,8 @@ def verdict_section(rows, dataset, model):
         "conclusion": rows["conclusion"],
         "reason": rows["reason"],
     }
-    if rows["setting"].any():
-        columns = {"DARE's setting": rows["setting"].replace("", "default")} | columns
     title = f"What each component of DARE is worth: {model} on {dataset}"
-    return Section(title, pd.DataFrame(columns), VERDICT_NOTE)
+    return Section(title, with_settings(pd.DataFrame(columns), rows["setting"]), VERDICT_NOTE)
 
 
 def networks_section(table):

@@ -16,12 +16,11 @@ from train.log import clock
 
 # How many training images take as long as ...
 SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}  # making an adversarial sample
+CW_STEPS_MEASURED = 40  # steps of cw with which SAMPLE was measured; jsma had at most 400 changes
+CW_STEPS = 1000  # cw's own number of steps
 SAMPLE_TUNED = 2  # an epoch of adversarial training, for each sample that was made
 MODEL_SCORED = 700  # scoring a model, on at most 2,000 images
 IMAGE_ATTACKED = 75  # an adaptive attack on an image
-# SAMPLE was measured with at most 400 changes of jsma and so many steps of cw,
-CW_STEPS_MEASURED = 40
-CW_STEPS = 1000  # whose own number is this.
 # Epochs of training that take as long as an epoch of another method.
 TUNING = 0.8
 # These are for training in float32, and all other steps are always in float32. In bfloat16 an epoch

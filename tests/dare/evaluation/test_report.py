@@ -306,7 +306,7 @@ def test_the_readme_shows_the_recorded_demonstration():
 def test_the_readme_shows_recorded_claims():
     """Every row of its table of claims is as made from what is recorded."""
     readme = (ROOT / "README.md").read_text()
-    claims = pd.read_csv(ROOT / "dare/results/study/table_claims.csv", converters={"setting": str})
+    claims = recorded_claims()
     expected = set()
     over_paper_s_cells, *_ = claims_sections.claims_sections(claims)
     for row in over_paper_s_cells.table.to_dict("records"):
@@ -321,8 +321,7 @@ def test_the_readme_shows_recorded_claims():
 
 def test_the_results_show_recorded_cells():
     """The rows of their table of claims in each cell, which has the paper's cells."""
-    claims = pd.read_csv(ROOT / "dare/results/study/table_claims.csv", converters={"setting": str})
-    claims["setting"] = claims["setting"].astype(object).fillna("")  # pandas 3.1 reads "" as NaN
+    claims = recorded_claims()
     claims = claims[pd.MultiIndex.from_frame(claims[["dataset", "model"]]).isin(PAPER_CELLS)]
     header, *expected = markdown_rows(claims_sections.cells_section(claims).table)
     text = (ROOT / "dare/results/README.md").read_text()
@@ -335,6 +334,12 @@ def test_the_readme_shows_recorded_networks():
     table = pd.read_csv(ROOT / "dare/results/study/table_networks.csv")
     header, *expected = markdown_rows(sections.networks_section(table).table.head(9))
     assert readme.split(header)[1].splitlines()[2:11] == expected
+
+
+def recorded_claims():
+    """The claims of the study, with "" for the default setting, which read_csv takes for NaN."""
+    claims = pd.read_csv(ROOT / "dare/results/study/table_claims.csv")
+    return claims.assign(setting=claims["setting"].astype(object).fillna(""))
 
 
 def markdown_rows(table):
