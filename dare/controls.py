@@ -302,7 +302,7 @@ def main(argv=None):
     settings = {
         "choose_layer": study.layer(args.choose_layer),
         "per": args.per,
-        "lr_rate": args.lr_rate or params.tuning_rate(args.model),
+        "lr_rate": study.tuning_rate(args.lr_rate),
         "run": args.run,
     }
     for name in chosen_names(args.control, CONTROLS):

@@ -339,7 +339,7 @@ def main(argv=None):
         "choose_layer": study.layer(args.choose_layer),
         "per": args.per,
         "batches": args.batches,
-        "lr_rate": args.lr_rate or params.tuning_rate(args.model, released),
+        "lr_rate": study.tuning_rate(args.lr_rate, released),
         "run": args.run,
     }
     tune_study(study, settings, args.epoch)

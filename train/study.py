@@ -142,6 +142,13 @@ class Study:
             )
         return find_call(self.classifier, choose_layer).path
 
+    def tuning_rate(self, lr_rate=None, released=False):
+        """Adam's learning rate: the one that is asked for, or the network's own.
+
+        released: the network's own as in the released code.
+        """
+        return lr_rate or params.tuning_rate(self.model, released)
+
     def mined_layer(self):
         """The default layer, unless only other layers were mined; then the first of those.
 
