@@ -17,12 +17,14 @@ from dare.evaluation.scores import SELECTION_RULES, Scores, arrays_in
 from train.artifacts import atomic_write, open_artifact, set_attributes, write_text
 
 RESULTS = ROOT / "dare" / "results"
+OPTIONAL = ("adaptive.csv", "adaptive.h5", "log.csv")  # a study may lack these
 
 
 def record(folders, name):
     """Copy the small part of the studies in `folders` to dare/results/<name>/<study>/.
 
-    Other studies that were recorded under this name stay.
+    Other studies that were recorded under this name stay. Of an earlier run of the same study
+    nothing stays.
     """
     rows = RecordedRuns(folders).rows
     reported = set(rows.loc[rows[[*SELECTION_RULES]].any(axis=1), "sha256"])
@@ -40,6 +42,9 @@ def record(folders, name):
         scores.save()
         if (folder / "adaptive.h5").exists():
             copy_worst_cases(folder / "adaptive.h5", target / "adaptive.h5", reported)
+        for file_name in OPTIONAL:
+            if not (folder / file_name).exists():  # of an earlier run
+                (target / file_name).unlink(missing_ok=True)
 
 
 def copy_worst_cases(source, target, reported):

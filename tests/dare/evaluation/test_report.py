@@ -2,9 +2,7 @@
 
 import html
 import itertools
-import shutil
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,18 +10,8 @@ from conftest import ROOT
 from made_up import PLAIN, made_up, sha
 from matplotlib.text import Text
 
-import dare.evaluation.record
 from dare import tables as script
-from dare.evaluation import (
-    checks,
-    claims_sections,
-    figures,
-    networks,
-    pictures,
-    runs,
-    sections,
-    tables,
-)
+from dare.evaluation import claims_sections, figures, pictures, runs, sections, tables
 from dare.evaluation.claims import PAPER_CELLS, claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.runs import RecordedRuns
@@ -102,57 +90,6 @@ def test_one_network(home):
     target = home / "models/digits_lenet"
     assert "alexnet" not in (target / "table.md").read_text()
     assert (target / "report.html").exists() and list((target / "figures").glob("*.svg"))
-
-
-def test_recorded_results_give_the_same_tables(home, monkeypatch):
-    """Also after models/ is gone; what is kept has neither weights nor images."""
-    folder = made_up(home, PLAIN | {"at-fgsm": (0.6, 0.9, 0.5)}, n=100)
-    with h5py.File(folder / "adv/cw.h5", "a") as file:
-        file["success"][:60] = False
-    with h5py.File(folder / "ats_conv3.h5", "a") as file:
-        del file["index"]
-        file["index"] = np.arange(99)
-    (folder / "checkpoints").mkdir()
-    with h5py.File(folder / "checkpoints/model.040.weights.h5", "w") as file:
-        file["layer/kernel"] = np.ones((3, 5))
-    before = RecordedRuns([folder])
-    warned, trained = checks.warnings(before), networks.models_table(before)
-    assert len(warned) == 3 and trained["parameters (M)"].tolist() == [15e-6]
-    monkeypatch.setattr(dare.evaluation.record, "RESULTS", home / "results")
-    script.main([])
-    names = ("table.csv", "table_differences.csv", "table_verdict.csv")
-    expected = {name: (folder.parent / name).read_text() for name in names}
-    script.main(["--record", "mine"])
-    kept = home / "results/mine" / folder.name
-    assert {p.name for p in kept.iterdir()} == {
-        "robustness.csv", "adaptive.csv", "log.csv", "commands.csv", "scores.h5", "adaptive.h5",
-        "facts.json",
-    }  # fmt: skip
-    assert "tensorflow" in (kept / "commands.csv").read_text()
-    shutil.rmtree(home / "models")
-    for name in names:
-        (home / "results/mine" / name).unlink()
-    script.main(["--results", "mine"])
-    assert expected == {name: (home / "results/mine" / name).read_text() for name in names}
-    assert "python dare/get_ats.py" in (home / "results/mine/report.html").read_text()
-    after = RecordedRuns([kept])
-    assert checks.warnings(after) == warned
-    pd.testing.assert_frame_equal(networks.models_table(after), trained)
-
-
-def test_only_the_networks_that_are_named_are_recorded(home, monkeypatch):
-    folders = [made_up(home, n=60, model=name) for name in ("alexnet", "vgg16", "vgg19")]
-    (folders[0].parent / "digits_vgg16_seed0_old").mkdir()  # set aside: no study any more
-    shutil.copy(folders[1] / "robustness.csv", folders[0].parent / "digits_vgg16_seed0_old")
-    results = home / "results"
-    monkeypatch.setattr(dare.evaluation.record, "RESULTS", results)
-    script.main(["--record", "mine", "--model", "vgg16"])
-    script.main(["--record", "mine", "--dataset", "digits", "--model", "alexnet,vgg16"])
-    kept = sorted(path.parent.name for path in results.glob("mine/*/robustness.csv"))
-    assert kept == ["digits_alexnet_seed0", "digits_vgg16_seed0"]
-    assert len(pd.read_csv(results / "mine/table_networks.csv").dropna(subset="clean")) == 2
-    with pytest.raises(UserError, match="give --results one of mine"):
-        script.main(["--results", "yours"])
 
 
 def test_a_data_set_whose_name_begins_with_that_of_another(home):
