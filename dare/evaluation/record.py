@@ -17,7 +17,6 @@ from dare.evaluation.scores import SELECTION_RULES, Scores, arrays_in
 from train.artifacts import atomic_write, open_artifact, set_attributes, write_text
 
 RESULTS = ROOT / "dare" / "results"
-OPTIONAL = ("adaptive.csv", "adaptive.h5", "log.csv")  # a study may lack these
 
 
 def record(folders, name):
@@ -31,6 +30,9 @@ def record(folders, name):
     for folder in folders:
         target = RESULTS / name / folder.name
         target.mkdir(parents=True, exist_ok=True)
+        for path in [*target.glob("*.csv"), target / "adaptive.h5"]:
+            if not (folder / path.name).exists():  # of an earlier run
+                path.unlink(missing_ok=True)
         for path in folder.glob("*.csv"):
             shutil.copyfile(path, target / path.name)
         with atomic_write(target / "commands.csv") as temporary:
@@ -42,9 +44,6 @@ def record(folders, name):
         scores.save()
         if (folder / "adaptive.h5").exists():
             copy_worst_cases(folder / "adaptive.h5", target / "adaptive.h5", reported)
-        for file_name in OPTIONAL:
-            if not (folder / file_name).exists():  # of an earlier run
-                (target / file_name).unlink(missing_ok=True)
 
 
 def copy_worst_cases(source, target, reported):

@@ -15,7 +15,14 @@ from dare.evaluation.runs import RecordedRuns
 from train.flags import UserError
 
 
-def test_recorded_results_give_the_same_tables(home, monkeypatch):
+@pytest.fixture
+def results(home, monkeypatch):
+    """The folder of recorded results, in place of dare/results."""
+    monkeypatch.setattr(dare.evaluation.record, "RESULTS", home / "results")
+    return home / "results"
+
+
+def test_recorded_results_give_the_same_tables(home, results):
     """Also after models/ is gone; what is kept has neither weights nor images."""
     folder = made_up(home, PLAIN | {"at-fgsm": (0.6, 0.9, 0.5)}, n=100)
     with h5py.File(folder / "adv/cw.h5", "a") as file:
@@ -29,12 +36,11 @@ def test_recorded_results_give_the_same_tables(home, monkeypatch):
     before = RecordedRuns([folder])
     warned, trained = checks.warnings(before), networks.models_table(before)
     assert len(warned) == 3 and trained["parameters (M)"].tolist() == [15e-6]
-    monkeypatch.setattr(dare.evaluation.record, "RESULTS", home / "results")
     script.main([])
     names = ("table.csv", "table_differences.csv", "table_verdict.csv")
     expected = {name: (folder.parent / name).read_text() for name in names}
     script.main(["--record", "mine"])
-    kept = home / "results/mine" / folder.name
+    kept = results / "mine" / folder.name
     assert {p.name for p in kept.iterdir()} == {
         "robustness.csv", "adaptive.csv", "log.csv", "commands.csv", "scores.h5", "adaptive.h5",
         "facts.json",
@@ -42,21 +48,19 @@ def test_recorded_results_give_the_same_tables(home, monkeypatch):
     assert "tensorflow" in (kept / "commands.csv").read_text()
     shutil.rmtree(home / "models")
     for name in names:
-        (home / "results/mine" / name).unlink()
+        (results / "mine" / name).unlink()
     script.main(["--results", "mine"])
-    assert expected == {name: (home / "results/mine" / name).read_text() for name in names}
-    assert "python dare/get_ats.py" in (home / "results/mine/report.html").read_text()
+    assert expected == {name: (results / "mine" / name).read_text() for name in names}
+    assert "python dare/get_ats.py" in (results / "mine/report.html").read_text()
     after = RecordedRuns([kept])
     assert checks.warnings(after) == warned
     pd.testing.assert_frame_equal(networks.models_table(after), trained)
 
 
-def test_only_the_networks_that_are_named_are_recorded(home, monkeypatch):
+def test_only_the_networks_that_are_named_are_recorded(home, results):
     folders = [made_up(home, n=60, model=name) for name in ("alexnet", "vgg16", "vgg19")]
     (folders[0].parent / "digits_vgg16_seed0_old").mkdir()  # set aside: no study any more
     shutil.copy(folders[1] / "robustness.csv", folders[0].parent / "digits_vgg16_seed0_old")
-    results = home / "results"
-    monkeypatch.setattr(dare.evaluation.record, "RESULTS", results)
     script.main(["--record", "mine", "--model", "vgg16"])
     script.main(["--record", "mine", "--dataset", "digits", "--model", "alexnet,vgg16"])
     kept = sorted(path.parent.name for path in results.glob("mine/*/robustness.csv"))
@@ -66,14 +70,13 @@ def test_only_the_networks_that_are_named_are_recorded(home, monkeypatch):
         script.main(["--results", "yours"])
 
 
-def test_nothing_of_an_earlier_run_stays_recorded(home, monkeypatch):
+def test_nothing_of_an_earlier_run_stays_recorded(home, results):
     folders = [made_up(home, n=60, model=name) for name in ("alexnet", "vgg16")]
-    monkeypatch.setattr(dare.evaluation.record, "RESULTS", home / "results")
     script.main(["--record", "mine"])
-    assert len(list(home.glob("results/mine/*/adaptive.*"))) == 4
+    assert len(list(results.glob("mine/*/adaptive.*"))) == 4
     for folder in folders:
         for path in folder.glob("adaptive.*"):
             path.unlink()
     script.main(["--record", "mine"])
-    assert not list(home.glob("results/mine/*/adaptive.*"))
-    assert len(list(home.glob("results/mine/*/log.csv"))) == 2
+    assert not list(results.glob("mine/*/adaptive.*"))
+    assert len(list(results.glob("mine/*/log.csv"))) == 2
