@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
-from adv import ATTACKS
+from adv import ATTACKS, SUCCESS_NEEDED
 from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
@@ -93,7 +93,7 @@ class Samples:
     """What an attack found for some images.
 
     image: float32 (n, h, w, c). success: bool (n,).
-    seconds: duration of the attack. inside: seconds of it in the model.
+    seconds: duration of the attack. inside: how much of it the model took.
     """
 
     image: np.ndarray
@@ -179,15 +179,15 @@ def attack_images(name, batched_model, images, path, provenance):
     return Samples.join(chunks)
 
 
-def attack_chunk(name, batched_model, images, provenance, seed, progress):
-    """One attack on some Images, as Samples."""
+def attack_chunk(name, batched_model, images, provenance, seed, report_done):
+    """One attack on some Images, as Samples; report_done: function (number of images)."""
     x = pixels(images.x[images.index])
     y = images.y[images.index]
     start_time = time.perf_counter()
     batched_model.seconds = 0.0
     image, success = run_attack(
         name, batched_model, x, y, provenance["mode"], provenance["epsilon"], seed,
-        steps=provenance["steps"], progress=progress,
+        steps=provenance["steps"], progress=report_done,
     )  # fmt: skip
     return Samples(image, success, time.perf_counter() - start_time, batched_model.seconds)
 
@@ -236,7 +236,7 @@ def summarise(path, adversarial):
         f"{outside:.0f}% of the time outside the model",
         flush=True,
     )
-    if share < 0.5:
+    if share < SUCCESS_NEEDED:
         print(
             f"Warning: {path.stem} succeeds on less than half of the images, so its samples are "
             f"biased towards easy images.",
@@ -256,9 +256,10 @@ def generate(name, batched_model, study, images, path, provenance):
     """
     adversarial = attack_images(name, batched_model, images, path, provenance)
     if not adversarial.success.any():
+        larger = "" if provenance["mode"] == "minimal" else "attack with a larger --epsilon, or "
         raise UserError(
-            f"{name} changed the decision on none of {len(images.index)} images: attack with a "
-            f"larger epsilon, or check the model's gradients."
+            f"{name} changed the decision on none of {len(images.index)} images: {larger}check the "
+            f"model's gradients."
         )
     draw_some(path.with_suffix(".png"), name, study, adversarial, images)
     write_samples(path, adversarial, images, provenance)

@@ -27,7 +27,6 @@ checkpoints (Study.mined_checkpoints), and control-seed, the final models of oth
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,8 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
-from dare.dare import mined_images, open_targets, tune_study
+from dare.dare import tune_study
 from dare.get_ats import MinedImages, record_activations
+from dare.inputs import mined_images, open_targets
 from dare.workflow.methods import CONTROLS
 from train import params
 from train.artifacts import (
@@ -87,7 +87,8 @@ def control_self(study, epochs, settings):
     def the_original(mined):
         return [study.checkpoint], np.zeros(len(mined.index), int)
 
-    tune_towards(study, epochs, settings, "self", the_original)
+    make_targets(study, settings["choose_layer"], "self", the_original)
+    tune_study(study, {"method": "control-self"} | settings, epochs, "self")
 
 
 def control_single(study, epochs, settings):
@@ -97,7 +98,8 @@ def control_single(study, epochs, settings):
         path = checkpoint_path(study.folder, np.bincount(mined.epoch).argmax())
         return [path], np.zeros(len(mined.index), int)
 
-    tune_towards(study, epochs, settings, "single", most_frequent)
+    make_targets(study, settings["choose_layer"], "single", most_frequent)
+    tune_study(study, {"method": "control-single"} | settings, epochs, "single")
 
 
 def control_random(study, epochs, settings):
@@ -108,8 +110,9 @@ def control_random(study, epochs, settings):
         rng = np.random.default_rng([study.seed, settings["run"], 6])
         return paths, rng.integers(len(paths), size=len(mined.index))
 
-    of_run = f"random_run{settings['run']}"
-    tune_towards(study, epochs, settings, "random", random_checkpoints, of_run)
+    targets = f"random_run{settings['run']}"
+    make_targets(study, settings["choose_layer"], targets, random_checkpoints)
+    tune_study(study, {"method": "control-random"} | settings, epochs, targets)
 
 
 def control_batchnorm(study, epochs, settings):
@@ -217,31 +220,27 @@ def keep_original(study, settings, epochs):
 # ----------------------------------------------------------------------------- targets and weights
 
 
-def tune_towards(study, epochs, settings, control, choose, name=None):
-    """DARE with the targets that `choose` gives; name, choose: as in open_targets_of."""
-    targets = partial(open_targets_of, name=name or control, choose=choose)
-    tune_study(study, {"method": f"control-{control}"} | settings, epochs, targets)
+def make_targets(study, choose_layer, name, choose):
+    """Write ats_<layer>_<name>.h5: the mined images, with other checkpoints' activations.
 
-
-def open_targets_of(study, choose_layer, name, choose):
-    """The open file ats_<layer>_<name>.h5: the mined images with other checkpoints' activations.
-
-    It is made if it is missing. The images are in the order of their new checkpoints. Their epoch
-    and probabilities stay those of mining.
+    The images are in the order of their new checkpoints. Their epoch and probabilities stay those
+    of mining.
 
     choose: function (MinedImages) -> (paths of checkpoints, int (n,): which of them each image
         takes its target from).
     """
     path = targets_path(study.folder, f"{choose_layer}_{name}")
-    with open_targets(study, choose_layer) as file:
-        mined = MinedImages.read(file)
-        provenance = study.provenance | {
-            "choose_layer": choose_layer,
-            "ats_sha256": sha256(file.filename),
-        }
-    paths, chosen = choose(mined)
-    provenance["target_sha256"] = sha256(*paths)
-    if not already_made(path, provenance):
+    logged = study.names | {"choose_layer": choose_layer}
+    with stage(path.with_suffix(".log"), f"targets {name}", logged) as log:
+        with open_targets(study, choose_layer) as file:
+            mined = MinedImages.read(file)
+            mined_sha256 = sha256(file.filename)
+        paths, chosen = choose(mined)
+        provenance = study.provenance | {"choose_layer": choose_layer}
+        provenance |= {"ats_sha256": mined_sha256, "target_sha256": sha256(*paths)}
+        log.idle = already_made(path, provenance)
+        if log.idle:
+            return
         order = np.argsort(chosen, kind="stable")  # so that each checkpoint is loaded once
         images = Rows(study.data("validation")[0], mined.index[order])
         with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
@@ -249,7 +248,6 @@ def open_targets_of(study, choose_layer, name, choose):
             for field in ("index", "epoch", "probability", "final_probability"):
                 file[field] = getattr(mined, field)[order]
             record_activations(file, study.classifier, choose_layer, images, chosen[order], paths)
-    return h5py.File(path, "r")
 
 
 def average_weights(classifier, paths):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.dare import mined_images
+from dare.inputs import mined_images
 from train import params
 from train.fine_tuning import FineTuning, fine_tune_study
 from train.flags import options, run_script

@@ -5,9 +5,10 @@
 
 Reads data/<dataset>/ and, from models/<dataset>_<model>_seed<N>/, the final checkpoint,
 slice_<per>.h5 and ats_<layer>.h5. Writes the classifier after every epoch to
-tuned/dare_<layer>_per<per>_lr<lr_rate>_run<run>/model.001.weights.h5 ... (with --batches 1,
-tuned/dare-released_...), and log.csv. The variants (dare-s.py, dare-sl.py, dare-last.py) and the
-controls (controls.py) use this module's functions.
+tuned/dare_<layer>_per<per>_lr<lr_rate>_run<run>/model.001.weights.h5 ..., and log.csv; with
+--batches N the folder's name also has batches<N>, and with --batches 1 it begins with
+dare-released. The variants (dare-s.py, dare-sl.py, dare-last.py) and the controls (controls.py) use
+this module's functions.
 """
 
 import sys
@@ -19,28 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from dare.get_ats import MinedImages
-from dare.nnslicer import load_slice
-from dare.slicing.key_neurons import key_neurons_of
+from dare.inputs import open_targets, read_slice
 from dare.slicing.kinds import kernel_of, mask_of_kernel
 from train import params
 from train.arrays import check_arrays
-from train.artifacts import (
-    epochs_in,
-    fingerprint,
-    path_text,
-    sha256,
-    slice_path,
-    targets_path,
-    tuned_folder,
-)
+from train.artifacts import epochs_in, fingerprint, path_text, sha256, tuned_folder
 from train.backend import keras, ops
-from train.fine_tuning import LabelledImages, drop_penalties
+from train.fine_tuning import drop_penalties
 from train.fit import Run, fit
 from train.flags import UserError, options, run_script
 from train.graph import copy_up_to, layers_by_path
 from train.log import stage
 from train.study import Study
-from train.utils import Batches, Rows, pixels, set_seed
+from train.utils import Batches, pixels, set_seed
 
 dataset = "digits"
 model = "lenet"
@@ -100,17 +92,18 @@ def transform(classifier, choose_layer, masks=None):
     return regression
 
 
-def synchronise(regression, classifier):
-    """Copy the weights of the regression model back into the classifier (ASE 2022).
+def synchronise(source, target):
+    """Copy the weights of one model into another, layer by layer.
 
-    The layers after the chosen one, which the regression model lacks, stay as they are. With the
-    arguments exchanged it copies the classifier's weights into the regression model.
+    From the regression model into the classifier after every epoch (ASE 2022), and the other way
+    before tuning. Layers that the source lacks, such as those after the chosen one, stay as they
+    are.
     """
-    sources = {path_text(path): layer for path, layer in layers_by_path(regression).items()}
-    for path, layer in layers_by_path(classifier).items():
-        source = sources.get(path_text(path))
-        if source is not None and layer.weights:
-            layer.set_weights(source.get_weights())
+    sources = {path_text(path): layer for path, layer in layers_by_path(source).items()}
+    for path, layer in layers_by_path(target).items():
+        same = sources.get(path_text(path))
+        if same is not None and layer.weights:
+            layer.set_weights(same.get_weights())
             if hasattr(layer, "finalize_state"):  # a Normalization layer that was adapted
                 layer.finalize_state()
 
@@ -150,21 +143,24 @@ class Tuning:
     """Settings of `tune`.
 
     choose_layer: path of the chosen layer.
-    lr_rate: of Adam. None: only the statistics of batch normalisation are updated, no weight.
-    epochs: a larger number than before continues the earlier run.
+    lr_rate: of Adam.
+    epochs: a larger number than before continues the earlier run, if the classifier has the
+        weights that it had before that run.
     masks: the slice, {path: bool mask of SlicedLayer}; None: all weights are trained (dare-s).
     key_neurons: bool (classes, neurons); None: all neurons count (dare-s).
     batches: an epoch has this many batches and a new Adam; None: an epoch has all images.
+    moves_weights: False: only the statistics of batch normalisation change (control-batchnorm).
     seed: of the order of the images, a tuple of numbers.
     provenance: a folder with another provenance is refused; None: made from the arguments.
     """
 
     choose_layer: str
-    lr_rate: float | None
+    lr_rate: float
     epochs: int
     masks: dict | None = None
     key_neurons: np.ndarray | None = None
     batches: int | None = None
+    moves_weights: bool = True
     seed: tuple = (0,)
     provenance: dict | None = None
 
@@ -190,14 +186,13 @@ def tune(classifier, mined, x, y, folder, tuning):
     set_seed(*tuning.seed)
     provenance = tuning.provenance or provenance_of(classifier, mined, tuning)
     regression = transform(classifier, tuning.choose_layer, tuning.masks)
-    if tuning.lr_rate is None:
+    if not tuning.moves_weights:
         for weight in regression.trainable_variables:
             weight.trainable = False
     batches = regression_batches(regression, mined, x, y, tuning)
     trained = with_loss(regression)
-    # With a rate of None there is nothing that Adam could move.
-    optimizer = keras.optimizers.Adam(tuning.lr_rate or 0.0)
-    trained.compile(optimizer, loss=lambda _, loss: loss)  # the model's output is its loss
+    # The model's output is its loss.
+    trained.compile(keras.optimizers.Adam(tuning.lr_rate), loss=lambda _, loss: loss)
     run = Run(folder, tuning.epochs, provenance, extendable=True)
     if tuning.batches is not None:
         run.callbacks.append(NewAdam())
@@ -237,6 +232,11 @@ def regression_batches(regression, mined, x, y, tuning):
     is_key = tuning.key_neurons
     if is_key is None:
         is_key = np.ones((int(np.max(y)) + 1, shape[-1]), bool)
+    if is_key.shape[1:] != shape[-1:]:
+        raise UserError(
+            f"the key neurons are {is_key.shape[-1]} for each class, but layer "
+            f"{tuning.choose_layer} has {shape[-1]} neurons: find those of this layer."
+        )
     # (classes, 1..., neurons): a key channel counts at all its positions.
     is_key = np.asarray(is_key, "float32").reshape(-1, *[1] * (len(shape) - 1), shape[-1])
     labels = np.asarray(y)[mined.index]
@@ -256,57 +256,23 @@ def provenance_of(classifier, mined, tuning):
     arrays += [*(tuning.masks or {}).values(), tuning.key_neurons]
     known = [array for array in arrays if array is not None]
     # As text, because settings of None are not compared.
-    settings = {name: str(getattr(tuning, name)) for name in ("lr_rate", "batches", "seed")}
+    names = ("lr_rate", "batches", "moves_weights", "seed")
+    settings = {name: str(getattr(tuning, name)) for name in names}
     return settings | {"choose_layer": tuning.choose_layer, "sha256": fingerprint(*known)}
 
 
-# ----------------------------------------------------------------------------- inputs of tuning
+# --------------------------------------------------------------------------- tuning of a study
 
 
-def read_slice(study, choose_layer, per):
-    """Masks, key neurons and SHA-256 of a study's slice file."""
-    path = slice_path(study.folder, per)
-    other_slices = sorted(set(study.folder.glob("slice_*.h5")) - {path})
-    step = study.command("dare/nnslicer.py", per=f"{per:g}")
-    if other_slices and not path.exists():
-        raise UserError(
-            f"{path} is missing, but {other_slices[0].name} exists: pass its --per, or make the "
-            f"missing slice with `{step}`."
-        )
-    with study.open_checked(path, step, per=per) as file:
-        slices = load_slice(file)
-    newer = [p.name for p in other_slices if p.stat().st_mtime > path.stat().st_mtime]
-    if newer:
-        print(f"Note: this step uses per {per:g}, not the newer {', '.join(newer)} (see --per).")
-    masks = {name: sliced.mask for name, sliced in slices.items()}
-    return masks, key_neurons_of(study.classifier, choose_layer, slices, per), sha256(path)
-
-
-def open_targets(study, choose_layer):
-    """The open ats file of a layer, for a `with` statement."""
-    path = targets_path(study.folder, choose_layer)
-    step = study.command("dare/get_ats.py", choose_layer=choose_layer)
-    return study.open_checked(path, step, choose_layer=choose_layer)
-
-
-def mined_images(study, choose_layer):
-    """The mined images of a layer, with their labels, as LabelledImages."""
-    with open_targets(study, choose_layer) as file:
-        index = file["index"][()]
-        provenance = {"ats_sha256": sha256(file.filename)}
-    x, y = study.data("validation")
-    return LabelledImages(Rows(x, index), y[index], provenance)
-
-
-def tune_study(study, settings, epochs, opener=open_targets):
+def tune_study(study, settings, epochs, targets=None):
     """Tune a study's classifier into the folder that the settings name.
 
     Args:
         study: train.study.Study.
-        settings: method, choose_layer, per (None: no slice), batches, lr_rate and run; a setting
-            that is missing is None.
+        settings: method, choose_layer, run and, where the method has them, per (without it, no
+            slice), batches and lr_rate (without it, no weight moves).
         epochs: of tuning.
-        opener: function (study, choose_layer) that opens a file of targets.
+        targets: name of a control's targets, as in open_targets; None: the mined ones.
     """
     folder = tuned_folder(study.folder, **settings)
     choose_layer, per = settings["choose_layer"], settings.get("per")
@@ -317,13 +283,13 @@ def tune_study(study, settings, epochs, opener=open_targets):
         if per is not None:
             masks, key_neurons, slice_sha = read_slice(study, choose_layer, per)
         epochs_before = epochs_in(folder)
-        with opener(study, choose_layer) as file:
+        with open_targets(study, choose_layer, targets) as file:
             made_from = {"slice_sha256": slice_sha, "ats_sha256": sha256(file.filename)}
             made_from["recipe"] = f"batch {params.batch}"
             tuning = Tuning(
-                choose_layer, lr_rate=settings.get("lr_rate"), epochs=epochs, masks=masks,
+                choose_layer, lr_rate=settings.get("lr_rate", 0.0), epochs=epochs, masks=masks,
                 key_neurons=key_neurons, batches=settings.get("batches"),
-                seed=(study.seed, settings["run"]),
+                moves_weights="lr_rate" in settings, seed=(study.seed, settings["run"]),
                 provenance=study.provenance | settings | made_from,
             )  # fmt: skip
             tune(study.original(), MinedImages.read(file), x, y, folder, tuning)

@@ -128,14 +128,14 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
         )
     # In order of checkpoint, so that each is loaded once in the second pass.
     index = index[np.argsort(best[index], kind="stable")]
-    best = best[index]
+    best_of_mined = best[index]
     with result_file(files.targets) as file:
         set_attributes(file, files.provenance)
         file["index"] = index.astype("int64")
-        file["epoch"] = epochs[best].astype("int32")
-        file["probability"] = probability[best, index].astype("float32")
+        file["epoch"] = epochs[best_of_mined].astype("int32")
+        file["probability"] = probability[best_of_mined, index].astype("float32")
         file["final_probability"] = probability[-1, index].astype("float32")
-        record_activations(file, model, choose_layer, Rows(x, index), best, paths)
+        record_activations(file, model, choose_layer, Rows(x, index), best_of_mined, paths)
         load_weights(model, paths[-1])
         if files.targets is None:
             mined = MinedImages.read(file)
@@ -159,7 +159,8 @@ def best_checkpoint(probability, is_right):
     """
     history = probability[:-1]
     final = probability[-1]
-    may_improve = is_right[:-1] | is_right[-1]
+    final_is_right = is_right[-1]
+    may_improve = is_right[:-1] | final_is_right
     candidates = np.where(may_improve, history, -np.inf)
     best = candidates.argmax(axis=0)
     return np.where(candidates.max(axis=0) > final, best, -1)

@@ -80,15 +80,16 @@ def slice_model(model, x, y, per):
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
-    calls = graph_of(model)
+    calls = calls_to_slice(model)
     check_arrays(x, y, model)
     return slice_backwards(calls, relative_activations(model, calls, x, y), per)
 
 
-def graph_of(model):
-    """The calls from the model's input to its output (train.graph.Call).
+def calls_to_slice(model):
+    """The calls that the slicer goes through (train.graph.Call), from input to output.
 
-    Raises UserError if one is of a kind that is not handled, or has synapses and is used twice.
+    A separable convolution is split into its two parts. Raises UserError if a layer is of a kind
+    that is not handled, or has synapses and is used twice.
     """
     calls = calls_of(model)
     for call in calls:
@@ -149,7 +150,7 @@ def mean_over_positions(tensor):
 def slice_backwards(calls, relative_activation, per):
     """Contributions from the output backwards, and the slice of every layer on the way.
 
-    calls: of `graph_of`. relative_activation: of `relative_activations`. Returns {path:
+    calls: of `calls_to_slice`. relative_activation: of `relative_activations`. Returns {path:
     SlicedLayer}, from the first layer to the last.
     """
     output = id(calls[-1].output)

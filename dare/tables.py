@@ -10,9 +10,9 @@
 Reads models/*/robustness.csv, scores.h5, adaptive.h5, log.csv, slices, targets and samples, and
 dare/paper/*.csv. Writes table.md, table.tex, table.csv, table_differences.csv, table_verdict.csv,
 for several networks table_networks.csv and table_claims.csv, figures/ and report.html, one file
-that needs nothing else. They go to models/, to models/<dataset>_<model>/ for one network, to
-models/paper/ or to dare/results/NAME/. Every number in the tables comes from the files that are
-read.
+that needs nothing else. They go to models/ or, with --results, to dare/results/NAME/; there, to a
+folder named after --dataset and --model if these are given. With --paper they go to models/paper/,
+with --record to dare/results/NAME/. Every number in the tables comes from the files that are read.
 """
 
 import sys
@@ -22,7 +22,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.evaluation import record as records
+from dare.evaluation import record as recording
 from dare.evaluation.report import make_report_of_paper, make_report_of_runs
 from dare.evaluation.runs import TEXTS
 from train import artifacts
@@ -45,7 +45,7 @@ def scored_studies(home, datasets=None, models=None):
     scored = [path for path in studies if (path / "robustness.csv").exists()]
     if chosen := [path for path in scored if is_of(path, datasets, models)]:
         return chosen
-    known = ", ".join(sorted(path.name for path in records.RESULTS.iterdir() if path.is_dir()))
+    known = ", ".join(sorted(path.name for path in recording.RESULTS.iterdir() if path.is_dir()))
     raise UserError(
         f"{home}/{datasets or '*'}_{models or '*'}_seed*/robustness.csv is missing: score a study "
         f"with `python dare/test.py`, or give --results one of {known}."
@@ -65,12 +65,12 @@ def main(argv=None):
         raise UserError("--paper, --record and --results exclude each other: give one.")
     if args.paper and (args.dataset or args.model):
         raise UserError("--paper is about all networks: leave out --dataset and --model.")
-    home = records.RESULTS / args.results if args.results else artifacts.HOME / "models"
+    home = recording.RESULTS / args.results if args.results else artifacts.HOME / "models"
     folders = [] if args.paper else scored_studies(home, args.dataset, args.model)
     target = home / ("paper" if args.paper else "_".join(filter(None, (args.dataset, args.model))))
     if args.record:
-        records.record(folders, args.record)
-        target = records.RESULTS / args.record
+        recording.record(folders, args.record)
+        target = recording.RESULTS / args.record
         folders = scored_studies(target)
     command = " ".join(["python dare/tables.py", *(sys.argv[1:] if argv is None else argv)])
     with stage(target / "tables.log", "tables", vars(args)):

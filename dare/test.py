@@ -4,9 +4,11 @@
     python dare/test.py --dataset digits --model lenet --adaptive
 
 Reads data/<dataset>/ and, from models/<dataset>_<model>_seed<N>/, the checkpoints, adv/*.h5 and
-tuned/. Writes robustness.csv there, one row for each model, attack and split, and scores.h5, which
-says which images each model gets right. Empirical robustness is the accuracy, in %, on the samples
-that succeeded against the original. With --adaptive it also attacks every selected model itself.
+tuned/. Writes robustness.csv there, a row for each model and attack on the validation samples, and
+for each selected model on the test samples too; and scores.h5, which says which images each model
+gets right. Empirical robustness is the accuracy, in %, on the samples that succeeded against the
+original. With --adaptive it also attacks every selected model itself, and writes adaptive.csv and
+adaptive.h5.
 """
 
 import sys
@@ -40,10 +42,9 @@ def main(argv=None):
         with atomic_write(path) as temporary:
             table.to_csv(temporary, index=False)
         for rule, title in TABLE_RULES.items():
-            text = selected_models(table, rule)
-            text = text.to_string(index=False, na_rep="", float_format="{:g}".format)
+            models = selected_models(table, rule)
             print(f"\nEmpirical robustness and clean accuracy (test_accuracy) in %: {title}\n")
-            print(text)
+            print(models.to_string(index=False, na_rep="", float_format="{:g}".format))
         print(f"\n{path}: {len(table)} rows", flush=True)
         if args.adaptive:
             from dare.evaluation.adaptive import evaluate

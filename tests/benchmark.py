@@ -49,7 +49,7 @@ from adv.attacks.losses import log_odds
 from adv.attacks.saliency_map import SaliencyMapAttack
 from dare.evaluation.selection import Part, score
 from dare.get_ats import historical_checkpoints, mine
-from dare.nnslicer import graph_of, relative_activations, slice_backwards
+from dare.nnslicer import calls_to_slice, relative_activations, slice_backwards
 from train import params
 from train.backend import keras
 from train.checkpoints import load_classifier, load_weights
@@ -109,7 +109,7 @@ def peak(size=2048):
 
 
 def slicer(classifier, x, y):
-    calls = graph_of(classifier)
+    calls = calls_to_slice(classifier)
     relative = relative_activations(classifier, calls, x[:256], y[:256])
     fast = fastest(slice_backwards, calls, relative, 0.95, times=5)
     # On the whole network the naive loop would take minutes: a part with as many inputs a neuron.

@@ -91,6 +91,11 @@ def tuned_folder(folder, method, **settings):
     return Path(folder) / "tuned" / tuned_name(method, **settings)
 
 
+def command_of(script):
+    """The command line of a script, for messages where only the folder names the study."""
+    return f"python {script} --dataset ... --model ... --seed ..."
+
+
 def require(path, step):
     """Return `path` if it exists; else raise UserError, which says which step makes it."""
     if not path.exists():

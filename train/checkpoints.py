@@ -8,6 +8,7 @@ from train.artifacts import (
     atomic_write,
     attributes,
     checkpoint_path,
+    command_of,
     epochs_in,
     require,
     set_attributes,
@@ -24,7 +25,7 @@ def load_classifier(folder, epoch=None):
 
 def load_architecture(folder):
     """The untrained classifier in a study's folder, from model.keras."""
-    path = require(Path(folder) / "model.keras", "python train/train.py")
+    path = require(Path(folder) / "model.keras", command_of("train/train.py"))
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, KeyError, TypeError) as error:

@@ -58,7 +58,10 @@ def augment(x, rng, shift, fill, flip):
 
 
 def train_batches(x, y, model, dataset, seed, mean=0.0):
-    """Shuffled, augmented Batches for a network; shifts move in its mean or the nearest pixel."""
+    """Shuffled, augmented Batches for a network.
+
+    What a shift uncovers gets the network's mean or the nearest pixel (params.shift).
+    """
     shift, fill = params.shift[params.network_family(model)]
     mean = mean if fill == "constant" else np.float32(0)
     flip = dataset not in params.no_flip

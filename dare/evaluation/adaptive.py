@@ -2,7 +2,8 @@
 
 Empirical robustness is the accuracy on samples that were made against another model; here nothing
 is transferred. adv/attacks/worst_case.py attacks a fixed random part of the reporting half of
-x_test, at several epsilons in Linf and L2. This writes, every ten seconds and at the end,
+x_test, at several epsilons in Linf and L2. This writes, after a model has been attacked (at most
+every ten seconds) and at the end,
 
 - adaptive.h5: `index` int64 (n,), the images in x_test, and for every model, under the SHA-256 of
   its weights, uint8 (n,) <norm>/<attack>/<epsilon>: 1 robust, 0 broken, 2 unknown;

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from adv import SUCCESS_NEEDED
 from dare.evaluation.comparisons import lowest_accuracy
 from dare.evaluation.facts import facts
 from dare.evaluation.runs import NETWORK, PAPER
@@ -10,7 +11,6 @@ from dare.workflow.methods import METHODS
 POINTS_BELOW_PAPER = 20
 MINED_NEEDED = 100
 SAMPLES_NEEDED = 50
-SUCCESS_NEEDED = 0.5
 
 
 def warnings(recorded):
@@ -37,9 +37,7 @@ def problems_of_accuracy(rows, paper):
     lowest = lowest_accuracy(original["dataset"])
     published = paper.get((original["dataset"], original["model"]), 0)
     if clean < lowest:
-        yield (
-            f"the network has {clean:.1f}% clean accuracy, less than twice chance ({lowest:.1f}%)"
-        )
+        yield f"the network has {clean:.1f}% clean accuracy, less than {lowest:g}%"
     elif clean < published - POINTS_BELOW_PAPER:
         yield (
             f"the network has {clean:.1f}% clean accuracy, over {POINTS_BELOW_PAPER} points below "

@@ -180,8 +180,8 @@ def why_not_comparable(dataset, methods, transferred):
     for name, rows in methods.items():
         models = rows.drop_duplicates(["folder", "run"])
         clean, change = models["test_accuracy"].mean(), models["selection_change"].mean()
-        if clean < lowest_accuracy(dataset):
-            return f"{name} has {clean:.1f}% clean accuracy, less than twice chance"
+        if clean < (lowest := lowest_accuracy(dataset)):
+            return f"{name} has {clean:.1f}% clean accuracy, less than {lowest:g}%"
         if loses_too_much(change):
             return f"{name} loses {-change:.2f} points of clean accuracy in selection, more than 1"
     return why_unchanged(methods, transferred)
@@ -200,14 +200,14 @@ def why_unchanged(methods, transferred):
     if any(np.nansum(transferred(model.folder, model.sha256)) for model in models):
         return None
     if name in ("control-self", "control-batchnorm"):
-        return f"{name} is the original: this network has no batch normalisation"
+        return f"{name} is the original: no batch normalisation up to the chosen layer"
     return f"{name} did not change this network"
 
 
 def lowest_accuracy(dataset):
     """Clean accuracy in % below which a classifier is useless: twice chance.
 
-    For fewer than four classes, where that is too much, halfway from chance to 100.
+    For two classes, where that would be 100, it is 75.
     """
     chance = 100 / data_info(dataset).get("classes", 10)
     return min(2 * chance, (chance + 100) / 2)

@@ -2,7 +2,7 @@
 
 import json
 
-from train.artifacts import checkpoint_path, epochs_in, open_artifact
+from train.artifacts import checkpoint_path, command_of, epochs_in, open_artifact
 
 FACTS_FILE = "facts.json"  # in dare/results, where the large files are not kept
 
@@ -29,18 +29,18 @@ def parameters(folder):
         return None
     sizes = []
     path = checkpoint_path(folder, epochs[-1])
-    with open_artifact(path, "python train/train.py") as file:
+    with open_artifact(path, command_of("train/train.py")) as file:
         file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
     return int(sum(sizes))
 
 
 def success(path):
     """Share of the images on which an attack succeeded, by its samples file."""
-    with open_artifact(path, "python adv/generate_adv.py") as file:
+    with open_artifact(path, command_of("adv/generate_adv.py")) as file:
         return float(file["success"][()].mean())
 
 
 def mined(path):
     """(name of a file of targets, number of mined images), or None for a control's targets."""
-    with open_artifact(path, "python dare/get_ats.py") as file:
+    with open_artifact(path, command_of("dare/get_ats.py")) as file:
         return (path.name, len(file["index"])) if "first" in file.attrs else None

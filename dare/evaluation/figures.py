@@ -11,7 +11,7 @@ from dare.evaluation.comparisons import COMPARISONS
 from dare.evaluation.runs import labels_in_order
 from dare.evaluation.scores import LOSS_ALLOWED
 from dare.workflow.methods import FAMILIES, family
-from train.artifacts import open_artifact
+from train.artifacts import command_of, open_artifact
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -245,7 +245,7 @@ def history(folder):
     top.set_ylabel("accuracy (%)")
     top.legend(**LEGEND_BESIDE)
     for path in mined:
-        with open_artifact(path, "python dare/get_ats.py") as file:
+        with open_artifact(path, command_of("dare/get_ats.py")) as file:
             epochs, counts = np.unique(file["epoch"][()], return_counts=True)
         axes[1, 0].bar(epochs, counts, color="#009E73", label="targets of\nmined images")
         axes[1, 0].set_ylabel("images")
@@ -257,7 +257,7 @@ def history(folder):
 
 def slice_shares(path):
     """For every layer, the share of synapses in all class slices, in the model's, and in any."""
-    with open_artifact(path, "python dare/nnslicer.py") as file:
+    with open_artifact(path, command_of("dare/nnslicer.py")) as file:
         layers = sorted(file, key=lambda name: file[name].attrs["order"])
         shares = [layer_shares(file[name]) for name in layers]
     figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")

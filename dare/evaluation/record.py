@@ -14,7 +14,7 @@ import h5py
 from dare.evaluation.facts import FACTS_FILE, facts
 from dare.evaluation.runs import ROOT, RecordedRuns, commands
 from dare.evaluation.scores import SELECTION_RULES, Scores, arrays_in
-from train.artifacts import atomic_write, open_artifact, set_attributes, write_text
+from train.artifacts import atomic_write, command_of, open_artifact, set_attributes, write_text
 
 RESULTS = ROOT / "dare" / "results"
 
@@ -48,7 +48,7 @@ def record(folders, name):
 
 def copy_worst_cases(source, target, reported):
     """Copy the worst cases of the reported models from one adaptive.h5 to another."""
-    step = "python dare/test.py --adaptive"
+    step = command_of("dare/test.py --adaptive")
     with open_artifact(source, step) as file, atomic_write(target) as temporary:
         with h5py.File(temporary, "w") as copy:
             set_attributes(copy, file.attrs)

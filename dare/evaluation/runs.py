@@ -14,7 +14,7 @@ from adv import ATTACKS
 from dare.evaluation.scores import SELECTION_RULES, Scores
 from dare.workflow.methods import FAMILIES, METHODS, family, unseen_splits
 from train import params
-from train.artifacts import open_artifact, require
+from train.artifacts import command_of, open_artifact, require
 from train.flags import UserError
 from train.log import entries
 
@@ -175,7 +175,7 @@ class RecordedRuns:
 
     def scores(self, folder):
         if folder not in self.scores_of:
-            path = require(self.folders[folder] / "scores.h5", "python dare/test.py")
+            path = require(self.folders[folder] / "scores.h5", command_of("dare/test.py"))
             self.scores_of[folder] = Scores(path)
         return self.scores_of[folder]
 
@@ -184,7 +184,7 @@ class RecordedRuns:
         part = "clean reporting"
         folders = of_network(self.rows, dataset, model)["folder"].unique()
         scores = [self.scores(folder) for folder in folders]
-        return len({(s.provenance.get(part), s.index[part].tobytes()) for s in scores}) == 1
+        return len({(s.made_from.get(part), s.index[part].tobytes()) for s in scores}) == 1
 
     def right_on(self, folder, digest, part):
         """Which images of a part a model gets right, bool (n,)."""
@@ -192,7 +192,7 @@ class RecordedRuns:
         if scores.missing(digest, [part]):
             raise UserError(
                 f"{scores.path} lacks a model that {folder}/robustness.csv lists: score again "
-                f"with `python dare/test.py`."
+                f"with `{command_of('dare/test.py')}`."
             )
         return scores.right(digest, part)
 
@@ -237,7 +237,7 @@ class RecordedRuns:
         path = self.folders[folder] / "adaptive.h5"
         if not path.exists():
             return None
-        with open_artifact(path, "python dare/test.py --adaptive") as file:
+        with open_artifact(path, command_of("dare/test.py --adaptive")) as file:
             if f"{digest}/linf/worst" not in file:
                 return None
             worst = file[digest]["linf"]["worst"]

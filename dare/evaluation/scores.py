@@ -11,7 +11,7 @@ robustness.csv, paired differences and their intervals are all made from it. The
 import h5py
 import numpy as np
 
-from train.artifacts import atomic_write, open_artifact, set_attributes
+from train.artifacts import atomic_write, command_of, open_artifact, set_attributes
 
 # The rules by which an epoch of every method is chosen: columns of robustness.csv, set by
 # dare.evaluation.selection.select.
@@ -27,30 +27,31 @@ def loses_too_much(change):
 class Scores:
     """The scores of one study, in memory; `save` writes them, whole or not at all.
 
-    index: {part: int64 (n,)}. provenance: {part: SHA-256}.
+    index: {part: int64 (n,)}. made_from: {part: SHA-256 of the file its images come from}.
+    packed: {SHA-256 of a model's weights: {part: packed bits}}.
     """
 
     def __init__(self, path):
         self.path = path
         self.index = {}
-        self.provenance = {}
+        self.made_from = {}
         self.packed = {}
         if path.exists():
-            with open_artifact(path, "python dare/test.py") as file:
+            with open_artifact(path, command_of("dare/test.py")) as file:
                 for part, data in file["parts"].items():
                     self.index[part] = data[()]
-                    self.provenance[part] = data.attrs["made_from"]
+                    self.made_from[part] = data.attrs["made_from"]
                 for model, group in file["models"].items():
                     self.packed[model] = {part: bits[()] for part, bits in group.items()}
 
-    def define(self, part, index, provenance):
+    def define(self, part, index, made_from):
         """Define a part; scores on another part of the same name are dropped."""
-        same = self.provenance.get(part) == provenance and np.array_equal(self.index[part], index)
+        same = self.made_from.get(part) == made_from and np.array_equal(self.index[part], index)
         if not same:
             for scored in self.packed.values():
                 scored.pop(part, None)
         self.index[part] = np.asarray(index, "int64")
-        self.provenance[part] = provenance
+        self.made_from[part] = made_from
 
     def missing(self, model, parts):
         """The parts that the model, named by the SHA-256 of its weights, has no scores for."""
@@ -77,7 +78,7 @@ class Scores:
             models = file.create_group("models")
             for part, index in sorted(self.index.items()):
                 parts[part] = index
-                parts[part].attrs["made_from"] = self.provenance[part]
+                parts[part].attrs["made_from"] = self.made_from[part]
             for model, scored in sorted(self.packed.items()):
                 for part, bits in sorted(scored.items()):
                     models[f"{model}/{part}"] = bits

@@ -247,14 +247,16 @@ def select(models):
     ]
     distance = np.abs(np.log(models["lr_rate"].astype(float) / defaults)).fillna(0)
     nearest_last = models.assign(nearness=-distance).sort_values(["nearness", "epoch"])
-    best = [
-        candidates.groupby(METHOD, dropna=False, sort=False)["robustness"].idxmax()
-        for candidates in (models, within_1)
-    ]
-    best.append(nearest_last.groupby(METHOD, dropna=False, sort=False).tail(1).index)
-    return pd.DataFrame(
-        {rule: models.index.isin(b) for rule, b in zip(SELECTION_RULES, best, strict=True)}
-    )
+
+    def by_method(candidates):
+        return candidates.groupby(METHOD, dropna=False, sort=False)
+
+    chosen = {
+        "selected": by_method(models)["robustness"].idxmax(),
+        "selected_within_1": by_method(within_1)["robustness"].idxmax(),
+        "last_epoch": by_method(nearest_last).tail(1).index,
+    }
+    return pd.DataFrame({rule: models.index.isin(chosen[rule]) for rule in SELECTION_RULES})
 
 
 def score_study(study):
@@ -295,7 +297,10 @@ def score_study(study):
 
 
 def robustness_rows(models, attacks, scores):
-    """robustness.csv as a DataFrame: a row for each model, attack and split."""
+    """robustness.csv as a DataFrame: a row for each model, attack and split.
+
+    The splits are "validation" and, for selected models, "test".
+    """
     rows = []
     for model in models.to_dict("records"):
         digest = model["sha256"]
@@ -319,7 +324,7 @@ def robustness_rows(models, attacks, scores):
 def selected_models(table, rule):
     """The models that a rule selected, as the terminal shows them: a column for each attack."""
     chosen = table[table[rule] & (table["split"] == "test")]
-    keys = ["method", "per", "choose_layer", "lr_rate", "run", "epoch", "test_accuracy"]
+    keys = ["method", "per", "choose_layer", "batches", "lr_rate", "run", "epoch", "test_accuracy"]
     wide = chosen.groupby([*keys, "attack"], dropna=False, sort=False)["empirical_robustness"]
     wide = wide.first().unstack("attack")
     return wide.assign(mean=wide.mean(axis=1)).round(1).reset_index()

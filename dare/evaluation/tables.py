@@ -87,8 +87,10 @@ def mean_interval(recorded, rows, dataset, model):
 
 
 def wins(cells):
-    """In how many scenarios DARE has a higher mean than every adversarial training, and of how
-    many. A scenario is a network, an attack and a setting of DARE.
+    """(scenarios that DARE wins, all scenarios).
+
+    A scenario is a network, an attack and a setting of DARE. DARE wins if its mean is higher than
+    that of every adversarial training.
     """
     cells = cells[cells["attack"] != "mean"]
     scenario = [*NETWORK, "attack"]

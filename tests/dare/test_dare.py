@@ -202,8 +202,16 @@ def test_tune_refuses_the_folder_of_another_tuning(classifier, tmp_path):
     tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-3, 1))
     with pytest.raises(UserError, match=r"was made with .* it is kept"):
         tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-2, 1))
-    with pytest.raises(UserError, match=r"with lr_rate 0.001, not None"):
-        tune(classifier, mined, x, y, tmp_path, Tuning("conv2", None, 1))
+    with pytest.raises(UserError, match=r"with moves_weights True, not False"):
+        tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-3, 1, moves_weights=False))
+
+
+def test_key_neurons_of_another_layer_are_refused(classifier, tmp_path):
+    x, y = patterns(32)
+    mined = MinedImages(np.arange(32), None, None, None, np.zeros((32, 6, 6, 8), "float32"))
+    tuning = Tuning("conv2", 1e-3, 1, key_neurons=np.ones((4, 16), bool))
+    with pytest.raises(UserError, match="16 for each class, but layer conv2 has 8 neurons"):
+        tune(classifier, mined, x, y, tmp_path, tuning)
 
 
 def test_an_adapted_normalization_stays_adapted():

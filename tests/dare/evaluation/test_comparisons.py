@@ -47,11 +47,9 @@ def test_a_control_that_changes_nothing_is_not_comparable(home):
     rows, text = judged(home, dare=(0.5, 0.95, 0.3), control_self=(0.0, 0.95, 0.3))
     row = rows.loc["control-self"]
     assert row["conclusion"] == row["adaptive_conclusion"] == "not comparable"
-    assert row["reason"] == "control-self is the original: this network has no batch normalisation"
-    assert (
-        "Not comparable: control-self (is the original: this network has no batch normalisation)."
-        in text
-    )
+    reason = "is the original: no batch normalisation up to the chosen layer"
+    assert row["reason"] == f"control-self {reason}"
+    assert f"Not comparable: control-self ({reason})." in text
 
 
 def test_batch_normalisation_s_drift_is_no_merit_of_dare(home):
@@ -165,8 +163,8 @@ def test_under_twice_chance_is_not_comparable(home):
     recorded = RecordedRuns([made_up(home, guessing)])
     rows = verdict(recorded, "digits", "lenet")
     assert set(rows["conclusion"]) == {"not comparable"}
-    assert rows["reason"].str.contains("less than twice chance").all()
-    assert any("less than twice chance (20.0%)" in text for text in checks.warnings(recorded))
+    assert rows["reason"].str.contains("less than 20%").all()
+    assert any("clean accuracy, less than 20%" in text for text in checks.warnings(recorded))
 
 
 def test_the_verdict_has_rows_for_what_was_run(home):
