@@ -229,7 +229,7 @@ def make_targets(study, choose_layer, name, choose):
     choose: function (MinedImages) -> (paths of checkpoints, int (n,): which of them each image
         takes its target from).
     """
-    path = targets_path(study.folder, f"{choose_layer}_{name}")
+    path = targets_path(study.folder, choose_layer, name)
     logged = study.names | {"choose_layer": choose_layer}
     with stage(path.with_suffix(".log"), f"targets {name}", logged) as log:
         with open_targets(study, choose_layer) as file:

@@ -32,7 +32,7 @@ def open_targets(study, choose_layer, name=None):
 
     It is ats_<layer>.h5 or, for a control that has targets of its own, ats_<layer>_<name>.h5.
     """
-    path = targets_path(study.folder, "_".join(filter(None, (choose_layer, name))))
+    path = targets_path(study.folder, choose_layer, name)
     step = study.command("dare/get_ats.py", choose_layer=choose_layer)
     return study.open_checked(path, step, choose_layer=choose_layer)
 

@@ -64,8 +64,10 @@ def slice_path(folder, per):
     return Path(folder) / f"slice_{per:g}.h5"
 
 
-def targets_path(folder, layer):
-    return Path(folder) / f"ats_{path_text(layer)}.h5"
+def targets_path(folder, layer, name=None):
+    """The targets of a layer; name: of a control that has targets of its own."""
+    parts = ["ats", path_text(layer), *([name] if name else [])]
+    return Path(folder) / f"{'_'.join(parts)}.h5"
 
 
 def samples_path(folder, attack):
@@ -91,9 +93,10 @@ def tuned_folder(folder, method, **settings):
     return Path(folder) / "tuned" / tuned_name(method, **settings)
 
 
-def command_of(script):
-    """The command line of a script, for messages where only the folder names the study."""
-    return f"python {script} --dataset ... --model ... --seed ..."
+def command_of(script, dataset="...", model="...", seed="...", **flags):
+    """The command line of a script for a study, for messages; by default only a folder names it."""
+    flags = {"dataset": dataset, "model": model, "seed": seed} | flags
+    return " ".join(["python", script, *(f"--{name} {value}" for name, value in flags.items())])
 
 
 def require(path, step):

@@ -9,8 +9,10 @@ from train import artifacts, params
 from train.artifacts import (
     attributes,
     checkpoint_path,
+    command_of,
     open_artifact,
     other_setting,
+    require,
     sha256,
     study_folder,
     study_folders,
@@ -45,9 +47,7 @@ class Study:
     def open(cls, args):
         """The study that --dataset, --model and --seed name; UserError if it is missing."""
         folder = study_folder(args.dataset, args.model, args.seed)
-        if not folder.exists():
-            names = f"--dataset {args.dataset} --model {args.model} --seed {args.seed}"
-            raise UserError(f"{folder} is missing: make it with `python train/train.py {names}`.")
+        require(folder, command_of("train/train.py", args.dataset, args.model, args.seed))
         checkpoint = final_checkpoint(folder)
         provenance = {
             "dataset": args.dataset,
@@ -120,8 +120,7 @@ class Study:
 
     def command(self, script, **flags):
         """The command line of a script for this study, for messages."""
-        flags = " ".join(f"--{name} {value}" for name, value in (self.names | flags).items())
-        return f"python {script} {flags}"
+        return command_of(script, **self.names, **flags)
 
     def open_checked(self, path, step, **expected):
         """open_artifact, for an artifact that must be made from this study's checkpoint."""
