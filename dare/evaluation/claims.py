@@ -184,35 +184,39 @@ def row_of_cell(comparison, cell):
 
 
 def row_over_cells(comparison, name, cells):
-    """The mean over the comparable cells of a group, with its interval over such cells.
+    """The mean over the comparable cells of a group and, with CELLS_NEEDED of them, what it shows.
 
-    An interval, a yes and a no need CELLS_NEEDED cells, and a yes also the intervals over images of
-    more than half of them.
+    Fewer cells conclude nothing: they get no interval, and no test in Holm's correction.
     """
     comparable = [cell.difference for cell in cells if cell.obstacle is None]
-    quantity = comparison.quantity
-    of_cells = [conclusion_of(cell.low, cell.high, quantity)[0] for cell in comparable]
-    with_yes = of_cells.count("yes")
+    of_cells = [conclusion_of(cell.low, cell.high, comparison.quantity)[0] for cell in comparable]
     row = {"dataset": name, "model": name, "measured": len(cells), "cells": len(comparable)}
-    row |= {"cells_with_yes": with_yes, "sources": sum(cell.sources for cell in comparable)}
+    row |= {"cells_with_yes": of_cells.count("yes")}
+    row |= {"sources": sum(cell.sources for cell in comparable)}
     if not comparable:
         reason = "no cell is comparable" if cells else "none of the paper's networks was run"
         return row | {"conclusion": "not comparable", "reason": reason}
     values = [cell.value for cell in comparable]
-    null = -LOSS_ALLOWED if quantity == "clean" else 0
-    value, low, high, row["p"] = mean_of_cells(values, null)
-    row |= {"difference": value, "low": low, "high": high}
-    row["n"] = sum(cell.images for cell in comparable)
+    row |= {"difference": np.mean(values), "n": sum(cell.images for cell in comparable)}
     if len(comparable) < CELLS_NEEDED:
-        # They can conclude nothing: no interval, and no test in Holm's correction.
         row |= dict.fromkeys(("low", "high", "p"), np.nan)
         return row | {"conclusion": "undecided", "reason": f"fewer than {CELLS_NEEDED} cells"}
-    row["conclusion"], row["reason"] = conclusion_of(low, high, quantity)
-    if row["conclusion"] == "no" and high > null:  # p must test what the conclusion says
-        row["p"] = mean_of_cells(values, MATTERS)[3]
-    if row["conclusion"] == "yes" and 2 * with_yes <= len(comparable):
-        row |= {"conclusion": "undecided", "reason": "a yes in at most half of the cells"}
-    return row
+    return row | conclusion_over_cells(comparison.quantity, values, row["cells_with_yes"])
+
+
+def conclusion_over_cells(quantity, values, with_yes):
+    """Interval, p, conclusion and reason of the differences (points) in at least two cells.
+
+    with_yes: how many of the cells have a yes of their own. A yes needs more than half of them.
+    """
+    null = -LOSS_ALLOWED if quantity == "clean" else 0
+    _, low, high, p = mean_of_cells(values, null)
+    answer, reason = conclusion_of(low, high, quantity)
+    if answer == "no" and high > null:  # p must test what the conclusion says
+        p = mean_of_cells(values, MATTERS)[3]
+    if answer == "yes" and 2 * with_yes <= len(values):
+        answer, reason = "undecided", "a yes in at most half of the cells"
+    return {"low": low, "high": high, "p": p, "conclusion": answer, "reason": reason}
 
 
 def paper_difference(comparison, published):
