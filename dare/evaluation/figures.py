@@ -101,9 +101,11 @@ def claims(table):
     axis.plot([], [], "D", color="black", label="over the paper's cells")
     others = table.drop_duplicates("component").set_index("component")["compared_with"]
     axis.set(xlim=edges, ylim=(-0.5, len(rows) - 0.5), yticks=range(len(rows)))
-    axis.set_yticklabels(
-        [f"{name} {setting}\n(DARE minus {others[name]})" for name, setting in rows], fontsize=8
-    )
+    labels = [
+        f"{', '.join(filter(None, (name, setting)))}\n(DARE minus {others[name]})"
+        for name, setting in rows
+    ]
+    axis.set_yticklabels(labels, fontsize=8)
     axis.set_xlabel("points")
     axis.grid(axis="y", visible=False)
     axis.legend(**LEGEND_BESIDE)
