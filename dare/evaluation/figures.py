@@ -100,12 +100,13 @@ def claims(table):
         axis.plot([], [], shape, color=colour, label=f"{model}, {dataset}", ms=4.5)
     axis.plot([], [], "D", color="black", label="over the paper's cells")
     others = table.drop_duplicates("component").set_index("component")["compared_with"]
+
+    def label(component, setting):
+        title = f"{component}, {setting}" if setting else component
+        return f"{title}\n(DARE minus {others[component]})"
+
     axis.set(xlim=edges, ylim=(-0.5, len(rows) - 0.5), yticks=range(len(rows)))
-    labels = [
-        f"{', '.join(filter(None, (name, setting)))}\n(DARE minus {others[name]})"
-        for name, setting in rows
-    ]
-    axis.set_yticklabels(labels, fontsize=8)
+    axis.set_yticklabels([label(*row) for row in rows], fontsize=8)
     axis.set_xlabel("points")
     axis.grid(axis="y", visible=False)
     axis.legend(**LEGEND_BESIDE)
