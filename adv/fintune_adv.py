@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adv import ATTACKS
 from train import params
-from train.artifacts import samples_path, sha256
 from train.fine_tuning import FineTuning, LabelledImages, fine_tune_study
-from train.flags import UserError, chosen_names, options, run_script
-from train.study import Study
+from train.shared.artifacts import sha256
+from train.shared.flags import UserError, chosen_names, options, run_script
+from train.shared.paths import samples_path
+from train.shared.study import Study
 
 dataset = "digits"
 model = "lenet"

@@ -25,17 +25,17 @@ from adv import ATTACKS, SUCCESS_NEEDED
 from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
-from train.artifacts import (
+from train.shared.artifacts import (
     already_made,
     atomic_write,
     attributes,
     remove_temporary_files,
-    samples_path,
     set_attributes,
 )
-from train.flags import UserError, chosen_names, options, run_script
-from train.log import progress, stage, whole_updates
-from train.study import Study
+from train.shared.flags import UserError, chosen_names, options, run_script
+from train.shared.log import progress, stage, whole_updates
+from train.shared.paths import samples_path
+from train.shared.study import Study
 from train.utils import class_names, pixels, predict
 
 dataset = "digits"

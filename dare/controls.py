@@ -37,27 +37,24 @@ import numpy as np
 from dare.dare import tune_study
 from dare.get_ats import MinedImages, record_activations
 from dare.inputs import mined_images, open_targets
-from dare.workflow.methods import CONTROLS
+from dare.methods import CONTROLS
 from train import params
-from train.artifacts import (
+from train.fine_tuning import FineTuning, fine_tune_study
+from train.fit import random_stream, seed_random_layers
+from train.shared.artifacts import (
     already_made,
     atomic_write,
-    checkpoint_path,
     remove_temporary_files,
     require,
     set_attributes,
     sha256,
-    targets_path,
-    tuned_folder,
-    weights_path,
 )
-from train.checkpoints import load_weights, save_weights
-from train.fine_tuning import FineTuning, fine_tune_study
-from train.fit import random_stream, seed_random_layers
-from train.flags import chosen_names, options, run_script
-from train.graph import layers_by_path, up_to
-from train.log import progress, stage
-from train.study import Study
+from train.shared.checkpoints import load_weights, save_weights
+from train.shared.flags import chosen_names, options, run_script
+from train.shared.graph import layers_by_path, up_to
+from train.shared.log import progress, stage
+from train.shared.paths import checkpoint_path, targets_path, tuned_folder, weights_path
+from train.shared.study import Study
 from train.utils import Rows, pixels
 
 dataset = "digits"

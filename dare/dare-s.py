@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.dare import tune_study
 from train import params
-from train.flags import options, run_script
-from train.study import Study
+from train.shared.flags import options, run_script
+from train.shared.study import Study
 
 dataset = "digits"
 model = "lenet"

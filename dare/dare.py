@@ -23,15 +23,16 @@ from dare.get_ats import MinedImages
 from dare.inputs import open_targets, read_slice
 from dare.slicing.kinds import kernel_of, mask_of_kernel
 from train import params
-from train.arrays import check_arrays
-from train.artifacts import epochs_in, fingerprint, path_text, sha256, tuned_folder
-from train.backend import keras, ops
 from train.fine_tuning import drop_penalties
 from train.fit import Run, fit
-from train.flags import UserError, options, run_script
-from train.graph import copy_up_to, layers_by_path
-from train.log import stage
-from train.study import Study
+from train.shared.arrays import check_arrays
+from train.shared.artifacts import fingerprint, sha256
+from train.shared.backend import keras, ops
+from train.shared.flags import UserError, options, run_script
+from train.shared.graph import copy_up_to, layers_by_path
+from train.shared.log import stage
+from train.shared.paths import epochs_in, path_text, tuned_folder
+from train.shared.study import Study
 from train.utils import Batches, pixels, set_seed
 
 dataset = "digits"
@@ -268,7 +269,7 @@ def tune_study(study, settings, epochs, targets=None):
     """Tune a study's classifier into the folder that the settings name.
 
     Args:
-        study: train.study.Study.
+        study: train.shared.study.Study.
         settings: method, choose_layer, run and, where the method has them, per (without it, no
             slice), batches and lr_rate (without it, no weight moves).
         epochs: of tuning.

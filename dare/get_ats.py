@@ -21,23 +21,21 @@ import numpy as np
 import scipy.special
 
 from train import params
-from train.arrays import check_arrays
-from train.artifacts import (
+from train.shared.arrays import check_arrays
+from train.shared.artifacts import (
     already_made,
     atomic_write,
-    checkpoint_path,
-    epochs_in,
     fingerprint,
     remove_temporary_files,
     set_attributes,
     sha256,
-    targets_path,
 )
-from train.checkpoints import load_weights
-from train.flags import UserError, options, run_script
-from train.graph import up_to
-from train.log import progress, stage
-from train.study import Study
+from train.shared.checkpoints import load_weights
+from train.shared.flags import UserError, options, run_script
+from train.shared.graph import up_to
+from train.shared.log import progress, stage
+from train.shared.paths import checkpoint_path, epochs_in, targets_path
+from train.shared.study import Study
 from train.utils import IMAGES_AT_ONCE, Rows, ends_in_softmax, predict
 
 dataset = "digits"

@@ -2,9 +2,10 @@
 
 from dare.nnslicer import load_slice
 from dare.slicing.key_neurons import key_neurons_of
-from train.artifacts import sha256, slice_path, targets_path
 from train.fine_tuning import LabelledImages
-from train.flags import UserError
+from train.shared.artifacts import sha256
+from train.shared.flags import UserError
+from train.shared.paths import slice_path, targets_path
 from train.utils import Rows
 
 

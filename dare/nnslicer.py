@@ -28,13 +28,14 @@ from dare.slicing.kinds import (
 )
 from dare.slicing.ranking import ceil_share, map_blocks
 from train import params
-from train.arrays import check_arrays
-from train.artifacts import already_made, atomic_write, path_text, set_attributes, slice_path
-from train.backend import ops
-from train.flags import UserError, options, run_script
-from train.graph import calls_of, part_of
-from train.log import progress, stage
-from train.study import Study
+from train.shared.arrays import check_arrays
+from train.shared.artifacts import already_made, atomic_write, set_attributes
+from train.shared.backend import ops
+from train.shared.flags import UserError, options, run_script
+from train.shared.graph import calls_of, part_of
+from train.shared.log import progress, stage
+from train.shared.paths import path_text, slice_path
+from train.shared.study import Study
 from train.utils import IMAGES_AT_ONCE, predict
 
 dataset = "digits"
@@ -86,7 +87,7 @@ def slice_model(model, x, y, per):
 
 
 def calls_to_slice(model):
-    """The calls that the slicer goes through (train.graph.Call), from input to output.
+    """The calls that the slicer goes through (train.shared.graph.Call), from input to output.
 
     A separable convolution is split into its two parts. Raises UserError if a layer is of a kind
     that is not handled, or has synapses and is used twice.

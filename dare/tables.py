@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dare.evaluation import record as recording
 from dare.evaluation.report import make_report_of_paper, make_report_of_runs
 from dare.evaluation.runs import TEXTS
-from train import artifacts
-from train.flags import UserError, options, run_script
-from train.log import stage
+from train.shared import paths
+from train.shared.flags import UserError, options, run_script
+from train.shared.log import stage
 
 dataset = None  # one or several, with commas; None: all
 model = None  # the same
@@ -41,7 +41,7 @@ def scored_studies(home, datasets=None, models=None):
 
     datasets, models: names with commas; None: all.
     """
-    studies = artifacts.study_folders(home, "*", "*")
+    studies = paths.study_folders(home, "*", "*")
     scored = [path for path in studies if (path / "robustness.csv").exists()]
     if chosen := [path for path in scored if is_of(path, datasets, models)]:
         return chosen
@@ -65,7 +65,7 @@ def main(argv=None):
         raise UserError("--paper, --record and --results exclude each other: give one.")
     if args.paper and (args.dataset or args.model):
         raise UserError("--paper is about all networks: leave out --dataset and --model.")
-    home = recording.RESULTS / args.results if args.results else artifacts.HOME / "models"
+    home = recording.RESULTS / args.results if args.results else paths.HOME / "models"
     folders = [] if args.paper else scored_studies(home, args.dataset, args.model)
     target = home / ("paper" if args.paper else "_".join(filter(None, (args.dataset, args.model))))
     if args.record:

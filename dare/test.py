@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.evaluation.runs import TABLE_RULES
 from dare.evaluation.selection import score_study, selected_models
-from dare.workflow.methods import METHODS
-from train.artifacts import atomic_write
-from train.flags import chosen_names, options, run_script
-from train.log import stage
-from train.study import Study
+from dare.methods import METHODS
+from train.shared.artifacts import atomic_write
+from train.shared.flags import chosen_names, options, run_script
+from train.shared.log import stage
+from train.shared.study import Study
 
 dataset = "digits"
 model = "lenet"

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.parse import LARGEST_DATA, parse
-from train.flags import UserError
-from train.log import progress
+from train.shared.flags import UserError
+from train.shared.log import progress
 
 LARGEST_IMAGE = 1024 * 1024  # pixels; a file that claims more is refused before it is decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

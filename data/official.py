@@ -14,9 +14,9 @@ from urllib.request import urlopen
 import numpy as np
 
 from data.parse import LARGEST_DATA, parse
-from train import artifacts
-from train.flags import UserError, is_about_disk
-from train.log import progress
+from train.shared import artifacts, paths
+from train.shared.flags import UserError, is_about_disk
+from train.shared.log import progress
 
 ADDRESSES = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/",
@@ -155,7 +155,7 @@ def download(name):
 
     Files that are already there with the right SHA-256 are kept. Raises UserError if it fails.
     """
-    folder = artifacts.data_folder(name) / "official"
+    folder = paths.data_folder(name) / "official"
     artifacts.remove_temporary_files(folder)
     for path in (folder / file for file in OFFICIAL[name]):
         if path.exists() and artifacts.sha256(path) == SHA256[path.name]:

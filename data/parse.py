@@ -1,6 +1,6 @@
 """Reading files that somebody else made: nothing in them is executed or trusted."""
 
-from train.flags import UserError
+from train.shared.flags import UserError
 
 LARGEST_DATA = 8 * 2**30  # bytes of all images of a part
 

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from data.official import OFFICIAL, READERS, download
-from train import artifacts, params
-from train.flags import UserError, options, run_script
-from train.log import stage
+from train import params
+from train.shared import artifacts, paths
+from train.shared.flags import UserError, options, run_script
+from train.shared.log import stage
 
 dataset = "digits"  # digits, fashion_mnist, cifar10, svhn, or a name for your folder of images
 source = None  # folder of the official files, or of images; None: download the official files
@@ -164,7 +165,7 @@ def prepare(dataset, source=None, limit=None, seed=0):
             raise UserError(f"--source {source} is not a folder.")
         if dataset == "digits":
             raise UserError(f"digits take no --source: name what {source} holds with --dataset.")
-    folder = artifacts.data_folder(dataset)
+    folder = paths.data_folder(dataset)
     settings = {"source": str(source or "official"), "limit": limit, "seed": seed}
     with stage(folder / "prepare.log", f"prepare {dataset}", settings) as log:
         log.idle = is_prepared(folder, settings)

@@ -51,14 +51,14 @@ from dare.evaluation.selection import Part, score
 from dare.get_ats import historical_checkpoints, mine
 from dare.nnslicer import calls_to_slice, relative_activations, slice_backwards
 from train import params
-from train.backend import keras
-from train.checkpoints import load_classifier, load_weights
 from train.fit import EpochKeeper, Run
-from train.flags import chosen_names, options, run_script
-from train.graph import up_to
-from train.log import device, peak_memory
 from train.precision import copy_weights, has_bfloat16, in_precision
-from train.study import Study
+from train.shared.backend import keras
+from train.shared.checkpoints import load_classifier, load_weights
+from train.shared.flags import chosen_names, options, run_script
+from train.shared.graph import up_to
+from train.shared.log import device, peak_memory
+from train.shared.study import Study
 from train.train import compiled, train_batches
 from train.utils import Batches, pixels, predict
 

@@ -13,10 +13,10 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 import numpy as np
 import pytest
 
-import train.artifacts
 import train.models
 import train.params
-from train.backend import keras, ops
+import train.shared.paths
+from train.shared.backend import keras, ops
 from train.utils import set_seed
 
 layers = keras.layers
@@ -84,7 +84,7 @@ def cpu_flags():
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty folder in the place of the repository's data/ and models/."""
-    monkeypatch.setattr(train.artifacts, "HOME", tmp_path)
+    monkeypatch.setattr(train.shared.paths, "HOME", tmp_path)
     return tmp_path
 
 
@@ -110,7 +110,7 @@ def trained(tmp_path_factory):
 
     home = tmp_path_factory.mktemp("trained")
     patch = pytest.MonkeyPatch()
-    patch.setattr(train.artifacts, "HOME", home)
+    patch.setattr(train.shared.paths, "HOME", home)
     write_data(home)
     train_network("toy", "tiny", 0, 8)
     nnslicer.main(TOY)
@@ -126,7 +126,7 @@ def study(trained, tmp_path, monkeypatch):
     """A copy of `trained` to work in; returns (home, the study's folder, flags)."""
     home = tmp_path / "home"
     shutil.copytree(trained, home)
-    monkeypatch.setattr(train.artifacts, "HOME", home)
+    monkeypatch.setattr(train.shared.paths, "HOME", home)
     return home, home / "models" / "toy_tiny_seed0", list(TOY)
 
 

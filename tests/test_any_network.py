@@ -10,8 +10,8 @@ import train.params
 from adv import generate_adv
 from dare import controls, dare, get_ats, nnslicer
 from dare import test as scoring
-from train.backend import keras
-from train.graph import layers_by_path
+from train.shared.backend import keras
+from train.shared.graph import layers_by_path
 from train.train import train as train_network
 from train.utils import load_classifier
 

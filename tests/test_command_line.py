@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import write_data
 
-import train.artifacts
-from train.flags import UserError
+import train.shared.artifacts
+import train.shared.paths
+from train.shared.flags import UserError
 
 SCRIPTS = {
     "prepare": "data.prepare",
@@ -274,7 +275,7 @@ def test_full_disk_is_seen_before_training(home, monkeypatch):
 
     write_data(home)
     full = type("usage", (), {"free": 1000})
-    monkeypatch.setattr(train.artifacts.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(train.shared.artifacts.shutil, "disk_usage", lambda _: full)
     with pytest.raises(UserError, match=r"4 epochs of tiny take .* GB free"):
         train_network("toy", "tiny", 0, 4)
     assert not list(home.glob("models/*/checkpoints/*"))

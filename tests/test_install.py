@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from dare.evaluation import runs
 from data import prepare
-from train import artifacts, flags, log
+from train.shared import artifacts, flags, log, paths
 
 # Modules of the standard library that Windows lacks.
 UNIX_ONLY = ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog")
@@ -89,7 +89,7 @@ def test_unknown_peak_memory_is_not_printed(monkeypatch, tmp_path, capsys):
 def test_no_file_is_removed_while_it_is_mapped(home, monkeypatch):
     """Windows refuses that: labels are compared, then removed and written again."""
     prepare.prepare("digits", limit=100)
-    (artifacts.data_folder("digits") / "info.json").unlink()
+    (paths.data_folder("digits") / "info.json").unlink()
     remove, removed = Path.unlink, []
 
     def unlink(path, missing_ok=False):
@@ -124,12 +124,12 @@ def test_names_of_folders_on_windows(monkeypatch, name):
 
 def test_paths_of_artifacts_on_windows(monkeypatch):
     monkeypatch.setattr(artifacts, "Path", PureWindowsPath)
-    monkeypatch.setattr(artifacts, "HOME", PureWindowsPath(r"C:\home"))
-    folder = artifacts.study_folder("digits", "lenet")
+    monkeypatch.setattr(paths, "HOME", PureWindowsPath(r"C:\home"))
+    folder = paths.study_folder("digits", "lenet")
     assert str(folder) == r"C:\home\models\digits_lenet_seed0"
-    weights = artifacts.checkpoint_path(folder, 7)
+    weights = paths.checkpoint_path(folder, 7)
     assert str(weights) == rf"{folder}\checkpoints\model.007.weights.h5"
-    tuned = artifacts.tuned_folder(str(folder), "dare", choose_layer="conv2", per=0.95)
+    tuned = paths.tuned_folder(str(folder), "dare", choose_layer="conv2", per=0.95)
     assert str(tuned) == rf"{folder}\tuned\dare_conv2_per0.95"
 
 

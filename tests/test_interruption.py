@@ -20,10 +20,10 @@ STAGES = (
 # Runs the stages from one on; a thread kills the process `delay` seconds into the stage `victim`.
 DRIVER = """
 import sys, os, signal, threading, time
-import conftest, train.artifacts
+import conftest, train.shared.paths
 from conftest import TOY
 from pathlib import Path
-train.artifacts.HOME = Path(sys.argv[1])
+train.shared.paths.HOME = Path(sys.argv[1])
 begin, victim, delay = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 from adv import fintune_adv, generate_adv
 from dare import controls, dare, get_ats, nnslicer, test

@@ -8,7 +8,7 @@ from conftest import ROOT, patterns
 from adv.attacks import attack
 from dare.get_ats import mine
 from dare.nnslicer import slice_model
-from train.backend import keras
+from train.shared.backend import keras
 from train.utils import set_seed
 
 layers = keras.layers

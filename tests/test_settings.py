@@ -8,7 +8,7 @@ from conftest import ROOT, TOY, write_data
 
 from dare import dare
 from train import params
-from train.flags import UserError
+from train.shared.flags import UserError
 
 SLICED = "tuned/{}_conv2_per0.95_lr{}_run{}/model.001.weights.h5"
 PLAIN = "tuned/{}_conv2_lr{}_run{}/model.001.weights.h5"

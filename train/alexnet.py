@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train import params
-from train.flags import options, run_script
+from train.shared.flags import options, run_script
 from train.train import train
 
 dataset = "fashion_mnist"  # digits, fashion_mnist, cifar10, svhn, or your own

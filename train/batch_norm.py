@@ -9,7 +9,7 @@ gradients gain little, so only training uses it.
 
 import tensorflow as tf
 
-from train.backend import keras
+from train.shared.backend import keras
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):

@@ -8,7 +8,7 @@ in bfloat16 where images are small. On an AMD EPYC with AVX512-BF16, 2x2 pixels 
 
 import tensorflow as tf
 
-from train.backend import keras
+from train.shared.backend import keras
 
 MAX_SIZE = 6  # height and width in pixels; for larger images the patches cost more than they save
 

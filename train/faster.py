@@ -1,6 +1,6 @@
 """Faster versions of Keras's layers, where this device has them."""
 
-from train.backend import accelerators, keras
+from train.shared.backend import accelerators, keras
 
 
 def faster_class(layer, precision="float32"):

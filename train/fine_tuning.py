@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.artifacts import tuned_folder
-from train.backend import keras
 from train.fit import Run, fit
-from train.graph import is_normalisation, layers_by_path, up_to
-from train.log import stage
+from train.shared.backend import keras
+from train.shared.graph import is_normalisation, layers_by_path, up_to
+from train.shared.log import stage
+from train.shared.paths import tuned_folder
 from train.utils import Batches, pixels, set_seed
 
 
@@ -95,7 +95,7 @@ def fine_tune_study(study, data, settings, tuning, epochs):
     """Fine-tune a study's network into the folder that the settings name.
 
     Args:
-        study: train.study.Study. data: LabelledImages.
+        study: train.shared.study.Study. data: LabelledImages.
         settings: the method, and the settings that the folder's name spells out.
         tuning: FineTuning, with the seed of the run.
         epochs: a larger number than before continues the earlier run.

@@ -9,19 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from train.artifacts import (
+from train.shared.artifacts import (
     atomic_write,
     attributes,
-    epochs_in,
     refuse_other_settings,
     remove_temporary_files,
-    weights_path,
     write_text,
 )
-from train.backend import keras
-from train.checkpoints import load_weights, save_weights
-from train.flags import UserError
-from train.graph import layers_by_path
+from train.shared.backend import keras
+from train.shared.checkpoints import load_weights, save_weights
+from train.shared.flags import UserError
+from train.shared.graph import layers_by_path
+from train.shared.paths import epochs_in, weights_path
 from train.utils import set_seed
 
 LOG_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")

@@ -7,7 +7,7 @@ A network of your own: a module in train/models/, its name in NETWORKS there, an
 below.
 """
 
-from train.artifacts import data_info
+from train.shared.artifacts import data_info
 
 # ------------------------------------------------------------------- defaults of several scripts
 

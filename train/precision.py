@@ -9,10 +9,10 @@ normalisation of the pixels and the softmax stay float32; everything between is 
 import contextlib
 from pathlib import Path
 
-from train.artifacts import recorded_precision
-from train.backend import accelerators, keras
 from train.faster import faster_class
-from train.graph import is_normalisation, layers_by_path, output_layer
+from train.shared.artifacts import recorded_precision
+from train.shared.backend import accelerators, keras
+from train.shared.graph import is_normalisation, layers_by_path, output_layer
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")  # Linux's names of processors that multiply bfloat16
 

@@ -16,13 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from train import params
-from train.artifacts import atomic_write, data_sha256, epochs_in, require_space, study_folder
-from train.backend import keras
 from train.fit import Run, fit
-from train.flags import UserError, options, run_script
-from train.log import stage
 from train.models import NETWORKS, build_model, statistics
 from train.precision import copy_weights, in_precision, precision_of
+from train.shared.artifacts import atomic_write, data_sha256, require_space
+from train.shared.backend import keras
+from train.shared.flags import UserError, options, run_script
+from train.shared.log import stage
+from train.shared.paths import epochs_in, study_folder
 from train.utils import Batches, load_data, pixels, selection_images, set_seed
 
 dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own

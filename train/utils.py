@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 
-from train import artifacts
-from train.artifacts import data_folder, data_info
-from train.backend import keras
-from train.checkpoints import load_classifier
-from train.flags import UserError
-from train.graph import output_layer
+from train.shared import artifacts
+from train.shared.artifacts import data_info
+from train.shared.backend import keras
+from train.shared.checkpoints import load_classifier
+from train.shared.flags import UserError
+from train.shared.graph import output_layer
+from train.shared.paths import data_folder
 
 __all__ = ["Batches", "Rows", "load_classifier", "load_data", "pixels", "predict", "set_seed"]
 

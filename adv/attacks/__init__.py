@@ -18,8 +18,8 @@ from adv.attacks.fixed import attack_at_epsilons
 from adv.attacks.gradient_sign import bim, fgsm, pgd
 from adv.attacks.perturbations import norms
 from adv.attacks.saliency_map import jsma
-from train.arrays import check_arrays
-from train.flags import UserError
+from train.shared.arrays import check_arrays
+from train.shared.flags import UserError
 from train.utils import pixels, set_seed
 
 __all__ = ["attack", "norms"]

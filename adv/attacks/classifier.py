@@ -13,9 +13,9 @@ import foolbox
 import numpy as np
 
 from adv.attacks.losses import log_odds, margin
-from train.backend import accelerators, keras, ops
-from train.flags import UserError
-from train.graph import calls_of, part_of
+from train.shared.backend import accelerators, keras, ops
+from train.shared.flags import UserError
+from train.shared.graph import calls_of, part_of
 from train.utils import ends_in_softmax
 
 # ------------------------------------------------------------------------------ the Foolbox model

@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 
 from adv.attacks.perturbations import per_image
-from train.artifacts import atomic_write
+from train.shared.artifacts import atomic_write
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -27,8 +27,14 @@ from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, WorstC
 from dare.evaluation.intervals import wilson
 from dare.evaluation.scores import arrays_in
 from dare.evaluation.selection import MODEL
-from train.artifacts import already_made, atomic_write, data_sha256, fingerprint, set_attributes
-from train.log import clock, progress
+from train.shared.artifacts import (
+    already_made,
+    atomic_write,
+    data_sha256,
+    fingerprint,
+    set_attributes,
+)
+from train.shared.log import clock, progress
 from train.utils import halves_of_test, pixels
 
 # Epsilons, ascending, for images of one channel and of several.
@@ -47,7 +53,7 @@ def evaluate(study, table, weights, images=500, restarts=3, methods=None):
     refused.
 
     Args:
-        study: train.study.Study. table: its robustness.csv as a DataFrame.
+        study: train.shared.study.Study. table: its robustness.csv as a DataFrame.
         weights: {SHA-256 of the weights: path}.
         images: number of images of the reporting half. restarts: random starts of pgd.
         methods: names of the methods to attack; None: all.

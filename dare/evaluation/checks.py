@@ -6,7 +6,7 @@ from adv import SUCCESS_NEEDED
 from dare.evaluation.comparisons import lowest_accuracy
 from dare.evaluation.facts import facts
 from dare.evaluation.runs import NETWORK, PAPER
-from dare.workflow.methods import METHODS
+from dare.methods import METHODS
 
 POINTS_BELOW_PAPER = 20
 MINED_NEEDED = 100

@@ -13,8 +13,8 @@ import pandas as pd
 from dare.evaluation.intervals import paired_bootstrap, plain_means
 from dare.evaluation.runs import dare_rows, paired
 from dare.evaluation.scores import LOSS_ALLOWED, loses_too_much
-from dare.workflow.methods import family
-from train.artifacts import data_info
+from dare.methods import family
+from train.shared.artifacts import data_info
 
 BEST = "best at-*"  # the best adversarial training, by its mean over attacks on the validation part
 MATTERS = 1.0  # points; if the interval lies below this gain, it counts as none

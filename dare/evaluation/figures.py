@@ -10,8 +10,8 @@ from dare.evaluation.claims import ALL, OTHERS
 from dare.evaluation.comparisons import COMPARISONS
 from dare.evaluation.runs import labels_in_order
 from dare.evaluation.scores import LOSS_ALLOWED
-from dare.workflow.methods import FAMILIES, family
-from train.artifacts import command_of, open_artifact
+from dare.methods import FAMILIES, family
+from train.shared.artifacts import command_of, open_artifact
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -9,7 +9,7 @@ import pandas as pd
 from dare.evaluation import figures
 from dare.evaluation.runs import TEXTS, commands, of_network, with_labels
 from dare.evaluation.sections import Section
-from train.artifacts import atomic_write, attributes
+from train.shared.artifacts import atomic_write, attributes
 
 
 @dataclass

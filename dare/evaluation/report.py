@@ -36,7 +36,7 @@ from dare.evaluation.tables import (
     robustness_table,
     wins,
 )
-from train.artifacts import atomic_write, write_text
+from train.shared.artifacts import atomic_write, write_text
 
 
 def make_report_of_paper(target, command):

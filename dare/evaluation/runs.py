@@ -12,11 +12,11 @@ import pandas as pd
 
 from adv import ATTACKS
 from dare.evaluation.scores import SELECTION_RULES, Scores
-from dare.workflow.methods import FAMILIES, METHODS, family, unseen_splits
+from dare.methods import FAMILIES, METHODS, family, unseen_splits
 from train import params
-from train.artifacts import command_of, open_artifact, require
-from train.flags import UserError
-from train.log import entries
+from train.shared.artifacts import command_of, open_artifact, require
+from train.shared.flags import UserError
+from train.shared.log import entries
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "dare" / "paper"

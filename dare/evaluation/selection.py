@@ -13,19 +13,11 @@ import pandas as pd
 
 from adv import ATTACKS
 from dare.evaluation.scores import SELECTION_RULES, Scores, loses_too_much
-from dare.workflow.methods import METHODS, default_rate, unseen_splits
-from train.artifacts import (
-    attributes,
-    data_sha256,
-    epochs_in,
-    remove_temporary_files,
-    samples_path,
-    sha256,
-    tuned_name,
-    weights_path,
-)
-from train.flags import UserError
-from train.log import progress
+from dare.methods import METHODS, default_rate, unseen_splits
+from train.shared.artifacts import attributes, data_sha256, remove_temporary_files, sha256
+from train.shared.flags import UserError
+from train.shared.log import progress
+from train.shared.paths import epochs_in, samples_path, tuned_name, weights_path
 from train.utils import Batches, Rows, halves_of_test, pixels, predict_batches, selection_images
 
 SPLITS = ("training", "validation", "test")  # of the samples, by their code in adv/*.h5

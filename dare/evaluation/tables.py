@@ -14,7 +14,7 @@ from dare.evaluation.runs import (
     paper_runs,
 )
 from dare.evaluation.scores import loses_too_much
-from dare.workflow.methods import family
+from dare.methods import family
 
 
 def robustness_table(runs, recorded=None):

@@ -6,8 +6,8 @@ import numpy as np
 
 from dare.slicing.kinds import MERGED, has_synapses, is_passed_on, kind_of
 from dare.slicing.ranking import ceil_share, largest
-from train.flags import UserError
-from train.graph import calls_of, find_call
+from train.shared.flags import UserError
+from train.shared.graph import calls_of, find_call
 
 
 def key_neurons(contribution, per):

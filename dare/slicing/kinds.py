@@ -25,10 +25,10 @@ averages it over the images of a class.
 
 import numpy as np
 
-from train.artifacts import path_text
-from train.backend import keras, ops
-from train.flags import UserError
-from train.graph import Call
+from train.shared.backend import keras, ops
+from train.shared.flags import UserError
+from train.shared.graph import Call
+from train.shared.paths import path_text
 
 DIMENSIONS = (1, 2, 3)
 DEPTHWISE = ("DepthwiseConv1D", "DepthwiseConv2D")
@@ -152,7 +152,7 @@ def contributions_of_inputs(call, contribution):
     """CONTRIB of the inputs of a layer without synapses.
 
     Args:
-        call: train.graph.Call. contribution: of its output, float64 (classes, n_out).
+        call: train.shared.graph.Call. contribution: of its output, float64 (classes, n_out).
 
     Returns:
         A list of float64 (classes, neurons), one for each of call.inputs.

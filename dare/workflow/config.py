@@ -9,9 +9,9 @@ from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
 
 from adv import ATTACKS
-from dare.workflow.methods import CONTROLS, METHODS
+from dare.methods import CONTROLS, METHODS
 from train import params
-from train.artifacts import epochs_in, study_folder
+from train.shared.paths import epochs_in, study_folder
 
 SCHEMA = yaml.safe_load(Path(__file__).with_name("schema.yaml").read_text())
 PROPERTIES = SCHEMA["properties"]

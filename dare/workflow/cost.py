@@ -9,10 +9,10 @@ import csv
 import statistics
 from math import prod
 
+from dare.methods import METHODS
 from dare.workflow.config import training_seeds
-from dare.workflow.methods import METHODS
-from train import artifacts
-from train.log import clock
+from train.shared import artifacts, paths
+from train.shared.log import clock
 
 # How many training images take as long as ...
 SAMPLE = {"fgsm": 4, "bim": 25, "pgd": 35, "cw": 100, "jsma": 45}  # making an adversarial sample
@@ -73,7 +73,7 @@ def cost_line(config, dataset, model, seed, tuned):
     images = artifacts.data_info(dataset).get("images", {}).get("train", limit)
     if not images:
         return None
-    folder = artifacts.study_folder(dataset, model, seed)
+    folder = paths.study_folder(dataset, model, seed)
     precision = config["precision"] or artifacts.recorded_precision(folder / "checkpoints")
     parts = cost(config, images, tuned, precision)
     text = ", ".join(f"{part} {epochs:.0f}" for part, epochs in parts.items())

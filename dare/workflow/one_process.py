@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from train.flags import run_script
+from train.shared.flags import run_script
 
 
 def main(argv=None):

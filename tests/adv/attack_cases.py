@@ -7,7 +7,7 @@ from conftest import patterns
 
 from adv.attacks import norms
 from adv.attacks.classifier import BatchedModel, foolbox_model
-from train.checkpoints import load_classifier
+from train.shared.checkpoints import load_classifier
 from train.utils import predict
 
 

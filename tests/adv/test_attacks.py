@@ -8,7 +8,7 @@ from attack_cases import by_foolbox, size
 from adv import ATTACKS
 from adv.attacks import attack, norms
 from adv.attacks.losses import log_odds
-from train.flags import UserError
+from train.shared.flags import UserError
 from train.utils import predict
 
 pytest_plugins = ["attack_cases"]

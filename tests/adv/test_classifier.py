@@ -9,9 +9,9 @@ import adv.attacks.classifier
 from adv.attacks import attack
 from adv.attacks.classifier import BatchedModel, attack_batch_size, in_full_batches, logits_model
 from adv.attacks.losses import chosen_logit, log_odds, margin, margin_loss
-from train.backend import keras, ops
-from train.flags import UserError
 from train.models import build_model
+from train.shared.backend import keras, ops
+from train.shared.flags import UserError
 from train.utils import predict
 
 pytest_plugins = ["attack_cases"]

@@ -9,7 +9,7 @@ from adv import ATTACKS
 from adv.attacks import attack, norms
 from adv.attacks.classifier import BatchedModel, foolbox_model, logits_model
 from adv.attacks.losses import log_odds
-from train.backend import keras
+from train.shared.backend import keras
 from train.utils import predict
 
 pytest_plugins = ["attack_cases"]

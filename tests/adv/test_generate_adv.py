@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from adv import fintune_adv, generate_adv
-from train.artifacts import attributes
-from train.checkpoints import load_classifier
-from train.flags import UserError
+from train.shared.artifacts import attributes
+from train.shared.checkpoints import load_classifier
+from train.shared.flags import UserError
 from train.utils import predict
 
 

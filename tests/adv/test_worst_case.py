@@ -8,7 +8,7 @@ import pytest
 from adv.attacks.classifier import BatchedModel, foolbox_model
 from adv.attacks.rays import Rays
 from adv.attacks.worst_case import BROKEN, ROBUST, UNKNOWN, WorstCase, attack_model, worst_of
-from train.backend import keras, ops
+from train.shared.backend import keras, ops
 
 pytest_plugins = ["attack_cases"]
 SHAPE = (6, 6, 1)

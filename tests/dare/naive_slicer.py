@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from train.backend import keras, ops
-from train.graph import calls_of, part_of
+from train.shared.backend import keras, ops
+from train.shared.graph import calls_of, part_of
 
 
 def values(tensor):

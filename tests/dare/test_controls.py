@@ -12,13 +12,14 @@ from tuned_models import RATE, moved, tuned_model
 
 from dare import controls, dare, get_ats, nnslicer
 from train import params
-from train.artifacts import attributes, tuned_folder, weights_path
-from train.backend import keras
-from train.checkpoints import load_classifier, load_weights
-from train.flags import UserError
-from train.graph import up_to
 from train.models import NETWORKS
-from train.study import Study
+from train.shared.artifacts import attributes
+from train.shared.backend import keras
+from train.shared.checkpoints import load_classifier, load_weights
+from train.shared.flags import UserError
+from train.shared.graph import up_to
+from train.shared.paths import tuned_folder, weights_path
+from train.shared.study import Study
 from train.train import train as train_network
 from train.utils import predict
 

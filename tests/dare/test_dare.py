@@ -12,11 +12,12 @@ from tuned_models import RATE, moved, tuned_model
 from dare import dare, get_ats, nnslicer
 from dare.dare import Tuning, regression_loss, synchronise, transform, tune
 from dare.get_ats import MinedImages
-from train.artifacts import attributes, epochs_in, tuned_folder, weights_path
-from train.backend import keras, ops
-from train.checkpoints import load_classifier, load_weights
-from train.flags import UserError
-from train.graph import up_to
+from train.shared.artifacts import attributes
+from train.shared.backend import keras, ops
+from train.shared.checkpoints import load_classifier, load_weights
+from train.shared.flags import UserError
+from train.shared.graph import up_to
+from train.shared.paths import epochs_in, tuned_folder, weights_path
 from train.utils import predict, set_seed
 
 layers = keras.layers

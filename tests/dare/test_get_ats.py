@@ -6,10 +6,10 @@ import numpy as np
 from dare import get_ats
 from dare.get_ats import best_checkpoint, mine
 from train import params
-from train.backend import keras
-from train.checkpoints import load_classifier, save_weights
-from train.graph import up_to
 from train.models import build_model
+from train.shared.backend import keras
+from train.shared.checkpoints import load_classifier, save_weights
+from train.shared.graph import up_to
 from train.utils import predict
 
 layers = keras.layers

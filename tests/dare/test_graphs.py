@@ -11,9 +11,9 @@ from dare.dare import synchronise, transform
 from dare.nnslicer import slice_model
 from dare.slicing.key_neurons import key_neurons_of
 from dare.slicing.kinds import kernel_of
-from train.backend import keras, ops
-from train.flags import UserError
-from train.graph import calls_of, layers_by_path, up_to
+from train.shared.backend import keras, ops
+from train.shared.flags import UserError
+from train.shared.graph import calls_of, layers_by_path, up_to
 from train.utils import predict, set_seed
 
 layers = keras.layers

@@ -11,8 +11,8 @@ from dare.nnslicer import slice_model
 from dare.slicing import ranking
 from dare.slicing.key_neurons import key_neurons
 from dare.slicing.ranking import ceil_share, largest
-from train.backend import keras
-from train.flags import UserError
+from train.shared.backend import keras
+from train.shared.flags import UserError
 from train.utils import set_seed
 
 layers = keras.layers

@@ -1,7 +1,7 @@
 """Shared by the tests of tuning."""
 
-from train.artifacts import tuned_folder, weights_path
-from train.checkpoints import load_classifier, load_weights
+from train.shared.checkpoints import load_classifier, load_weights
+from train.shared.paths import tuned_folder, weights_path
 
 RATE = ("--lr_rate", "0.001")  # faster than the default of the toy network
 

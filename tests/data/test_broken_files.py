@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from data import prepare
-from train.flags import UserError
+from train.shared.flags import UserError
 
 pytest_plugins = ["data_files"]
 

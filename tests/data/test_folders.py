@@ -10,8 +10,8 @@ from PIL import Image
 
 from data import prepare
 from train import log, params
-from train.flags import UserError
 from train.models import build_model
+from train.shared.flags import UserError
 from train.utils import class_names, load_data
 
 pytest_plugins = ["data_files"]

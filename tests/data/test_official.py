@@ -27,7 +27,7 @@ from data_files import (
 from scipy.io import loadmat
 
 from data import official, prepare
-from train.flags import UserError
+from train.shared.flags import UserError
 from train.utils import class_names
 
 pytest_plugins = ["data_files"]

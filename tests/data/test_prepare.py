@@ -8,7 +8,7 @@ import pytest
 from data_files import PARTS, prepared, write_svhn
 
 from data import prepare
-from train.flags import UserError
+from train.shared.flags import UserError
 from train.utils import load_data
 
 pytest_plugins = ["data_files"]

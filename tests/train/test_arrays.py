@@ -8,7 +8,7 @@ from adv.attacks import attack
 from dare.dare import Tuning, tune
 from dare.get_ats import MinedImages, mine
 from dare.nnslicer import slice_model
-from train.flags import UserError
+from train.shared.flags import UserError
 
 N, CLASSES = 24, 4
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from train.backend import keras
 from train.models import build_model
 from train.precision import in_precision
+from train.shared.backend import keras
 from train.utils import set_seed
 
 on_tensorflow = pytest.mark.skipif(

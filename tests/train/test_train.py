@@ -10,13 +10,14 @@ from conftest import ROOT, weights_of, write_data
 from adv import fintune_adv
 from dare import dare
 from train import params
-from train.artifacts import attributes, epochs_in
-from train.backend import keras, ops
-from train.checkpoints import load_classifier, load_weights, values_by_layer
 from train.fit import seed_random_layers
-from train.flags import UserError
 from train.models import build_model, statistics
 from train.precision import in_precision
+from train.shared.artifacts import attributes
+from train.shared.backend import keras, ops
+from train.shared.checkpoints import load_classifier, load_weights, values_by_layer
+from train.shared.flags import UserError
+from train.shared.paths import epochs_in
 from train.train import augment, class_count, train_batches
 from train.train import train as train_network
 from train.utils import Batches, predict, set_seed

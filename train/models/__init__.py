@@ -7,8 +7,8 @@ its first layer. The statistics are constants of that layer and are saved with t
 
 import numpy as np
 
-from train.backend import keras
 from train.models import alexnet, lenet, resnet, vgg
+from train.shared.backend import keras
 
 NETWORKS = {
     "alexnet": alexnet.build,

@@ -1,6 +1,6 @@
 """AlexNet for small images: 8.1 million parameters on 28x28x1, 9.6 on 32x32x3."""
 
-from train.backend import keras
+from train.shared.backend import keras
 
 layers = keras.layers
 

@@ -1,6 +1,6 @@
 """A small network for the demonstration on digits; it is not one of the paper's."""
 
-from train.backend import keras
+from train.shared.backend import keras
 
 layers = keras.layers
 

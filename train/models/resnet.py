@@ -4,7 +4,7 @@ It is not one of the paper's networks; it is here to show that DARE takes any gr
 a block halves the image, its shortcut is a 1x1 convolution (option B of He et al.).
 """
 
-from train.backend import keras
+from train.shared.backend import keras
 
 layers = keras.layers
 

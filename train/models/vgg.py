@@ -8,7 +8,7 @@ or a column in turn (33.6 million). These have no batch normalisation.
 """
 
 from train import params
-from train.backend import keras
+from train.shared.backend import keras
 
 layers = keras.layers
 

@@ -10,7 +10,7 @@ import pandas as pd
 from conftest import ROOT
 
 from dare.evaluation import intervals
-from dare.workflow.methods import METHODS
+from dare.methods import METHODS
 
 ATTACKS = ("fgsm", "pgd", "cw")
 DEFAULTS = {"per": 0.95, "choose_layer": "conv3", "lr_rate": 1e-3}

@@ -11,10 +11,10 @@ from conftest import write_data
 
 from adv.attacks.worst_case import ROBUST, UNKNOWN
 from dare.evaluation import adaptive
-from train.artifacts import sha256
-from train.checkpoints import load_weights
-from train.flags import UserError
-from train.study import Study
+from train.shared.artifacts import sha256
+from train.shared.checkpoints import load_weights
+from train.shared.flags import UserError
+from train.shared.study import Study
 from train.utils import halves_of_test, pixels
 
 SETTINGS = {"images": 40, "restarts": 2}

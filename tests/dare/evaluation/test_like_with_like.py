@@ -9,7 +9,7 @@ from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.differences import differences_table
 from dare.evaluation.runs import RecordedRuns
 from dare.evaluation.tables import published_means, robustness_table, wins
-from dare.workflow.methods import METHODS
+from dare.methods import METHODS
 
 IN_VERDICT = set(PLAIN) - {"original", "dare"}
 SLICED = [name for name in PLAIN if "per" in METHODS[name].settings]

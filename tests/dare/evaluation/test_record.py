@@ -12,7 +12,7 @@ import dare.evaluation.record
 from dare import tables as script
 from dare.evaluation import checks, networks
 from dare.evaluation.runs import RecordedRuns
-from train.flags import UserError
+from train.shared.flags import UserError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dare.evaluation import claims_sections, figures, pictures, runs, sections, 
 from dare.evaluation.claims import PAPER_CELLS, claims_table
 from dare.evaluation.comparisons import verdict, verdict_sentences
 from dare.evaluation.runs import RecordedRuns
-from train.flags import UserError
+from train.shared.flags import UserError
 
 
 def test_claims_in_the_report(home):

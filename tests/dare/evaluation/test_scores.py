@@ -12,10 +12,10 @@ from adv import fintune_adv
 from dare import controls, dare, test
 from dare.evaluation import selection
 from dare.evaluation.scores import SELECTION_RULES, Scores
-from train.artifacts import tuned_folder, weights_path
-from train.checkpoints import load_classifier, load_weights
-from train.flags import UserError
-from train.study import Study
+from train.shared.checkpoints import load_classifier, load_weights
+from train.shared.flags import UserError
+from train.shared.paths import tuned_folder, weights_path
+from train.shared.study import Study
 from train.utils import halves_of_test, predict
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 from dare.evaluation import differences, runs, tables
 from dare.evaluation.runs import RecordedRuns
 from dare.evaluation.sections import robustness_text
-from train.flags import UserError
+from train.shared.flags import UserError
 
 
 @pytest.fixture(scope="module")

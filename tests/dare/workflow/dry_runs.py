@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from snakemake.cli import args_to_api, parse_args
 
-import dare.workflow.methods
+import dare.methods
 from adv import ATTACKS
 
 SEPARATE = "one_process=false"  # a job for every tuned model
@@ -48,7 +48,7 @@ def jobs(text, rule):
     return found
 
 
-CONTROLS = [f"control-{name}" for name in dare.workflow.methods.CONTROLS]
+CONTROLS = [f"control-{name}" for name in dare.methods.CONTROLS]
 AT = [f"at-{attack}" for attack in ATTACKS]
 DARE = ["dare", "dare-s", "dare-sl", "dare-last", "dare-released"]
 SLICED = ["dare", "dare-last", "dare-released", "control-self", "control-single"]

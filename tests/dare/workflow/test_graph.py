@@ -21,7 +21,7 @@ from dry_runs import (
 )
 
 from adv import ATTACKS
-from train.artifacts import tuned_name
+from train.shared.paths import tuned_name
 
 pytest_plugins = ["dry_runs"]
 

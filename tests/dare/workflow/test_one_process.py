@@ -12,8 +12,8 @@ from conftest import ROOT
 from dry_runs import OF_RUN, SEPARATE, counts, jobs
 
 from dare.workflow import one_process
-from train.checkpoints import load_classifier, load_weights
-from train.flags import UserError
+from train.shared.checkpoints import load_classifier, load_weights
+from train.shared.flags import UserError
 
 pytest_plugins = ["dry_runs"]
 

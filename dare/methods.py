@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from adv import ATTACKS
 from train import params
-from train.artifacts import tuned_name
+from train.shared.paths import tuned_name
 
 # Families of methods, in the order of the tables.
 FAMILIES = ("original", "dare", "ablations of dare", "adversarial training", "controls")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.flags import UserError
+from train.shared.flags import UserError
 
 
 def check_arrays(x, y, model=None):

@@ -4,17 +4,10 @@ from pathlib import Path
 
 import h5py
 
-from train.artifacts import (
-    atomic_write,
-    attributes,
-    checkpoint_path,
-    command_of,
-    epochs_in,
-    require,
-    set_attributes,
-)
-from train.backend import keras
-from train.flags import UserError
+from train.shared.artifacts import atomic_write, attributes, command_of, require, set_attributes
+from train.shared.backend import keras
+from train.shared.flags import UserError
+from train.shared.paths import checkpoint_path, epochs_in
 
 
 def load_classifier(folder, epoch=None):

@@ -5,23 +5,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from train import artifacts, params
-from train.artifacts import (
+from train import params
+from train.shared import artifacts
+from train.shared.artifacts import (
     attributes,
-    checkpoint_path,
     command_of,
     open_artifact,
     other_setting,
     require,
     sha256,
-    study_folder,
-    study_folders,
-    targets_path,
 )
-from train.backend import keras
-from train.checkpoints import final_checkpoint, load_architecture, load_weights
-from train.flags import UserError
-from train.graph import calls_of, find_call
+from train.shared.backend import keras
+from train.shared.checkpoints import final_checkpoint, load_architecture, load_weights
+from train.shared.flags import UserError
+from train.shared.graph import calls_of, find_call
+from train.shared.paths import checkpoint_path, study_folder, study_folders, targets_path
 from train.utils import load_data
 
 

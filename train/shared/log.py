@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from train.artifacts import VERSION
+from train.shared.artifacts import VERSION
 
 
 class StageLog(dict):
@@ -119,7 +119,7 @@ def windows_peak_memory():
 
 def device():
     """The accelerators that the backend sees, if it is imported, or the processor."""
-    backend = sys.modules.get("train.backend")
+    backend = sys.modules.get("train.shared.backend")
     names = backend.accelerators() if backend else []
     processor = platform.processor() or platform.machine()
     return ", ".join(names) or f"{processor}, {os.cpu_count()} cores"

@@ -1,6 +1,6 @@
 """The one place that imports Keras. It makes the backend repeatable and silent.
 
-    from train.backend import keras, ops
+    from train.shared.backend import keras, ops
 
 What TensorFlow, absl and CUDA print while they start is dropped.
 """

@@ -7,10 +7,10 @@ layers have "__" in place of "/", and both are understood.
 import contextlib
 from dataclasses import dataclass
 
-from train.artifacts import path_text
-from train.backend import keras
 from train.faster import faster_class
-from train.flags import UserError
+from train.shared.backend import keras
+from train.shared.flags import UserError
+from train.shared.paths import path_text
 
 
 @dataclass(frozen=True)
