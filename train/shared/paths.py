@@ -56,8 +56,9 @@ def targets_path(folder, layer, name=None):
     return Path(folder) / f"{'_'.join(parts)}.h5"
 
 
-def samples_path(folder, attack):
-    return Path(folder) / "adv" / f"{attack}.h5"
+def samples_path(folder, attack, part="train"):
+    """The samples made from images of x_train or, part "test", from those of x_test."""
+    return Path(folder) / "adv" / (f"{attack}.h5" if part == "train" else f"{attack}_{part}.h5")
 
 
 def tuned_name(method, choose_layer=None, per=None, batches=None, lr_rate=None, run=None):
