@@ -28,15 +28,14 @@ from dare.slicing.kinds import (
 )
 from dare.slicing.ranking import ceil_share, map_blocks
 from train import params
-from train.shared.arrays import check_arrays
-from train.shared.artifacts import already_made, atomic_write, set_attributes
+from train.shared.artifacts import atomic_write, check, set_attributes
 from train.shared.backend import ops
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import calls_of, part_of
 from train.shared.log import progress, stage
 from train.shared.paths import path_text, slice_path
 from train.shared.study import Study
-from train.utils import IMAGES_AT_ONCE, predict
+from train.utils import IMAGES_AT_ONCE, check_arrays, predict
 
 dataset = "digits"
 model = "lenet"
@@ -82,7 +81,7 @@ def slice_model(model, x, y, per):
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
     calls = calls_to_slice(model)
-    check_arrays(x, y, model)
+    x, y = check_arrays(x, y, model)
     return slice_backwards(calls, relative_activations(model, calls, x, y), per)
 
 
@@ -323,8 +322,8 @@ def main(argv=None):
     path = slice_path(study.folder, args.per)
     provenance = study.provenance | {"per": args.per}
     with stage(study.folder / "nnslicer.log", "slice", vars(args) | {"images": len(x)}) as log:
-        if already_made(path, provenance):
-            log.idle = True
+        if check(path, provenance):
+            log["idle"] = True
             print(f"{path} already exists.")
             return
         slices = slice_model(study.classifier, x, y, args.per)

@@ -156,7 +156,6 @@ def download(name):
     Files that are already there with the right SHA-256 are kept. Raises UserError if it fails.
     """
     folder = paths.data_folder(name) / "official"
-    artifacts.remove_temporary_files(folder)
     for path in (folder / file for file in OFFICIAL[name]):
         if path.exists() and artifacts.sha256(path) == SHA256[path.name]:
             continue

@@ -89,7 +89,7 @@ def is_prepared(folder, settings):
     if not all(path.exists() for path in (folder / "info.json", *array_paths(folder))):
         return False
     found = json.loads((folder / "info.json").read_text())
-    artifacts.refuse_other_settings(folder, found, settings, "prepared", "prepare it")
+    artifacts.check_settings(folder, found, settings, "prepared")
     return True
 
 
@@ -114,7 +114,6 @@ def write(folder, arrays, info):
     image_paths, label_paths = paths[:3], paths[3:]
     for path in label_paths:
         path.unlink(missing_ok=True)
-    artifacts.remove_temporary_files(folder)
     save(image_paths, arrays[:3])
     artifacts.write_text(folder / "info.json", json.dumps(info, indent=1) + "\n")
     save(label_paths, arrays[3:])
@@ -168,8 +167,8 @@ def prepare(dataset, source=None, limit=None, seed=0):
     folder = paths.data_folder(dataset)
     settings = {"source": str(source or "official"), "limit": limit, "seed": seed}
     with stage(folder / "prepare.log", f"prepare {dataset}", settings) as log:
-        log.idle = is_prepared(folder, settings)
-        if log.idle:
+        log["idle"] = is_prepared(folder, settings)
+        if log["idle"]:
             return
         train_set, test_set, names = read(dataset, source)
         check(dataset, train_set, test_set, names)

@@ -15,7 +15,6 @@ every ten seconds) and at the end,
 import functools
 import json
 import time
-from contextlib import closing
 
 import h5py
 import numpy as np
@@ -27,14 +26,9 @@ from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, WorstC
 from dare.evaluation.intervals import wilson
 from dare.evaluation.scores import arrays_in
 from dare.evaluation.selection import MODEL
-from train.shared.artifacts import (
-    already_made,
-    atomic_write,
-    data_sha256,
-    fingerprint,
-    set_attributes,
-)
-from train.shared.log import clock, progress
+from train.shared.artifacts import atomic_write, check, data_sha256, fingerprint, set_attributes
+from train.shared.checkpoints import load_weights
+from train.shared.log import progress
 from train.utils import halves_of_test, pixels
 
 # Epsilons, ascending, for images of one channel and of several.
@@ -84,7 +78,7 @@ def evaluate(study, table, weights, images=500, restarts=3, methods=None):
     how = WorstCase(epsilons, restarts, study.seed)
     if todo:
         longest = len(todo) * longest_attack(study, x, y, how)
-        print(f"adaptive: {clock(longest)} or less", flush=True)
+        print(f"adaptive: {f'{longest:.0f} s'} or less", flush=True)
     with progress(total=len(todo) * how.attempts, desc="adaptive", unit="attempt") as bar:
         how.tick = bar.update
 
@@ -94,10 +88,9 @@ def evaluate(study, table, weights, images=500, restarts=3, methods=None):
 
         paths = {digest: weights[digest] for digest in todo}
         try:
-            with closing(study.with_weights(paths, attack)) as ready:
-                for digest, of_model in ready:
-                    results.models[digest] = of_model
-                    results.save_sometimes(chosen)
+            for digest, path in paths.items():
+                results.models[digest] = attack(load_weights(study.classifier, path), digest)
+                results.save_sometimes(chosen)
         finally:
             written = results.save(chosen)
     return written
@@ -145,7 +138,7 @@ class Results:
         self.models = {}
         self.saved_at = -np.inf
         self.path = study.folder / "adaptive.h5"
-        if already_made(self.path, provenance):
+        if check(self.path, provenance):
             with h5py.File(self.path, "r") as file:
                 models = [group for group in file.values() if isinstance(group, h5py.Group)]
                 self.models = {group.name[1:]: arrays_in(group) for group in models}

@@ -2,7 +2,8 @@
 
 import json
 
-from train.shared.artifacts import command_of, open_artifact
+from train.shared.artifacts import open_artifact
+from train.shared.flags import command_of
 from train.shared.paths import checkpoint_path, epochs_in
 
 FACTS_FILE = "facts.json"  # in dare/results, where the large files are not kept

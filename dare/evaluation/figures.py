@@ -11,7 +11,8 @@ from dare.evaluation.comparisons import COMPARISONS
 from dare.evaluation.runs import labels_in_order
 from dare.evaluation.scores import LOSS_ALLOWED
 from dare.methods import FAMILIES, family
-from train.shared.artifacts import command_of, open_artifact
+from train.shared.artifacts import open_artifact
+from train.shared.flags import command_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

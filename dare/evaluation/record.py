@@ -14,13 +14,8 @@ import h5py
 from dare.evaluation.facts import FACTS_FILE, facts
 from dare.evaluation.runs import ROOT, RecordedRuns, commands
 from dare.evaluation.scores import SELECTION_RULES, Scores, arrays_in
-from train.shared.artifacts import (
-    atomic_write,
-    command_of,
-    open_artifact,
-    set_attributes,
-    write_text,
-)
+from train.shared.artifacts import atomic_write, open_artifact, set_attributes, write_text
+from train.shared.flags import command_of
 
 RESULTS = ROOT / "dare" / "results"
 

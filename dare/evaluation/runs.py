@@ -4,6 +4,7 @@ Methods are compared by their settings. Their labels, such as "dare per 0.5", ar
 """
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,8 @@ from adv import ATTACKS
 from dare.evaluation.scores import SELECTION_RULES, Scores
 from dare.methods import FAMILIES, METHODS, family, unseen_splits
 from train import params
-from train.shared.artifacts import command_of, open_artifact, require
-from train.shared.flags import UserError
-from train.shared.log import entries
+from train.shared.artifacts import open_artifact, require
+from train.shared.flags import UserError, command_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "dare" / "paper"
@@ -323,13 +323,17 @@ def commands(folder, versions=False):
         return table if versions else table[["stage", "command", "start", "seconds", "memory (GB)"]]
     last = {}
     for path in sorted(folder.glob("**/*.log")):
-        done = [entry for entry in entries(path) if entry.get("ended") == "done"]
+        done = [
+            entry
+            for entry in map(json.loads, path.read_text().splitlines())
+            if entry.get("ended") == "done"
+        ]
         last |= {(path, entry["stage"]): entry for entry in done}
     rows = []
     for entry in sorted(last.values(), key=lambda entry: entry["start"]):
         row = {"stage": entry["stage"], "command": command_line(entry), "start": entry["start"]}
         row["seconds"] = f"{entry['seconds']:g}"
-        memory = entry["peak_memory_gb"]  # null where the system does not say
+        memory = entry.get("peak_memory_gb")  # null where the system does not say
         row["memory (GB)"] = "" if memory is None else f"{memory:g}"
         if versions:
             row |= entry["settings"] | entry["packages"] | {"device": entry["device"]}

@@ -11,7 +11,8 @@ robustness.csv, paired differences and their intervals are all made from it. The
 import h5py
 import numpy as np
 
-from train.shared.artifacts import atomic_write, command_of, open_artifact, set_attributes
+from train.shared.artifacts import atomic_write, open_artifact, set_attributes
+from train.shared.flags import command_of
 
 # The rules by which an epoch of every method is chosen: columns of robustness.csv, set by
 # dare.evaluation.selection.select.

@@ -5,7 +5,6 @@ x_test. What is reported is scored afterwards, for selected models only: the tes
 reporting half and, for methods that see no samples, the training part of the samples too.
 """
 
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,8 @@ import pandas as pd
 from adv import ATTACKS
 from dare.evaluation.scores import SELECTION_RULES, Scores, loses_too_much
 from dare.methods import METHODS, default_rate, unseen_splits
-from train.shared.artifacts import attributes, data_sha256, remove_temporary_files, sha256
+from train.shared.artifacts import attributes, data_sha256, sha256
+from train.shared.checkpoints import load_weights
 from train.shared.flags import UserError
 from train.shared.log import progress
 from train.shared.paths import epochs_in, samples_path, tuned_name, weights_path
@@ -197,9 +197,10 @@ def score_models(study, models, parts_of, scores, title):
         missing = scores.missing(model, parts_of[model])
         return score(classifier, {name: parts_of[model][name] for name in missing})
 
-    with closing(study.with_weights(paths, score_missing)) as ready:
-        bar = progress(ready, total=len(paths), desc=title, unit="model")
-        for count, (model, results) in enumerate(bar, 1):
+    if paths:
+        bar = progress(paths, desc=title, unit="model")
+        for count, model in enumerate(bar, 1):
+            results = score_missing(load_weights(study.classifier, paths[model]), model)
             for name, is_right in results.items():
                 scores.add(model, name, is_right)
             if count % SAVE_INTERVAL == 0 or count == len(paths):
@@ -257,7 +258,6 @@ def score_study(study):
     Returns:
         robustness.csv as a DataFrame, and {SHA-256: weights file}.
     """
-    remove_temporary_files(study.folder)
     samples = read_samples(study)
     attacks = [attack for attack in ATTACKS if f"{attack} test" in samples]
     models = models_to_score(study, {a: samples[f"{a} test"].sha256 for a in attacks})

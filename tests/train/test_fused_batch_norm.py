@@ -13,62 +13,6 @@ on_tensorflow = pytest.mark.skipif(
 )
 
 
-@on_tensorflow
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 3), (5, 4)])
-def test_the_faster_gradient_is_keras_s_own(kernel):
-    """Convolutions of few pixels, in float32: outputs, and gradients of images and kernel."""
-    import tensorflow as tf
-
-    from train.convolution import SmallConv2D, has_few_pixels
-
-    x = tf.constant(np.random.default_rng(0).normal(size=(5, 4, 3, 6)), "float32")
-    inputs, found = keras.Input((4, 3, 6)), []
-    weights = None
-    for kind in keras.layers.Conv2D, SmallConv2D:
-        layer = kind(7, kernel, padding="same", activation="relu")
-        model = keras.Model(inputs, layer(inputs))
-        assert has_few_pixels(layer) == (kind is keras.layers.Conv2D)
-        weights = weights or model.get_weights()
-        model.set_weights(weights)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(model(x) ** 3)
-        sources = [x, *(variable.value for variable in model.trainable_variables)]
-        found.append([model(x), *tape.gradient(loss, sources)])
-    for own, ours in zip(*found, strict=True):
-        np.testing.assert_allclose(own, ours, rtol=1e-4, atol=1e-3)
-    for changed in {"strides": 2}, {"padding": "valid"}, {"dilation_rate": 2}:
-        other = keras.layers.Conv2D(7, 2, **{"padding": "same"} | changed)
-        other(inputs)
-        assert not has_few_pixels(other)
-
-
-@on_tensorflow
-def test_the_faster_gradient_in_bfloat16():
-    """As near to the gradient in float32 as TensorFlow's own in bfloat16 is."""
-    import tensorflow as tf
-
-    from train.convolution import convolve
-
-    rng = np.random.default_rng(0)
-    x, kernel = (tf.constant(rng.normal(size=s), "float32") for s in ((64, 4, 4, 8), (3, 3, 8, 16)))
-
-    def gradient_of_kernel(operation, precision):
-        weights = tf.cast(kernel, precision)
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            loss = tf.reduce_sum(operation(tf.cast(x, precision), weights) ** 2)
-        return tf.cast(tape.gradient(loss, weights), "float32").numpy()
-
-    def plain(x, kernel):
-        return tf.nn.conv2d(x, kernel, 1, "SAME")
-
-    exact = gradient_of_kernel(plain, "float32")
-    own, ours = (gradient_of_kernel(f, "bfloat16") for f in (plain, convolve))
-    error, allowed = (np.abs(found - exact).mean() for found in (ours, own))
-    assert error < 1.1 * allowed < 0.02 * np.abs(exact).mean()
-
-
 def normalised(kind, x, dtype, training, trainable=True):
     """Outputs, gradients of x, gamma and beta, and statistics of a batch normalisation."""
     import tensorflow as tf
@@ -92,7 +36,7 @@ def normalised(kind, x, dtype, training, trainable=True):
 @pytest.mark.parametrize("training, trainable", [(True, True), (True, False), (False, True)])
 def test_fused_batch_normalisation(training, trainable):
     """A frozen layer neither normalises by the batch nor follows it."""
-    from train.batch_norm import FusedBatchNormalization
+    from train.fused_batch_norm import FusedBatchNormalization
 
     x = np.random.default_rng(0).normal(1, 3, (5, 4, 3, 6))
     own, ours = (
@@ -106,7 +50,7 @@ def test_fused_batch_normalisation(training, trainable):
 @on_tensorflow
 def test_fused_batch_normalisation_in_bfloat16():
     """As near to the results in float32 as Keras's own in bfloat16 are."""
-    from train.batch_norm import FusedBatchNormalization
+    from train.fused_batch_norm import FusedBatchNormalization
 
     x = np.random.default_rng(0).normal(1, 3, (64, 8, 8, 16))
     kinds = keras.layers.BatchNormalization, FusedBatchNormalization
@@ -119,7 +63,7 @@ def test_fused_batch_normalisation_in_bfloat16():
 
 @on_tensorflow
 def test_what_can_be_fused():
-    from train.batch_norm import FusedBatchNormalization, can_be_fused
+    from train.fused_batch_norm import FusedBatchNormalization, can_be_fused
 
     def accepted(shape, kind=keras.layers.BatchNormalization, **settings):
         layer = kind(**settings)
@@ -137,7 +81,7 @@ def test_what_can_be_fused():
 
 @on_tensorflow
 def test_masked_pixels_are_left_out():
-    from train.batch_norm import FusedBatchNormalization
+    from train.fused_batch_norm import FusedBatchNormalization
 
     rng = np.random.default_rng(0)
     x, mask = rng.normal(1, 3, (5, 4, 3, 6)).astype("float32"), rng.random((5, 4, 3)) < 0.5
