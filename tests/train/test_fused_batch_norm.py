@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from train.models import build_model
-from train.precision import in_precision
 from train.shared.backend import keras
+from train.train import training_copy
 from train.utils import set_seed
 
 on_tensorflow = pytest.mark.skipif(
@@ -99,13 +99,13 @@ def test_a_compiled_training_ends_the_same(monkeypatch):
     y, ends = np.arange(48) % 4, []
     for is_faster in True, False:
         if not is_faster:
-            monkeypatch.setattr("train.precision.faster_class", lambda layer, _: type(layer))
+            monkeypatch.setattr("train.train.faster_class", type)
         set_seed(0)
         network = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Conv2D(6, 3)])
         network.add(keras.layers.BatchNormalization(name="norm"))
         for layer in keras.layers.ReLU(), keras.layers.Flatten(), keras.layers.Dense(4, "softmax"):
             network.add(layer)
-        network = in_precision(network, "float32")
+        network = training_copy(network, "float32")
         kind = type(network.get_layer("norm")).__name__
         assert (kind == "FusedBatchNormalization") == is_faster
         network.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
@@ -115,19 +115,15 @@ def test_a_compiled_training_ends_the_same(monkeypatch):
         np.testing.assert_allclose(ours, own, rtol=1e-3, atol=1e-5)
 
 
-def test_where_layers_are_faster(monkeypatch):
-    monkeypatch.setattr("train.faster.accelerators", list)
+def test_where_batch_normalisation_is_faster(monkeypatch):
+    monkeypatch.setattr("train.fused_batch_norm.accelerators", list)
     network = build_model("vgg16", (32, 32, 3), 10)
-    convolutions = {f"block{b}_conv{c}" for b in (4, 5) for c in (1, 2, 3)}
+
+    def changed():
+        pairs = zip(network.layers, training_copy(network, "float32").layers, strict=True)
+        return {own.name for own, ours in pairs if type(own) is not type(ours)}
+
     norms = {layer.name for layer in network.layers if layer.name.endswith("_bn")}
-    is_tensorflow = keras.backend.backend() == "tensorflow"
-    for precision, expected in {"bfloat16": convolutions | norms, "float32": norms}.items():
-        twin = in_precision(network, precision)
-        pairs = zip(network.layers, twin.layers, strict=True)
-        changed = {own.name for own, ours in pairs if type(own) is not type(ours)}
-        assert changed == (expected if is_tensorflow else set())
-    lenet = build_model("lenet", (28, 28, 1), 10)
-    assert in_precision(lenet, "float32") is lenet
-    monkeypatch.setattr("train.faster.accelerators", lambda: ["GPU:0"])
-    assert in_precision(network, "float32") is network
-    assert type(in_precision(network, "bfloat16").get_layer("block5_conv1")) is keras.layers.Conv2D
+    assert changed() == (norms if keras.backend.backend() == "tensorflow" else set())
+    monkeypatch.setattr("train.fused_batch_norm.accelerators", lambda: ["GPU:0"])
+    assert changed() == set()
