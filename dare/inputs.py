@@ -1,7 +1,7 @@
 """What tuning reads of a study: the slice, the targets and the mined images."""
 
+from dare.contributions import key_neurons_of
 from dare.nnslicer import load_slice
-from dare.slicing.key_neurons import key_neurons_of
 from train.fine_tuning import LabelledImages
 from train.shared.artifacts import sha256
 from train.shared.flags import UserError
