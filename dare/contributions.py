@@ -90,8 +90,8 @@ def split_separable(call):
     layer = call.layer
     if kind_of(layer) != "SeparableConv2D":
         return [call]
-    names = ("kernel_size", "strides", "padding", "depth_multiplier", "dilation_rate")
-    settings = {name: getattr(layer, name) for name in names}
+    names = ("kernel_size", "strides", "padding", "depth_multiplier", "data_format")
+    settings = {name: getattr(layer, name) for name in (*names, "dilation_rate")}
     name = f"{path_text(call.path)}__depthwise"
     depthwise = keras.layers.DepthwiseConv2D(**settings, use_bias=False, name=name)
     between = depthwise(call.inputs[0])

@@ -205,24 +205,24 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     """
     classes, (groups, neurons, inputs) = len(contribution), weights.shape
     k = ceil_share(per, inputs)
-    g = np.sign(contribution * d_out).astype("float32").reshape(classes, groups, neurons, 1)
-    d = d_in.reshape(classes, groups, 1, inputs)
-    d32 = d.astype("float32")  # the precision of activations
+    g = np.sign(contribution * d_out).reshape(classes, groups, neurons)
+    d = d_in.reshape(classes, groups, inputs)
+    g32, d32 = g.astype("float32"), d.astype("float32")  # the precision of activations
+
     class_mask = np.empty((classes, inputs, groups * neurons), bool)
-    contribution_in = np.empty((classes, groups, inputs))
-    largest_local = np.empty(g.shape)
+    contribution_in, largest_local = np.empty_like(d), np.empty_like(g)
     votes = np.zeros_like(weights)
     for c in range(classes):
-        local = g[c] * weights * d32[c]  # (groups, neurons, inputs)
+        local = g32[c, :, :, None] * weights * d32[c, :, None, :]  # (groups, neurons, inputs)
         class_mask[c] = by_input(largest(local, k))
-        largest_local[c] = np.abs(local).max(axis=-1, keepdims=True)
-        sign = np.sign(local)
-        contribution_in[c] = sign.sum(axis=1)
-        votes += sign
-    # The sum over c of g * w * d / largest_local is a product of matrices.
+        contribution_in[c] = np.sign(local).sum(axis=1)
+        votes += np.sign(local)
+        largest_local[c] = np.abs(local).max(axis=2)
+
+    # The sum over c of local / largest_local: w_ij is the same in every term.
     share = g / np.where(largest_local > 0, largest_local, 1)
-    ties = weights * (share[..., 0].transpose(1, 2, 0) @ d[:, :, 0].swapaxes(0, 1))
-    mask = by_input(largest(4 * classes * votes + ties, k))  # ties are in +-classes
+    ties = weights * (share.transpose(1, 2, 0) @ d.transpose(1, 0, 2))  # in +-classes
+    mask = by_input(largest(4 * classes * votes + ties, k))
     sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
     return sliced, contribution_in.reshape(classes, -1)
 
