@@ -19,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from dare.contributions import kernel_of, key_neurons_of, mask_of_kernel
 from dare.get_ats import MinedImages
 from dare.nnslicer import load_slice
-from dare.slicing.key_neurons import key_neurons_of
-from dare.slicing.kinds import kernel_of, mask_of_kernel
 from train import params
 from train.fine_tuning import drop_penalties
 from train.fit import Run, fit
