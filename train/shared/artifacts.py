@@ -169,9 +169,15 @@ def data_sha256(dataset, *parts):
 
 
 def data_info(dataset):
-    """info.json of a prepared data set; {} where there is none."""
+    """info.json of a prepared data set; {} where there is none, UserError where it is broken."""
     path = data_folder(dataset) / "info.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8-sig"))}  # a list is no info either
+    except (ValueError, TypeError) as error:
+        step = f"python data/prepare.py --dataset {dataset}"
+        raise UserError(f"{path} cannot be read ({error}): delete it and run `{step}`.") from None
 
 
 def load_array(path, step):
