@@ -21,7 +21,14 @@ import numpy as np
 import scipy.special
 
 from train import params
-from train.shared.artifacts import atomic_write, check, fingerprint, set_attributes, sha256
+from train.shared.artifacts import (
+    atomic_write,
+    check,
+    fingerprint,
+    open_hdf5,
+    set_attributes,
+    sha256,
+)
 from train.shared.checkpoints import load_weights
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import up_to
@@ -209,7 +216,7 @@ def probabilities(checkpoints, x, y, model, history=None):
 
 def read_history(path, y):
     """{SHA-256 of a checkpoint: (probability, is_right)}, kept by an earlier pass; {} if none."""
-    with contextlib.suppress(OSError, KeyError, TypeError), h5py.File(path, "r") as file:
+    with contextlib.suppress(UserError, KeyError, TypeError), open_hdf5(path) as file:
         if file.attrs["labels_sha256"] == fingerprint(y):
             digests = file["checkpoint_sha256"].asstr()[()]
             rows = zip(file["probability"][()], file["right"][()], strict=True)
@@ -280,7 +287,7 @@ def main(argv=None):
             return
         history = study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5"
         mine(checkpoints, x, y, study.classifier, choose_layer, path, provenance, history)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             mined = len(file["index"])
         share = 100 * mined / len(x)
         print(

@@ -177,7 +177,7 @@ class EpochKeeper(keras.callbacks.Callback):
         try:
             with np.load(self.run.optimizer_path(epoch), allow_pickle=False) as saved:
                 values = [saved[str(i)] for i in range(len(optimizer.variables))]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        except (FileNotFoundError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return False
         for variable, value in zip(optimizer.variables, values, strict=True):
             variable.assign(value)

@@ -185,5 +185,5 @@ def load_array(path, step):
     require(path, step)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): make it with `{step}`.") from None
