@@ -211,7 +211,7 @@ class EpochKeeper(keras.callbacks.Callback):
         self.delete_optimizers(epoch)
         for earlier in epochs_in(self.run.folder):
             if earlier < min(epoch, self.run.keep_from):
-                self.run.weights_path(earlier).unlink()
+                self.run.weights_path(earlier).unlink(missing_ok=True)
 
     def write_log(self, epoch, logs):
         """Add a row to log.csv, in place of any later rows of an interrupted run."""
@@ -225,8 +225,11 @@ class EpochKeeper(keras.callbacks.Callback):
         write_text(self.run.log, "\n".join([",".join(row), *lines]) + "\n")
 
     def delete_optimizers(self, epoch):
-        """Delete the states of the optimizer that are not needed after `epoch`."""
+        """Delete the states of the optimizer that are not needed after `epoch`.
+
+        Later ones are kept, since they may be of the same training in another process.
+        """
         ended = epoch == self.run.epochs and not self.run.extendable
         for path in self.run.folder.glob("optimizer.*.npz"):
-            if path != self.run.optimizer_path(epoch) or ended:
-                path.unlink()
+            if path < self.run.optimizer_path(epoch) or ended:
+                path.unlink(missing_ok=True)
