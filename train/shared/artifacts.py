@@ -7,6 +7,7 @@ settings is refused, never overwritten.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
@@ -158,6 +159,31 @@ def fingerprint(*arrays):
 
 
 # ------------------------------------------------------------------------------ a prepared data set
+# ---------------------------------------------------------------------------------------- tables
+
+
+def read_csv(path, step, columns, dtype=None):
+    """A table that a step wrote, as a DataFrame; data sets named "007" or "NA" stay text.
+
+    columns: some that it must have. dtype: as in pandas.read_csv.
+    Raises UserError if it is missing, empty or cut, or if a spreadsheet has saved it otherwise.
+    """
+    import pandas as pd  # which most steps do not need
+
+    text = require(path, step).read_text(encoding="utf-8-sig", errors="replace")
+    header = text.split("\n")[0].split(",")
+    if not set(columns) <= set(header) or not text.endswith("\n"):
+        raise UserError(
+            f"{path} is empty, cut, or no table with commas any more: move it away and make it "
+            f"again with `{step}`."
+        )
+    texts = dict.fromkeys(("dataset", "model", "sha256"), str)
+    na_values = {column: [""] for column in header if column not in texts}
+    return pd.read_csv(
+        io.StringIO(text), dtype=dtype or texts, keep_default_na=False, na_values=na_values
+    )
+
+
 
 
 def data_sha256(dataset, *parts):
