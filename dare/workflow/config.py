@@ -54,7 +54,7 @@ def checked(config):
     defaults = {key: typed(getattr(params, key), PROPERTIES[key]) for key in shared}
     return config | {
         "methods": methods_of(config),
-        "source": config["source"] and str(Path(config["source"]).absolute()),
+        "source": config["source"] and str(Path(config["source"]).expanduser().absolute()),
         **{key: config[key] or default for key, default in defaults.items()},
     }
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 # The folder of data/ and models/.
-HOME = Path(os.environ.get("DARE_HOME", Path(__file__).parents[2])).expanduser().absolute()
+HOME = Path(os.environ.get("DARE_HOME") or Path(__file__).parents[2]).expanduser().absolute()
 
 
 def data_folder(dataset):
