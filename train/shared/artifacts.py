@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from pathlib import Path
+from shlex import quote
 
 import h5py
 import numpy as np
@@ -158,7 +159,6 @@ def fingerprint(*arrays):
     return digest.hexdigest()
 
 
-# ------------------------------------------------------------------------------ a prepared data set
 # ---------------------------------------------------------------------------------------- tables
 
 
@@ -184,14 +184,18 @@ def read_csv(path, step, columns, dtype=None):
     )
 
 
+# ------------------------------------------------------------------------------ a prepared data set
+
+
+def prepare_command(dataset):
+    return f"python data/prepare.py --dataset {quote(dataset)}"
 
 
 def data_sha256(dataset, *parts):
     """Fingerprint of parts of a prepared data set; by default of x_train and x_validation."""
     parts = parts or ("train", "validation")
     paths = [data_folder(dataset) / f"{a}_{part}.npy" for part in parts for a in "xy"]
-    step = f"python data/prepare.py --dataset {dataset}"
-    return sha256(*(require(path, step) for path in paths))
+    return sha256(*(require(path, prepare_command(dataset)) for path in paths))
 
 
 def data_info(dataset):
@@ -202,7 +206,7 @@ def data_info(dataset):
     try:
         return {**json.loads(path.read_text(encoding="utf-8-sig"))}  # a list is no info either
     except (ValueError, TypeError) as error:
-        step = f"python data/prepare.py --dataset {dataset}"
+        step = prepare_command(dataset)
         raise UserError(f"{path} cannot be read ({error}): delete it and run `{step}`.") from None
 
 
