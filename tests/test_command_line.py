@@ -1,6 +1,7 @@
 """Wrong input, missing and stale artifacts: one sentence, exit code 2, nothing overwritten."""
 
 import importlib
+import io
 
 import h5py
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 
 import train.shared.artifacts
 import train.shared.paths
+from train.shared.artifacts import read_csv
+from train.shared.checkpoints import load_weights
 from train.shared.flags import UserError
+from train.shared.paths import study_folders
 
 SCRIPTS = {
     "prepare": "data.prepare",
@@ -47,6 +51,8 @@ WRONG = [
     ("nnslicer", f"{TOY} --pear 1", "unrecognized arguments: --pear"),
     ("nnslicer", "--dataset nowhere", "nowhere_lenet_seed0 is missing"),
     ("nnslicer", "--dataset ../../etc", "plain folder name"),
+    ("nnslicer", "--dataset {x}", "plain folder name"),
+    ("tables", "--record .x", "plain folder name"),
     ("nnslicer", f"{TOY} --seed -1", "seed"),
     ("train", "--dataset toy --model resnet", "resnet is unknown"),
     ("train", "--dataset nothing --model vgg16", "x_train.npy is missing.*prepare.py"),
@@ -144,6 +150,17 @@ BROKEN = {
     "training unfinished": (
         lambda _, f: (f / "checkpoints/model.008.weights.h5").unlink(), "nnslicer", "7 of 8 epochs",
     ),
+    "mined checkpoint deleted": (
+        lambda _, f: (f / "checkpoints/model.005.weights.h5").unlink(), "controls",
+        "model.005.weights.h5 is missing: control-random and control-swa need",
+    ),
+    **{
+        f"info.json {text!r}": (
+            lambda home, _, text=text: (home / "data/toy/info.json").write_text(text), "train",
+            "info.json cannot be read.*prepare.py --dataset toy",
+        )
+        for text in ("", "[1]", '{"seed": ')
+    },
 }  # fmt: skip
 
 
@@ -177,9 +194,55 @@ def test_what_is_whole_is_never_called_corrupt(study, monkeypatch, error, messag
         raise error
 
     monkeypatch.setattr(train.shared.artifacts.h5py, "File", refuse)
-    with pytest.raises(UserError, match=message) as sentence:
-        call("nnslicer", TOY)
-    assert "delete" not in str(sentence.value)
+    steps = [
+        lambda: call("nnslicer", TOY),
+        lambda: call("train", f"{TOY} --epochs 8"),
+        lambda: load_weights(None, study[1] / "checkpoints/model.005.weights.h5"),
+    ]
+    for step in steps:
+        with pytest.raises(UserError, match=message) as sentence:
+            step()
+        assert "delete" not in str(sentence.value)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "x_validation.npy"])
+def test_forbidden_files_are_not_called_broken(study, monkeypatch, name):
+    """The system's error passes, and run_script makes a sentence of it."""
+
+    def forbid(path, *args, really_open=io.open, **kwargs):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_open(path, *args, **kwargs)
+
+    for module in "io", "builtins":
+        monkeypatch.setattr(f"{module}.open", forbid)
+    with pytest.raises(PermissionError, match=name):
+        call("get_ats", TOY)
+
+
+def test_mining_that_is_done_needs_no_checkpoint(study, capsys):
+    (study[1] / "checkpoints/model.005.weights.h5").unlink()
+    call("get_ats", TOY)
+    assert "mine: nothing to do" in capsys.readouterr().out
+
+
+def test_studies_are_found_by_their_whole_name(tmp_path):
+    for name in "leaves[1]_b_seed2", "a_b_seed0", "a_b_seed1_b_seed3", "a_b_seed0.old":
+        (tmp_path / name).mkdir()
+    found = {name: study_folders(tmp_path, name, "b") for name in ("leaves[1]", "a", "a_b_seed1")}
+    assert [[*seeds.values()] for seeds in found.values()] == [[2], [0], [3]]
+    assert len(study_folders(tmp_path, "*", "*")) == 3
+
+
+@pytest.mark.parametrize("text", ["", "dataset;epoch\n007;1\n", "\ufeffdataset,epoch\n007,"])
+def test_tables_that_people_have_touched(tmp_path, text):
+    path = tmp_path / "robustness.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"robustness.csv is empty, cut.*`python dare/test.py`"):
+        read_csv(path, "python dare/test.py", ["dataset", "epoch"])
+    path.write_text("\ufeffdataset,model,epoch\r\n007,NA,1\r\n")  # whole, of a spreadsheet
+    table = read_csv(path, "python dare/test.py", ["dataset", "epoch"])
+    assert table.values.tolist() == [["007", "NA", 1]]
 
 
 def test_nan_loss_in_tuning_keeps_what_was_good(study):

@@ -215,13 +215,15 @@ class EpochKeeper(keras.callbacks.Callback):
                 self.run.weights_path(earlier).unlink(missing_ok=True)
 
     def write_log(self, epoch, logs):
-        """Add a row to log.csv, in place of any later rows of an interrupted run."""
+        """Add a row to log.csv; later rows of epochs that were not saved are dropped."""
         row = {"epoch": epoch}
         row |= {name: f"{logs[name]:.6g}" for name in LOG_COLUMNS if name in logs}
         row["lr"] = f"{float(self.model.optimizer.learning_rate):.6g}"
         row["seconds"] = f"{time.time() - self.start_time:.1f}"
-        earlier = [r for r in self.logged_epochs() if int(r["epoch"]) < epoch]
-        lines = [",".join(str(r[name]) for name in row) for r in [*earlier, row]]
+        logged = {int(r["epoch"]): r for r in self.logged_epochs()}
+        saved = epochs_in(self.run.folder)
+        rows = {e: r for e, r in logged.items() if e < epoch or e in saved} | {epoch: row}
+        lines = [",".join(str(rows[e][name]) for name in row) for e in sorted(rows)]
         write_text(self.run.log, "\n".join([",".join(row), *lines]) + "\n")
 
     def logged_epochs(self):

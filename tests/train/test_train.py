@@ -1,11 +1,13 @@
 """Networks, training, and what happens when it is killed."""
 
+import contextlib
 import csv
 
 import numpy as np
 import pytest
 from conftest import ROOT, weights_of, write_data
 
+import train.fit
 from adv import fintune_adv
 from dare import dare
 from train import params
@@ -115,8 +117,6 @@ def test_interrupted_training_ends_the_same(home, monkeypatch, precision):
     )
     assert not list((folder / "checkpoints").glob("optimizer*"))
     (folder / "checkpoints").rename(folder / "whole")
-    import train.fit
-
     real = train.fit.save_weights
 
     def fails(classifier, path, about):
@@ -181,6 +181,42 @@ def test_random_layers_depend_on_the_seed_alone():
         outputs.append(ops.convert_to_numpy(model(x, training=True)))
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert not np.array_equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_trainings_at_once(home, monkeypatch, killed):
+    """The second begins at epoch 2 of the first, and ends; or it is killed at 4, the first at 3."""
+    write_data(home)
+    folder = home / "models/toy_tiny_seed0"
+    save, saved = train.fit.save_weights, []
+
+    def save_weights(classifier, path, about):
+        save(classifier, path, about)
+        saved.append(about["epoch"])
+        if saved == [1, 2]:
+            with contextlib.suppress(KeyboardInterrupt):
+                train_network("toy", "tiny", 0, 5)
+        elif killed and saved in ([1, 2, 3, 4], [1, 2, 3, 4, 3]):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.fit, "save_weights", save_weights)
+    with contextlib.suppress(KeyboardInterrupt):
+        train_network("toy", "tiny", 0, 5)
+    assert (folder / "checkpoints/optimizer.004.npz").exists() == killed
+    train_network("toy", "tiny", 0, 5)
+    assert saved == ([1, 2, 3, 4, 3, 5] if killed else [1, 2, 3, 4, 5, 3, 4, 5])
+    assert len((folder / "log.csv").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("text", ["", "epoch;loss;lr\n1;2,5;0,01\n", "epoch,loss,lr\n1,2.5,0."])
+def test_a_log_that_people_have_touched_is_refused_before_training(home, text):
+    write_data(home)
+    path = home / "models/toy_tiny_seed0/log.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"log.csv is empty, cut, or .* move it away and make"):
+        train_network("toy", "tiny", 0, 2)
+    assert path.read_text() == text and not epochs_in(path.parent / "checkpoints")
 
 
 @pytest.mark.parametrize("lost", ["optimizer", "final checkpoint", "newer optimizers"])

@@ -2,12 +2,16 @@
 
 import os
 import re
+import runpy
 import sys
+from pathlib import Path
+from shlex import quote
 
 import pytest
 from conftest import ROOT
 from dry_runs import AT, CONTROLS, DARE, OF_LAYER, OF_RATE, OF_RUN, ONE, SLICED, counts, jobs
 
+import train.shared.paths
 from adv import ATTACKS
 from train.shared.paths import tuned_name
 
@@ -76,12 +80,46 @@ def test_jobs_of_a_sweep(dry_run, sweep):
     assert counts(text) == {rule: n for rule, n in (ONE | SWEEPS[sweep]).items() if n}
 
 
-def test_names_like_numbers(dry_run):
-    done, text = dry_run("--config", "dataset=2024,digits", "record=2025")
-    assert done, text
-    assert counts(text)["prepare"] == 2
-    (tables,) = jobs(text, "tables")
-    assert tables["command"].endswith("--record 2025 --dataset 2024,digits --model lenet")
+ODD = ["my leaves", "it's", "a&b", "a;touch x", "$HOME", "yes", "null", "NA", "nan"]
+
+
+@pytest.mark.parametrize("names", [ODD, ["007"], ["1e3"], ["True"], ["null"], ["2024"]], ids=str)
+def test_names_reach_the_scripts_as_they_are(dry_run, tmp_path, names):
+    """From the command line and from a file, where YAML takes some for numbers."""
+    file = tmp_path / "names.yaml"
+    file.write_text(f"dataset: [{', '.join(names)}]\nrecord: r.{names[0]}")
+    listed = f"dataset={','.join(names)}", f"record=r.{names[0]}"
+    for flags in ("--config", *listed), ("--configfile", str(file)):
+        _, text = dry_run(*flags)
+        for rule in "prepare", "train", "mine", "dare":
+            commands = [job["command"] for job in jobs(text, rule)]
+            given = [re.search(r"--dataset (.*?)( --model .*)?$", c)[1] for c in commands]
+            assert {*given} == {quote(name) for name in names}
+        (tables,) = jobs(text, "tables")
+        record = f"--record {quote(f'r.{names[0]}')} --dataset {quote(','.join(names))} --model "
+        assert record in tables["command"]
+
+
+def test_the_users_settings(home, monkeypatch, dry_run):
+    """DARE_HOME="" is none, and ~ in a configuration is the user's home."""
+    monkeypatch.setenv("DARE_HOME", "")
+    assert runpy.run_path(str(ROOT / "train/shared/paths.py"))["HOME"] == ROOT
+    _, text = dry_run("--config", "dataset=leaves", "source=~/leaves")
+    (prepare,) = jobs(text, "prepare")
+    assert prepare["command"].endswith(f"--source {Path.home()}/leaves")
+
+
+def test_a_dry_run_writes_nothing(home, monkeypatch, dry_run):
+    monkeypatch.setattr(train.shared.paths, "HOME", home / "new")
+    done, text = dry_run()
+    assert done and not list(home.iterdir()), text
+
+
+def test_a_folder_that_cannot_be_written(home, monkeypatch, dry_run):
+    (home / "file").touch()
+    monkeypatch.setattr(train.shared.paths, "HOME", home / "file/home")
+    done, text = dry_run(only="--forceall")
+    assert not done and re.search(r"^\S+/file/home cannot be written: .*\.$", text, re.MULTILINE)
 
 
 def test_jobs_of_the_study(dry_run):
@@ -226,7 +264,8 @@ REFUSED = {
     "attacks=fgsm,deepfool": r"attacks is 'deepfool', but it takes attacks among fgsm, bim, .*",
     "attacks=": r"attacks is \[\], but .*",
     "model=vgg61": r"model=vgg61 has no chosen layer: choose from alexnet, lenet, resnet20, .*",
-    "dataset=../etc": r"dataset is '../etc', but it takes names of data sets",
+    "dataset=../etc": r"dataset is '../etc', but it takes names of data sets, each a plain .*",
+    "record=.x": r"record is '.x', but it takes null, or a plain folder name \(.*\)",
     "per=0.5,1.5": r"per is 1.5, but it takes shares above 0 and up to 1, each once, or null",
     "per=0": r"per is 0, but .*",
     "per=half": r"per is 'half', but .*",
@@ -270,23 +309,34 @@ CHANGES = [
 ]
 
 
+@pytest.mark.parametrize("remembered", [True, False])
 @pytest.mark.parametrize(("before", "after", "left"), CHANGES)
-def test_what_is_left_to_do(home, dry_run, monkeypatch, before, after, left):
+def test_what_is_left_to_do(home, dry_run, monkeypatch, before, after, left, remembered):
+    """Also where Snakemake remembers nothing: the scripts made the files, or .snakemake is lost."""
     _, text = dry_run("--config", *before.split())
     for rule in ONE:
         for path in [home / path for job in jobs(text, rule) for path in job["output"]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}" if path.suffix == ".json" else "")
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", "true")  # jobs that do nothing: their files are there
-        done, text = dry_run("--config", *before.split(), only="--forceall")
-    assert done, text
+            os.utime(path, (1, 1))
+    if remembered:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "true")  # jobs that do nothing: their files are there
+            done, text = dry_run("--config", *before.split(), only="--forceall")
+        assert done, text
     done, text = dry_run("--config", *after.split())
     assert done, text
     if before == after:
         assert "Nothing to be done" in text
     else:
         assert counts(text) == left | {"score": 1, "tables": 1, "all": 1}
+
+
+def test_a_report_that_is_there_hides_no_study(home, dry_run):
+    (home / "models").mkdir()
+    (home / "models/report.html").touch()
+    _, text = dry_run("--config", "dataset=leaves", "source=leaves")
+    assert counts(text) == ONE
 
 
 def test_resources(dry_run):
