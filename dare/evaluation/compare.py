@@ -94,13 +94,13 @@ def network_rows(results, network, comparison):
             first, second = (results.right(study, m[study], parts) for m in (dare, other))
             if first is not None and second is not None:
                 differences[kind][study] = 100 * (first - second).mean(axis=1).dropna()
-        is_original.append(is_the_original(results, study, other[study]))
+        is_original.append(method != "original" and is_the_original(results, study, other[study]))
     studies = list(differences[comparison.kind])
     if not studies:
         return []
     about = {"component": comparison.component, "other": comparison.other, "method": method}
     about |= {"kind": comparison.kind, "dataset": network[0], "model": network[1]}
-    about["originals"] = int(method != "original" and all(is_original))
+    about["originals"] = int(all(is_original))
     seeds = last.drop_duplicates("study").set_index("study")["seed"]
     groups = [studies, *([[study] for study in studies] if len(studies) > 1 else [])]
     return [
@@ -127,10 +127,11 @@ def best_adversarial_training(results, network):
 
 def is_the_original(results, study, models):
     """Whether models get exactly those images right, clean and samples, that the original does."""
-    (original,) = results.models(results.last, "original")[study][:1]
+    rows = results.rows
+    original = rows.loc[(rows["study"] == study) & (rows["method"] == "original"), "sha256"].iloc[0]
     parts = results.parts(study, "robustness", ("test",)) | results.parts(study, "clean")
     frames = [results.right(study, [model], parts) for model in (original, *models)]
-    return all(f is not None and f.equals(frames[0]) for f in frames)
+    return all(frame is not None and frame.equals(frames[0]) for frame in frames)
 
 
 # ------------------------------------------------------------------------------------- statistics
@@ -189,6 +190,8 @@ def wilcoxon_table(rows):
     """
     tests = []
     for key, of_attack in rows.groupby([*NETWORK, "attack"], sort=False):
+        if of_attack.groupby("method").size().max() < RUNS_NEEDED:
+            continue
         runs = of_attack.pivot_table(
             index=["study", "run"], columns="method", values="empirical_robustness"
         )

@@ -163,6 +163,13 @@ def of_network(rows, network):
 # ---------------------------------------------------------------------------------- where from
 
 
+def is_of(folder, datasets, models):
+    """Whether a scored study is of one of these data sets and networks (None: of any)."""
+    study = pd.read_csv(folder / "robustness.csv", nrows=1, converters=TEXTS).iloc[0]
+    wanted = {"dataset": datasets, "model": models}
+    return all(study[key] in (names or [study[key]]) for key, names in wanted.items())
+
+
 def read_recorded(folder, datasets=None, models=None):
     """The results that are recorded in a folder of dare/results, of some data sets and networks."""
     tables = {}

@@ -75,9 +75,10 @@ class Scores:
             set_attributes(file, {})
             self.write(file)
 
-    def write(self, group, models=None):
-        """Write the scores to an HDF5 group, of some models only; None: of all."""
-        for part, index in sorted(self.index.items()):
+    def write(self, group, models=None, parts=None):
+        """Write the scores to an HDF5 group, of some models and parts only; None: of all."""
+        for part in sorted(self.index if parts is None else parts):
+            index = self.index[part]
             kept = sorted(m for m in self.packed[part] if models is None or m in models)
             data = group.create_group(part)
             data.attrs["made_from"] = self.made_from[part]
