@@ -25,15 +25,9 @@ from adv import ATTACKS, SUCCESS_NEEDED
 from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
-from train.shared.artifacts import (
-    already_made,
-    atomic_write,
-    attributes,
-    remove_temporary_files,
-    set_attributes,
-)
+from train.shared.artifacts import atomic_write, attributes, check, set_attributes
 from train.shared.flags import UserError, chosen_names, options, run_script
-from train.shared.log import progress, stage, whole_updates
+from train.shared.log import progress, stage
 from train.shared.paths import samples_path
 from train.shared.study import Study
 from train.utils import class_names, pixels, predict
@@ -158,11 +152,9 @@ def attack_images(name, batched_model, images, path, provenance):
     """
     parts = parts_folder(path)
     parts.mkdir(parents=True, exist_ok=True)
-    for folder in (parts, path.parent):
-        remove_temporary_files(folder)
     chunks = []
     with progress(total=len(images.index), desc=name, unit="image") as bar:
-        update = whole_updates(bar)
+        update = bar.update
         for first, chunk in images.chunks(CHUNK // 4 if name == "cw" else CHUNK).items():
             part = parts / f"{first:06d}.h5"
             expected = provenance | {"images": len(chunk.index)}
@@ -284,8 +276,8 @@ def main(argv=None):
         if name == "fgsm":
             provenance["steps"] = None  # it takes one step, whatever --steps says
         with stage(path.with_suffix(".log"), name, vars(args) | {"attack": name}) as log:
-            log.idle = already_made(path, provenance)
-            if log.idle:
+            log["idle"] = check(path, provenance)
+            if log["idle"]:
                 print(f"{path} already exists.")
             else:
                 if images is None:

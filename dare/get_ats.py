@@ -11,7 +11,7 @@ another layer, or resuming after an interruption, does not compute them again.
 
 import contextlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,22 +21,14 @@ import numpy as np
 import scipy.special
 
 from train import params
-from train.shared.arrays import check_arrays
-from train.shared.artifacts import (
-    already_made,
-    atomic_write,
-    fingerprint,
-    remove_temporary_files,
-    set_attributes,
-    sha256,
-)
+from train.shared.artifacts import atomic_write, check, fingerprint, set_attributes, sha256
 from train.shared.checkpoints import load_weights
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import up_to
 from train.shared.log import progress, stage
 from train.shared.paths import checkpoint_path, epochs_in, targets_path
 from train.shared.study import Study
-from train.utils import IMAGES_AT_ONCE, Rows, ends_in_softmax, predict
+from train.utils import IMAGES_AT_ONCE, Rows, check_arrays, ends_in_softmax, predict
 
 dataset = "digits"
 model = "lenet"
@@ -70,22 +62,7 @@ class MinedImages:
         return cls(*(file[name][()] for name in names), file["activation"])
 
 
-@dataclass
-class MiningFiles:
-    """Where `mine` keeps its results.
-
-    targets: HDF5 file to which the activations are streamed; None: the result is kept in memory.
-    provenance: attributes of that file.
-    history: HDF5 file that keeps the probabilities of all checkpoints, or None. Any layer of the
-        same network and images can reuse it. Only the labels are checked, not the images.
-    """
-
-    targets: Path | None = None
-    provenance: dict = field(default_factory=dict)
-    history: Path | None = None
-
-
-def mine(checkpoints, x, y, model, choose_layer, files=None):
+def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, history=None):
     """Augment the data from the training history (ASE 2022).
 
     Two passes, so that no target is overwritten: first the probabilities of all checkpoints, then
@@ -97,26 +74,28 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
         x: x_validation, uint8 or float32 pixels (n, h, w, c). y: its int labels (n,).
         model: the classifier. On return it has the final weights again.
         choose_layer: path of the layer whose activations become the targets.
-        files: MiningFiles, or None.
+        path: HDF5 file to which the targets are written; None: they are kept in memory.
+        provenance: attributes of that file.
+        history: HDF5 file that keeps the probabilities of all checkpoints, or None. Any layer of
+            the same network and images can reuse it. Only the labels are checked, not the images.
 
     Returns:
-        MinedImages, or None if they are in files.targets.
+        MinedImages, or None if they are in `path`.
 
     Raises:
-        UserError: no historical checkpoint, an unknown layer, no mined image, or what
-            check_arrays refuses.
+        UserError: no historical checkpoint, an unknown layer, no mined image, or what check_arrays
+            refuses.
     """
-    files = files or MiningFiles()
     if len(checkpoints) < 2:
         raise UserError(
             "mining needs at least one historical checkpoint before the final one: train for more "
             "epochs."
         )
-    check_arrays(x, y, model)
+    x, y = check_arrays(x, y, model)
     up_to(model, choose_layer)  # an unknown layer is refused before the first pass
     epochs = np.array(list(checkpoints))
     paths = list(checkpoints.values())
-    probability, is_right = probabilities(checkpoints, x, y, model, files.history)
+    probability, is_right = probabilities(checkpoints, x, y, model, history)
     best = best_checkpoint(probability, is_right)
     index = np.flatnonzero(best >= 0)
     if not len(index):
@@ -127,15 +106,15 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
     # In order of checkpoint, so that each is loaded once in the second pass.
     index = index[np.argsort(best[index], kind="stable")]
     best_of_mined = best[index]
-    with result_file(files.targets) as file:
-        set_attributes(file, files.provenance)
+    with result_file(path) as file:
+        set_attributes(file, provenance or {})
         file["index"] = index.astype("int64")
         file["epoch"] = epochs[best_of_mined].astype("int32")
         file["probability"] = probability[best_of_mined, index].astype("float32")
         file["final_probability"] = probability[-1, index].astype("float32")
         record_activations(file, model, choose_layer, Rows(x, index), best_of_mined, paths)
         load_weights(model, paths[-1])
-        if files.targets is None:
+        if path is None:
             mined = MinedImages.read(file)
             mined.activation = mined.activation[()]
             return mined
@@ -290,30 +269,23 @@ def main(argv=None):
     checkpoints = historical_checkpoints(study, args.first, args.last)
     *historical_epochs, _ = checkpoints
     choose_layer = study.layer(args.choose_layer)
+    path = targets_path(study.folder, choose_layer)
+    provenance = study.provenance | {"choose_layer": choose_layer}
+    provenance |= {"first": historical_epochs[0], "last": historical_epochs[-1]}
     x, y = study.data("validation")
-    files = MiningFiles(
-        targets_path(study.folder, choose_layer),
-        provenance=study.provenance
-        | {
-            "choose_layer": choose_layer,
-            "first": historical_epochs[0],
-            "last": historical_epochs[-1],
-        },
-        history=study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5",
-    )
     with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as log:
-        remove_temporary_files(study.folder)
-        if already_made(files.targets, files.provenance):
-            log.idle = True
-            print(f"{files.targets} already exists.")
+        if check(path, provenance):
+            log["idle"] = True
+            print(f"{path} already exists.")
             return
-        mine(checkpoints, x, y, study.classifier, choose_layer, files)
-        with h5py.File(files.targets, "r") as file:
+        history = study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5"
+        mine(checkpoints, x, y, study.classifier, choose_layer, path, provenance, history)
+        with h5py.File(path, "r") as file:
             mined = len(file["index"])
+        share = 100 * mined / len(x)
         print(
-            f"{files.targets}: {mined:,} of {len(x):,} images mined "
-            f"({100 * mined / len(x):.1f}%), from epochs {historical_epochs[0]} to "
-            f"{historical_epochs[-1]}"
+            f"{path}: {mined:,} of {len(x):,} images mined ({share:.1f}%), from epochs "
+            f"{historical_epochs[0]} to {historical_epochs[-1]}"
         )
 
 

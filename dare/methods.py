@@ -21,7 +21,7 @@ class Method:
     family: one of FAMILIES.
     script: the command that tunes it; None: an existing checkpoint, which is only scored.
     reads: what the script reads besides the checkpoint: "slice", "targets" (of the chosen layer),
-        "mined images" (of any mined layer), "samples" or "dare" (the models tuned by DARE).
+        "mined images" (of any mined layer) or "samples".
     settings: the settings that the name of its folder spells out; each is a flag of the script.
     fixed: settings that the method itself decides; no flags.
     epochs, rate: the keys of the workflow's configuration that hold them; epochs may be a number.

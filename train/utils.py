@@ -6,7 +6,7 @@ import numpy as np
 
 from train.shared import artifacts
 from train.shared.artifacts import data_info
-from train.shared.backend import keras
+from train.shared.backend import keras, ops
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
 from train.shared.graph import output_layer
@@ -45,6 +45,52 @@ def load_data(dataset, part):
             f"{y.shape} in its {part} part, not uint8 (n, h, w, c) and integers (n,): run `{step}`."
         )
     return x, np.asarray(y, "int64")
+
+
+def check_arrays(x, y, model=None):
+    """Images and labels as NumPy arrays that a model can take.
+
+    Args:
+        x: images (n, h, w, c), uint8, or float in [0, 1]. y: integers (n,) or (n, 1). Arrays,
+            tensors or lists.
+        model: Keras classifier, for the size of the images and the number of classes, or None.
+
+    Returns:
+        x, as it is, and y, int64 (n,).
+
+    Raises:
+        UserError: one sentence that says what is wrong with them.
+    """
+    x, y = (a if isinstance(a, np.ndarray) else ops.convert_to_numpy(a) for a in (x, y))
+    shape = model.input_shape[1:] if model is not None else (None,) * 3
+    fits = x.ndim == 4 and all(
+        want in (None, n) for n, want in zip(x.shape[1:], shape, strict=True)
+    )
+    if not fits or not len(x):
+        raise UserError(
+            f"the images have shape {x.shape}, and the model takes (n, height, width, channels) "
+            f"with {shape}."
+        )
+    # NaN fails both comparisons.
+    if x.dtype != np.uint8 and not (x.dtype.kind == "f" and x.min() >= 0 and x.max() <= 1):
+        raise UserError(
+            f"the images are {x.dtype} and not all in [0, 1]: use uint8, or float32 pixels in "
+            f"[0, 1] without NaN."
+        )
+    if y.shape == (len(x), 1):
+        y = y.ravel()
+    if y.shape != (len(x),) or y.dtype.kind not in "ui":
+        raise UserError(
+            f"the labels are {y.dtype} of shape {y.shape}: use the {len(x)} numbers of the images' "
+            f"classes, as integers."
+        )
+    classes = model.output_shape[-1] if model is not None else None
+    if y.min() < 0 or (classes is not None and y.max() >= classes):
+        raise UserError(
+            f"the labels are {y.min()} to {y.max()}, and the model has the classes 0 to "
+            f"{classes - 1 if classes else '...'}."
+        )
+    return x, y.astype("int64")
 
 
 def halves_of_test(dataset, n):

@@ -18,9 +18,8 @@ from adv.attacks.fixed import attack_at_epsilons
 from adv.attacks.gradient_sign import bim, fgsm, pgd
 from adv.attacks.perturbations import norms
 from adv.attacks.saliency_map import jsma
-from train.shared.arrays import check_arrays
 from train.shared.flags import UserError
-from train.utils import pixels, set_seed
+from train.utils import check_arrays, pixels, set_seed
 
 __all__ = ["attack", "norms"]
 
@@ -56,9 +55,8 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
     if name not in ATTACKS:
         raise UserError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}.")
     check_mode(mode, epsilons)
-    check_arrays(x, y, None if isinstance(model, BatchedModel) else model)
+    x, y = check_arrays(x, y, None if isinstance(model, BatchedModel) else model)
     x = pixels(x)
-    y = np.asarray(y, "int64")
     model = BatchedModel.of(model)
     set_seed(seed)
     start = StartingPoint.at(model, x, y, seed)

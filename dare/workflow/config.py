@@ -17,7 +17,12 @@ SCHEMA = yaml.safe_load(Path(__file__).with_name("schema.yaml").read_text())
 PROPERTIES = SCHEMA["properties"]
 TUNED = [name for name, method in METHODS.items() if method.script]
 METHOD_NAMES = [*TUNED, "controls", "at"]  # the last two stand for several
-NAMES = {"attacks": ATTACKS, "methods": METHOD_NAMES, "adaptive_methods": list(METHODS)}
+NAMES = {
+    "attacks": ATTACKS,
+    "heldout_attacks": ATTACKS,
+    "methods": METHOD_NAMES,
+    "adaptive_methods": list(METHODS),
+}
 for key, names in NAMES.items():
     PROPERTIES[key]["items"] = {"enum": list(names)}
     PROPERTIES[key]["description"] = f"{key} among {', '.join(names)}, each once"

@@ -4,69 +4,13 @@ import numpy as np
 import pytest
 
 from train.models import build_model
-from train.precision import in_precision
 from train.shared.backend import keras
+from train.train import training_copy
 from train.utils import set_seed
 
 on_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="kernels of TensorFlow"
 )
-
-
-@on_tensorflow
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 3), (5, 4)])
-def test_the_faster_gradient_is_keras_s_own(kernel):
-    """Convolutions of few pixels, in float32: outputs, and gradients of images and kernel."""
-    import tensorflow as tf
-
-    from train.convolution import SmallConv2D, has_few_pixels
-
-    x = tf.constant(np.random.default_rng(0).normal(size=(5, 4, 3, 6)), "float32")
-    inputs, found = keras.Input((4, 3, 6)), []
-    weights = None
-    for kind in keras.layers.Conv2D, SmallConv2D:
-        layer = kind(7, kernel, padding="same", activation="relu")
-        model = keras.Model(inputs, layer(inputs))
-        assert has_few_pixels(layer) == (kind is keras.layers.Conv2D)
-        weights = weights or model.get_weights()
-        model.set_weights(weights)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(model(x) ** 3)
-        sources = [x, *(variable.value for variable in model.trainable_variables)]
-        found.append([model(x), *tape.gradient(loss, sources)])
-    for own, ours in zip(*found, strict=True):
-        np.testing.assert_allclose(own, ours, rtol=1e-4, atol=1e-3)
-    for changed in {"strides": 2}, {"padding": "valid"}, {"dilation_rate": 2}:
-        other = keras.layers.Conv2D(7, 2, **{"padding": "same"} | changed)
-        other(inputs)
-        assert not has_few_pixels(other)
-
-
-@on_tensorflow
-def test_the_faster_gradient_in_bfloat16():
-    """As near to the gradient in float32 as TensorFlow's own in bfloat16 is."""
-    import tensorflow as tf
-
-    from train.convolution import convolve
-
-    rng = np.random.default_rng(0)
-    x, kernel = (tf.constant(rng.normal(size=s), "float32") for s in ((64, 4, 4, 8), (3, 3, 8, 16)))
-
-    def gradient_of_kernel(operation, precision):
-        weights = tf.cast(kernel, precision)
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            loss = tf.reduce_sum(operation(tf.cast(x, precision), weights) ** 2)
-        return tf.cast(tape.gradient(loss, weights), "float32").numpy()
-
-    def plain(x, kernel):
-        return tf.nn.conv2d(x, kernel, 1, "SAME")
-
-    exact = gradient_of_kernel(plain, "float32")
-    own, ours = (gradient_of_kernel(f, "bfloat16") for f in (plain, convolve))
-    error, allowed = (np.abs(found - exact).mean() for found in (ours, own))
-    assert error < 1.1 * allowed < 0.02 * np.abs(exact).mean()
 
 
 def normalised(kind, x, dtype, training, trainable=True):
@@ -92,7 +36,7 @@ def normalised(kind, x, dtype, training, trainable=True):
 @pytest.mark.parametrize("training, trainable", [(True, True), (True, False), (False, True)])
 def test_fused_batch_normalisation(training, trainable):
     """A frozen layer neither normalises by the batch nor follows it."""
-    from train.batch_norm import FusedBatchNormalization
+    from train.fused_batch_norm import FusedBatchNormalization
 
     x = np.random.default_rng(0).normal(1, 3, (5, 4, 3, 6))
     own, ours = (
@@ -106,7 +50,7 @@ def test_fused_batch_normalisation(training, trainable):
 @on_tensorflow
 def test_fused_batch_normalisation_in_bfloat16():
     """As near to the results in float32 as Keras's own in bfloat16 are."""
-    from train.batch_norm import FusedBatchNormalization
+    from train.fused_batch_norm import FusedBatchNormalization
 
     x = np.random.default_rng(0).normal(1, 3, (64, 8, 8, 16))
     kinds = keras.layers.BatchNormalization, FusedBatchNormalization
@@ -119,7 +63,7 @@ def test_fused_batch_normalisation_in_bfloat16():
 
 @on_tensorflow
 def test_what_can_be_fused():
-    from train.batch_norm import FusedBatchNormalization, can_be_fused
+    from train.fused_batch_norm import FusedBatchNormalization, can_be_fused
 
     def accepted(shape, kind=keras.layers.BatchNormalization, **settings):
         layer = kind(**settings)
@@ -137,7 +81,7 @@ def test_what_can_be_fused():
 
 @on_tensorflow
 def test_masked_pixels_are_left_out():
-    from train.batch_norm import FusedBatchNormalization
+    from train.fused_batch_norm import FusedBatchNormalization
 
     rng = np.random.default_rng(0)
     x, mask = rng.normal(1, 3, (5, 4, 3, 6)).astype("float32"), rng.random((5, 4, 3)) < 0.5
@@ -155,13 +99,13 @@ def test_a_compiled_training_ends_the_same(monkeypatch):
     y, ends = np.arange(48) % 4, []
     for is_faster in True, False:
         if not is_faster:
-            monkeypatch.setattr("train.precision.faster_class", lambda layer, _: type(layer))
+            monkeypatch.setattr("train.train.faster_class", type)
         set_seed(0)
         network = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Conv2D(6, 3)])
         network.add(keras.layers.BatchNormalization(name="norm"))
         for layer in keras.layers.ReLU(), keras.layers.Flatten(), keras.layers.Dense(4, "softmax"):
             network.add(layer)
-        network = in_precision(network, "float32")
+        network = training_copy(network, "float32")
         kind = type(network.get_layer("norm")).__name__
         assert (kind == "FusedBatchNormalization") == is_faster
         network.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
@@ -171,19 +115,15 @@ def test_a_compiled_training_ends_the_same(monkeypatch):
         np.testing.assert_allclose(ours, own, rtol=1e-3, atol=1e-5)
 
 
-def test_where_layers_are_faster(monkeypatch):
-    monkeypatch.setattr("train.faster.accelerators", list)
+def test_where_batch_normalisation_is_faster(monkeypatch):
+    monkeypatch.setattr("train.fused_batch_norm.accelerators", list)
     network = build_model("vgg16", (32, 32, 3), 10)
-    convolutions = {f"block{b}_conv{c}" for b in (4, 5) for c in (1, 2, 3)}
+
+    def changed():
+        pairs = zip(network.layers, training_copy(network, "float32").layers, strict=True)
+        return {own.name for own, ours in pairs if type(own) is not type(ours)}
+
     norms = {layer.name for layer in network.layers if layer.name.endswith("_bn")}
-    is_tensorflow = keras.backend.backend() == "tensorflow"
-    for precision, expected in {"bfloat16": convolutions | norms, "float32": norms}.items():
-        twin = in_precision(network, precision)
-        pairs = zip(network.layers, twin.layers, strict=True)
-        changed = {own.name for own, ours in pairs if type(own) is not type(ours)}
-        assert changed == (expected if is_tensorflow else set())
-    lenet = build_model("lenet", (28, 28, 1), 10)
-    assert in_precision(lenet, "float32") is lenet
-    monkeypatch.setattr("train.faster.accelerators", lambda: ["GPU:0"])
-    assert in_precision(network, "float32") is network
-    assert type(in_precision(network, "bfloat16").get_layer("block5_conv1")) is keras.layers.Conv2D
+    assert changed() == (norms if keras.backend.backend() == "tensorflow" else set())
+    monkeypatch.setattr("train.fused_batch_norm.accelerators", lambda: ["GPU:0"])
+    assert changed() == set()
