@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.evaluation.record import record as record_results
+from dare.evaluation import record as recording
 from dare.evaluation.report import report_of_paper, report_of_runs
 from dare.evaluation.results import is_of, read_recorded, read_studies
 from train.shared import paths
@@ -34,9 +34,6 @@ record = None  # copy the small files to dare/results/<record>/, and make the ta
 results = None  # from dare/results/<results>/ instead of models/
 
 
-RESULTS = Path(__file__).resolve().parent / "results"
-
-
 def scored_studies(home, datasets, models):
     """{folder: seed} of the scored studies in `home`, of some data sets and networks (None: all).
 
@@ -46,8 +43,9 @@ def scored_studies(home, datasets, models):
     scored = {path: seed for path, seed in studies.items() if (path / "robustness.csv").exists()}
     chosen = {path: seed for path, seed in scored.items() if is_of(path, datasets, models)}
     if not chosen:
+        names = f"{','.join(datasets or '*')}_{','.join(models or '*')}_seed*"
         raise UserError(
-            f"{home} has no scored network of these names: score one with `python dare/test.py`, "
+            f"{home}/{names}/robustness.csv is missing: score a study with `python dare/test.py`, "
             f"or give --results one of {recorded_names()}."
         )
     return chosen
@@ -55,17 +53,20 @@ def scored_studies(home, datasets, models):
 
 def recorded(name, datasets, models):
     """What is recorded in dare/results/<name>; UserError if it has nothing of these names."""
-    if (RESULTS / name / "robustness.csv").exists():
-        results = read_recorded(RESULTS / name, datasets, models)
+    if (recording.RESULTS / name / "robustness.csv").exists():
+        results = read_recorded(recording.RESULTS / name, datasets, models)
         if len(results.rows):
             return results
     raise UserError(
-        f"{RESULTS / name} has no results of these names: give --results one of {recorded_names()}."
+        f"{recording.RESULTS / name} has no results of these names: give --results one of "
+        f"{recorded_names()}."
     )
 
 
 def recorded_names():
-    return ", ".join(sorted(path.parent.name for path in RESULTS.glob("*/robustness.csv")))
+    return ", ".join(
+        sorted(path.parent.name for path in recording.RESULTS.glob("*/robustness.csv"))
+    )
 
 
 def main(argv=None):
@@ -76,8 +77,12 @@ def main(argv=None):
         raise UserError("--paper is about all networks: leave out --dataset and --model.")
     datasets, models = (names and names.split(",") for names in (args.dataset, args.model))
     named = "_".join(filter(None, (args.dataset, args.model)))
-    home = RESULTS / args.results if args.results else paths.HOME / "models"
-    target = RESULTS / args.record if args.record else home / ("paper" if args.paper else named)
+    home = recording.RESULTS / args.results if args.results else paths.HOME / "models"
+    target = (
+        recording.RESULTS / args.record
+        if args.record
+        else home / ("paper" if args.paper else named)
+    )
     if args.results:
         results = recorded(args.results, datasets, models)
     elif not args.paper:
@@ -87,7 +92,7 @@ def main(argv=None):
         if args.paper:
             path = report_of_paper(target, command)
         else:
-            results = record_results(results, target) if args.record else results
+            results = recording.record(results, target) if args.record else results
             path = report_of_runs(target, results, command)
         print(f"report: {path}", flush=True)
 

@@ -47,7 +47,7 @@ from adv.attacks import attack
 from adv.attacks.classifier import BatchedModel
 from adv.attacks.losses import log_odds
 from adv.attacks.saliency_map import SaliencyMapAttack
-from dare.evaluation.selection import Part, score
+from dare.evaluation.scoring import Part, score
 from dare.get_ats import historical_checkpoints, mine
 from dare.nnslicer import calls_to_slice, relative_activations, slice_backwards
 from train import params

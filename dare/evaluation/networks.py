@@ -33,7 +33,9 @@ def networks_table(results):
     known = results.tables["networks"].drop(columns=[*NETWORK, "seed"])
     table = rows[["study", *NETWORK, "seed", "test_accuracy"]].merge(known, on="study", how="left")
     authors = theirs.reindex(pd.MultiIndex.from_frame(table[NETWORK]))
-    table["parameters"] = table.get("parameters", np.nan) / 1e6
+    for column in ("epochs", "images", "mined", "parameters"):
+        table[column] = table.get(column, np.nan)
+    table["parameters"] /= 1e6
     table["paper_parameters"] = authors["params_millions"].to_numpy()
     table["paper_accuracy"] = authors["test_accuracy_percent"].to_numpy()
     table["paper_images"] = (
@@ -51,7 +53,7 @@ def networks_text(table):
         ("parameters (M)", "parameters", "{:.2f}"), ("authors'", "paper_parameters", "{:.1f}"),
         ("clean accuracy", "test_accuracy", "{:.1f}"), ("paper's ", "paper_accuracy", "{:.1f}"),
     ):  # fmt: skip
-        if column in table and table[column].notna().any():
+        if table[column].notna().any():
             text[title] = [number(value, form) for value in table[column]]
     return text
 
@@ -169,10 +171,10 @@ def warnings(results, networks):
     texts = []
     small = networks[networks["images"] < networks["paper_images"] / 2]
     if len(small):
-        lost = (small["paper_accuracy"] - small["test_accuracy"]).max()
+        lost = max((small["paper_accuracy"] - small["test_accuracy"]).max(), 0)
         texts.append(
             f"Training sets hold {span(small['images'])} images, the paper's "
-            f"{span(small['paper_images'])}, and clean accuracy is up to {lost:.0f} points lower."
+            f"{span(small['paper_images'])}; clean accuracy is up to {lost:.0f} points lower."
         )
     counts = [n for found in training_samples(results).values() for n in found]
     if counts and min(counts) < SAMPLES_NEEDED:
@@ -188,7 +190,7 @@ def warnings(results, networks):
     share = made / made.groupby("study").transform("max")
     if few := studies_with(share[share < SUCCESS].reset_index()):
         texts.append(f"An attack failed on half of the images or more in {few}.")
-    if "mined" in networks and (few := studies_with(networks[networks["mined"] < MINED_IMAGES])):
+    if few := studies_with(networks[networks["mined"] < MINED_IMAGES]):
         texts.append(f"Fewer than {MINED_IMAGES} images were mined in {few}.")
     return texts
 

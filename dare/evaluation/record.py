@@ -5,11 +5,15 @@ rows of all studies, and scores.h5 has a group for each: the models that are com
 cases of adaptive attacks. No weights and no images are kept.
 """
 
+from pathlib import Path
+
 import h5py
 import pandas as pd
 
 from dare.evaluation.results import TABLES, read_recorded
 from train.shared.artifacts import atomic_write, set_attributes
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def record(results, folder):

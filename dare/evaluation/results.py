@@ -197,9 +197,9 @@ def read_studies(folders):
             "robustness": rows,
             "adaptive": pd.read_csv(adaptive, converters=TEXTS) if adaptive.exists() else None,
             "training": pd.read_csv(folder / "log.csv") if (folder / "log.csv").exists() else None,
-            "mined": mined_epochs(folder),
+            "mined": (mined := mined_epochs(folder)),
             "commands": (commands := commands_of(folder)),
-            "networks": network_of(folder, rows, commands),
+            "networks": network_of(folder, rows, commands, mined),
         }
         about = {"study": folder.name, **rows.iloc[0][NETWORK], "seed": seed}
         for name, table in found.items():
@@ -217,16 +217,22 @@ def read_studies(folders):
     return Results(next(iter(folders)).parent, tables, scores)
 
 
-def network_of(folder, rows, commands):
-    """How a network was trained, one row: epochs, images, parameters (None: not known)."""
-    images = commands.get("images", pd.Series(dtype=float)).dropna()
+def network_of(folder, rows, commands, mined):
+    """How a network was trained, one row: epochs, images, parameters and mined images, if known.
+
+    commands, mined: of commands_of and mined_epochs.
+    """
     row = {"epochs": rows.loc[rows["method"] == "original", "epoch"].max()}
-    row["images"] = int(images.iloc[0]) if len(images) else None
+    if {"images", "stage"} <= set(commands):
+        images = commands.loc[commands["stage"].str.startswith("train"), "images"].dropna()
+        row |= {"images": int(images.iloc[-1])} if len(images) else {}
     if epochs := epochs_in(folder / "checkpoints"):
         sizes = []
         with h5py.File(checkpoint_path(folder, epochs[-1]), "r") as file:
             file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
         row["parameters"] = int(sum(sizes))
+    if mined is not None:
+        row["mined"] = mined.groupby("layer")["images"].sum().min()
     return pd.DataFrame([row])
 
 

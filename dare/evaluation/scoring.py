@@ -7,7 +7,6 @@ the reporting half of the test images.
 
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -120,18 +119,6 @@ def robustness_rows(models, parts, scores):
 # -------------------------------------------------------------------------------- images to score
 
 
-def open_samples(study, path):
-    """A samples file, open; UserError if it was made from another checkpoint than the study's."""
-    if (found := attributes(path).get("checkpoint_sha256")) != study.provenance[
-        "checkpoint_sha256"
-    ]:
-        raise UserError(
-            f"{path} was made from checkpoint {str(found)[:12]}, not "
-            f"{study.provenance['checkpoint_sha256'][:12]}: move it away and make it again."
-        )
-    return h5py.File(path, "r")
-
-
 def read_samples(study):
     """{"<attack> <split>": Part} of the successful samples of all attacks, for SPLITS.
 
@@ -142,7 +129,8 @@ def read_samples(study):
         path = samples_path(study.folder, attack)
         if not path.exists():
             continue
-        with open_samples(study, path) as file:
+        step = study.command("adv/generate_adv.py", attack=attack)
+        with study.open_checked(path, step) as file:
             index, split, success = (file[name][()] for name in ("index", "split", "success"))
             first = first or (path, index, split)
             if not (np.array_equal(index, first[1]) and np.array_equal(split, first[2])):
@@ -166,7 +154,8 @@ def held_out_samples(study):
     for attack in ATTACKS:
         path = samples_path(study.folder, attack, "test")
         if path.exists():
-            with open_samples(study, path) as file:
+            step = study.command("adv/generate_adv.py", attack=attack, part="test")
+            with study.open_checked(path, step) as file:
                 parts[f"{attack} {HELDOUT}"] = successful(file, path, file["success"][()])
     return parts
 
