@@ -96,7 +96,9 @@ def is_prepared(dataset, settings):
     folder = paths.data_folder(dataset)
     info = artifacts.data_info(dataset)
     if info:
-        artifacts.check_settings(folder, info, settings, "prepared")
+        # As text, because check_settings does not compare None, which is a limit here.
+        recorded, expected = ({k: str(d.get(k)) for k in settings} for d in (info, settings))
+        artifacts.check_settings(folder, recorded, expected, "prepared")
     return bool(info) and all(path.exists() for path in array_paths(folder))
 
 
