@@ -96,9 +96,7 @@ def is_prepared(dataset, settings):
     folder = paths.data_folder(dataset)
     info = artifacts.data_info(dataset)
     if info:
-        # As text, because check_settings does not compare None, which is a limit here.
-        recorded, expected = ({k: str(d.get(k)) for k in settings} for d in (info, settings))
-        artifacts.check_settings(folder, recorded, expected, "prepared")
+        artifacts.check_settings(folder, info, settings, "prepared")
     return bool(info) and all(path.exists() for path in array_paths(folder))
 
 
