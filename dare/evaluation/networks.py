@@ -146,7 +146,8 @@ def adaptive_table(results):
 def adaptive_text(table, networks):
     """Robust accuracy at the second largest and the largest epsilon: methods by networks.
 
-    A star marks a network whose original keeps more than UNBROKEN % at the largest epsilon.
+    A star marks a network whose original keeps more than UNBROKEN % at the largest epsilon. Images
+    on which an attack could not start are counted in brackets.
     """
     text = pd.DataFrame({"method": in_order(table["method"])})
     for network in networks:
@@ -156,9 +157,13 @@ def adaptive_text(table, networks):
         wide = rows.pivot(index="method", columns="epsilon", values="robust_accuracy")
         title = f"{name_of(network)}, {wide.columns[-2]:.2g} and {wide.columns[-1]:.2g}"
         kept = wide.iloc[:, -1].get("original", 0)
-        wide = wide.reindex(text["method"])
+        unknown = rows[rows["epsilon"] == wide.columns[-1]].set_index("method")["unknown"]
         text[title + (" *" if kept > UNBROKEN else "")] = [
-            "" if pd.isna(b) else f"{a:.1f}, {b:.1f}" for a, b in wide.iloc[:, -2:].to_numpy()
+            f"{wide.loc[m].iloc[-2]:.1f}, {wide.loc[m].iloc[-1]:.1f}"
+            + (f" ({unknown[m]:.0f} unknown)" if unknown[m] else "")
+            if m in wide.index
+            else ""
+            for m in text["method"]
         ]
     return text
 

@@ -18,6 +18,7 @@ from dare.evaluation.scores import Scores
 from dare.methods import FAMILIES, METHODS, default_rate
 from train import params
 from train.shared.artifacts import attributes
+from train.shared.flags import UserError
 from train.shared.paths import checkpoint_path, epochs_in
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
@@ -192,6 +193,11 @@ def read_studies(folders):
     tables = {name: [] for name in TABLES}
     for folder, seed in folders.items():
         rows = pd.read_csv(folder / "robustness.csv", converters=TEXTS)
+        if not {"last", "best"} <= set(rows):
+            raise UserError(
+                f"{folder}/robustness.csv is of an earlier version: score again with "
+                f"`python dare/test.py`."
+            )
         adaptive = folder / "adaptive.csv"
         found = {
             "robustness": rows,

@@ -15,7 +15,11 @@ from dare.evaluation.scores import Scores
 
 def table_of(*folders):
     seeds = {folder: int(folder.name[-1]) for folder in folders}
-    return comparisons_table(read_studies(seeds)).set_index(["component", "dataset", "model"])
+    return (
+        comparisons_table(read_studies(seeds))
+        .set_index(["component", "dataset", "model"])
+        .sort_index()
+    )
 
 
 def naive_differences(scores, first, second, splits, attacks=ATTACKS):

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,7 +34,7 @@ def results(home, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Reports without their figures, which take most of the time."""
-    monkeypatch.setattr(report, "save", lambda figure, path: "data:,")
+    monkeypatch.setattr(report, "save", lambda figure, path: plt.close(figure) or "data:,")
 
 
 # ---------------------------------------------------------------------------------- the report
@@ -152,6 +153,26 @@ def test_paper_tables(home, undrawn):
     assert "in 22 of 36 scenarios" in text
     assert (home / "models/paper/report.html").exists()
     assert len(pd.read_csv(home / "models/paper/table_wilcoxon.csv")) == 144
+
+
+def test_unknown_images_and_a_network_that_is_not_broken(home, undrawn):
+    folder = made_up(home)
+    table = pd.read_csv(folder / "adaptive.csv")
+    table.loc[table["method"] == "dare", "unknown"] = 3
+    table.to_csv(folder / "adaptive.csv", index=False)
+    text = networks.adaptive_text(
+        networks.adaptive_table(read_studies({folder: 0})), [("digits", "lenet")]
+    )
+    assert list(text.columns) == ["method", "lenet digits, 0.01 and 0.02 *"]
+    assert text.iloc[:, 1].tolist()[:2] == ["30.0, 30.0", "40.0, 40.0 (3 unknown)"]
+
+
+def test_results_of_an_earlier_version(home):
+    folder = made_up(home)
+    rows = pd.read_csv(folder / "robustness.csv").drop(columns=["last", "best"])
+    rows.to_csv(folder / "robustness.csv", index=False)
+    with pytest.raises(UserError, match="is of an earlier version: score again with"):
+        script.main([])
 
 
 def test_nothing_to_show(home, results):
