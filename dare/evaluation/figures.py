@@ -43,7 +43,7 @@ def trade_off(cells, rule=RULE):
     networks = len(points[NETWORK].drop_duplicates())
     found = points.groupby("method")[["change", "robustness"]].agg(["mean", "min", "max"])
     found = found.sort_values(("robustness", "mean"))
-    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.5, 5.2), layout="constrained")
     for method, row in found.iterrows():
         colour, shape = style(method)
         x, y = row["change"], row["robustness"]
@@ -191,7 +191,7 @@ def mined_epochs(table, networks):
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.supxlabel("epoch of the original's training")
     figure.supylabel("share of the mined images (%)")
-    figure.suptitle("The earlier epoch that a mined image takes its target from (n mined images)")
+    figure.suptitle("The earlier epochs that mined images take their targets from (n images)")
     return figure
 
 
@@ -260,7 +260,7 @@ def panels(networks, share=False):
 def clean_axis(axis, changes, ticks=TICKS, room=1.5):
     """The axis of changes in clean accuracy, logarithmic for losses that are larger than LINEAR.
 
-    room: how far it goes beyond the largest loss, as a factor.
+    room: how far a logarithmic one goes beyond the largest loss, as a factor.
     """
     axis.axvline(0, color="#555555", lw=0.8)
     if changes.min() < -3 * LINEAR:
@@ -269,7 +269,8 @@ def clean_axis(axis, changes, ticks=TICKS, room=1.5):
         axis.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
         axis.minorticks_off()
     low, high = changes.min(), max(changes.max(), 0)
-    axis.set_xlim(room * low - 0.3, 1.15 * high + 0.3)
+    is_log = axis.get_xscale() == "symlog"
+    axis.set_xlim((room if is_log else 1.5) * low - 0.3, 1.15 * high + 0.3)
 
 
 def clean_label(axis):

@@ -17,8 +17,8 @@ from dare.evaluation.tables import Section, name_of
 from train.shared.artifacts import atomic_write, write_text
 
 COMPARISONS_NOTE = (
-    "DARE minus another method in points, image by image, with Student's 95% interval. "
-    "Networks are few and share images: this describes these runs and tests nothing."
+    "DARE minus another method in points, image by image, with Student's 95% interval. This "
+    "describes these runs and tests nothing; several networks share images."
 )
 OVER_NOTE = (
     " Mean over networks; range: of theirs; ahead: in how many DARE is; images: their sum. "

@@ -100,7 +100,7 @@ def pivoted(rows, columns):
     order = rows.drop_duplicates(index).set_index(index).index
     table = rows.pivot(index=index, columns="network", values="text").reindex(order)
     table = table.reindex(columns=[c for c in columns if c in table]).fillna("").reset_index()
-    return table.rename(columns={"other": "DARE minus"})
+    return table.rename(columns={"other": "DARE minus"}).rename_axis(None, axis=1)
 
 
 # -------------------------------------------------------------------------------------- robustness
