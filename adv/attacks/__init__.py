@@ -15,9 +15,9 @@ from adv import ATTACKS
 from adv.attacks.carlini_wagner import cw
 from adv.attacks.classifier import BatchedModel, StartingPoint
 from adv.attacks.fixed import attack_at_epsilons
-from adv.attacks.gradient_sign import bim, fgsm, pgd
-from adv.attacks.perturbations import norms
+from adv.attacks.losses import norms
 from adv.attacks.saliency_map import jsma
+from adv.attacks.search import bim, fgsm, pgd
 from train.shared.flags import UserError
 from train.utils import check_arrays, pixels, set_seed
 

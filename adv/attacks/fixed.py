@@ -4,8 +4,7 @@ import eagerpy as ep
 import foolbox
 import numpy as np
 
-from adv.attacks.losses import log_odds
-from adv.attacks.perturbations import norms, per_image
+from adv.attacks.losses import log_odds, norms, per_image
 
 
 def attack_at_epsilons(name, minimal_attack, epsilons, start, steps=None, progress=None):

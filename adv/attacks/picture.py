@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 
-from adv.attacks.perturbations import per_image
+from adv.attacks.losses import per_image
 from train.shared.artifacts import atomic_write
 
 matplotlib.use("Agg")

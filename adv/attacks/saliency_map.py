@@ -22,8 +22,8 @@ from foolbox.criteria import Misclassification, TargetedMisclassification
 from foolbox.distances import LpDistance
 
 from adv.attacks.classifier import BatchedModel, StartingPoint, in_full_batches
-from adv.attacks.line_search import line_search
 from adv.attacks.losses import chosen_logit
+from adv.attacks.search import along
 
 # Changes of one feature in a block. With one, changes are spread over too many features. With three
 # or more, features are changed further after others have become more salient.
@@ -236,8 +236,8 @@ def target_classes(start):
     axes = tuple(range(1, start.x.ndim))
     rms = np.sqrt(np.square(start.gradient).mean(axis=axes, keepdims=True))
     direction = start.gradient / np.maximum(rms, 1e-12)
-    # Only the class matters, and 100 sizes find the same one as 1,000.
-    _, success, label = line_search(start, direction, coarse=100, fine=0)
+    adversarial, success = along(start, direction)
+    label = start.model.logits(adversarial).argmax(axis=1)
     classes = start.logits.shape[1]
     shift = np.random.default_rng(start.seed).integers(1, classes, len(start.y))
     return np.where(success, label, (start.y + shift) % classes)

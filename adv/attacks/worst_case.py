@@ -34,8 +34,7 @@ import foolbox
 import numpy as np
 
 from adv.attacks.classifier import BatchedModel
-from adv.attacks.losses import log_odds
-from adv.attacks.perturbations import norms
+from adv.attacks.losses import log_odds, norms
 from adv.attacks.rays import Rays
 from train.utils import seed_number
 
