@@ -14,7 +14,7 @@ from dare.evaluation import scoring
 from dare.evaluation.scores import Scores
 from train.shared.checkpoints import load_classifier, load_weights
 from train.shared.flags import UserError
-from train.shared.paths import samples_path, tuned_folder, weights_path
+from train.shared.paths import tuned_folder, weights_path
 from train.shared.study import Study
 from train.utils import halves_of_test, predict
 
@@ -80,13 +80,7 @@ def test_an_attack_without_success_in_a_part():
 @pytest.fixture
 def scored(study):
     _, folder, flags = study
-    with h5py.File(folder / "adv/fgsm.h5") as file, h5py.File(
-        samples_path(folder, "fgsm", "test"), "w"
-    ) as held_out:  # fmt: skip
-        held_out.attrs.update(file.attrs)
-        for name, values in file.items():
-            held_out[name] = values[:20]
-        held_out["split"][:] = 2
+    generate_adv.main([*flags, "--part", "test", "--attack", "fgsm", "--samples", "20"])
     dare.main([*flags, "--epoch", "2", "--lr_rate", "0.001"])
     dare.main([*flags, "--epoch", "1", "--lr_rate", "1e-6"])
     fintune_adv.main([*flags, "--attack", "fgsm", "--epoch", "2"])
