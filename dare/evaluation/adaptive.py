@@ -48,7 +48,7 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
     """
     index, x, y = attacked_images(study, images)
     epsilons = GREY if x.shape[-1] == 1 else COLOUR
-    how = WorstCase({"linf": epsilons}, restarts, study.seed)
+    how = WorstCase(epsilons, restarts, study.seed)
     settings = {"restarts": restarts, "pgd_steps": PGD_STEPS, "decisions": DECISIONS}
     settings |= {"seed": study.seed, "test_sha256": data_sha256(study.dataset, "test")}
     scores_path = study.folder / "scores.h5"
@@ -71,9 +71,8 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
         load_weights(study.classifier, paths[model])
         if not reads_weights_anew():
             batched_model = BatchedModel.of(study.classifier)
-        for name, result in attack_model(batched_model, x, y, how).items():
-            *_, attack, epsilon = name.split("/")
-            robust, unknown = part_names(attack, float(epsilon))
+        for (attack, epsilon), result in attack_model(batched_model, x, y, how).items():
+            robust, unknown = part_names(attack, epsilon)
             scores.add(model, robust, result == ROBUST)
             scores.add(model, unknown, result == UNKNOWN)
         scores.save(scores_path)
