@@ -13,10 +13,9 @@ Needs a trained model (data/prepare.py, train/). Prints:
   without augmentation, and prediction, on every backend that is installed; the cost of saving an
   epoch;
 - gradients: milliseconds of a forward pass and of a gradient by the images;
-- attacks: gradients per image, the share of the time outside the model, and each attack against
-  plain Foolbox 3 on the same 24 images: a list of epsilons as fine as our search; cw with as many
-  steps at the best of four step sizes; jsma, which Foolbox 3 lacks, with a gradient for every
-  change;
+- attacks: gradients per image, and each attack against plain Foolbox 3 on the same 24 images: a
+  list of epsilons as fine as our search; cw with as many steps at the best of four step sizes;
+  jsma, which Foolbox 3 lacks, with a gradient for every change;
 - the peak memory of all this, without the other backends.
 
 The limit is the speed of a large float32 matrix product in the same run: a forward pass is counted
@@ -290,14 +289,14 @@ def attacks(classifier, x, y, steps):
         attack(name, batched, x[:8], y[:8], steps=3)
     for n in [k for k in batched.SIZES if k <= batched.batch]:
         batched.logits(x[:n]), batched.gradient(x[:n], y[:n], log_odds)
-    print("attack  images/s  gradients/image  outside the model  success | on the same images:")
+    print("attack  images/s  gradients/image  success | on the same images:")
     few = slice(COMPARED)
     for name in ATTACKS:
         attack_steps = steps if name == "cw" else None
         ours = partial(attack, name, batched, steps=attack_steps)
-        batched.seconds, batched.gradients = 0.0, 0
+        batched.gradients = 0
         spent, (_, success) = seconds(ours, x, y)
-        outside, gradients = 1 - batched.seconds / spent, batched.gradients / len(x)
+        gradients = batched.gradients / len(x)
         again, (found, hit) = seconds(ours, x[few], y[few])
         sizes = size(name, found - x[few])[hit]
         theirs, images, their_hit = by_foolbox(name, batched, x[few], y[few], sizes, steps)
@@ -307,7 +306,7 @@ def attacks(classifier, x, y, steps):
             for n in (name, "cw")
         )
         print(
-            f"{name:6}{len(x) / spent:10.1f}{gradients:17.1f}{100 * outside:18.1f}%"
+            f"{name:6}{len(x) / spent:10.1f}{gradients:17.1f}"
             f"{100 * success.mean():8.1f}% | {theirs / again:.1f} times as fast, size {ratio:.3f} "
             f"(L2 {in_l2:.3f}), success {100 * hit.mean():.0f}% against "
             f"{100 * their_hit.mean():.0f}%",
