@@ -5,7 +5,6 @@ attacks its logits and gradients as NumPy arrays.
 """
 
 import math
-import time
 from dataclasses import dataclass
 
 import eagerpy as ep
@@ -140,7 +139,6 @@ class BatchedModel:
     fmodel: any Foolbox model.
     like: an eagerpy tensor of its backend; None: its own dummy.
     batch: images in a batch.
-    seconds: time spent in the model.
     gradients: number of images whose gradient was computed.
     """
 
@@ -151,7 +149,6 @@ class BatchedModel:
         self.batch = batch
         self.like = fmodel.dummy if like is None else like
         self.compiled = {}
-        self.seconds = 0.0
         self.gradients = 0
 
     @classmethod
@@ -168,26 +165,22 @@ class BatchedModel:
 
     def logits(self, x):
         """Logits (n, classes) of images x, float32 (n, h, w, c)."""
-        start_time = time.perf_counter()
         parts = []
         for start in range(0, len(x), self.batch):
             part = x[start : start + self.batch]
             parts.append(self.fmodel(self._padded(part)).numpy()[: len(part)])
-        self.seconds += time.perf_counter() - start_time
         return np.concatenate(parts)
 
     def gradient(self, x, y, loss):
         """Logits (n, classes), and the loss's gradient with respect to the images (n, h, w, c)."""
         if loss not in self.compiled:
             self.compiled[loss] = compiled_gradient(self.fmodel, loss)
-        start_time = time.perf_counter()
         parts = []
         for start in range(0, len(x), self.batch):
             rows = slice(start, start + self.batch)
             z, gradient = self.compiled[loss](self._padded(x[rows]), self._padded(y[rows]))
             n = len(x[rows])
             parts.append((z.numpy()[:n], gradient.numpy()[:n]))
-        self.seconds += time.perf_counter() - start_time
         self.gradients += len(x)
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
@@ -201,20 +194,22 @@ def in_full_batches(n, batch, step, progress=None, share_done=None):
     Args:
         n: number of images. batch: images in a batch.
         step: function (rows) that returns which of these rows are finished, bool.
-        progress: called after every step with the work done, in images, or None.
+        progress: called after every step with the number of images done since the last, or None.
         share_done: function (rows) that estimates which share of the work on unfinished images is
             done, in [0, 1]; None: progress counts finished images.
     """
     waiting = np.arange(n)
     done = np.zeros(n)
+    reported = 0
     while len(waiting):
         rows = waiting[:batch]
         finished = step(rows)
+        share = np.where(finished, 1, share_done(rows) if share_done else 0)
+        done[rows] = np.maximum(done[rows], share)  # an estimate may fall, progress does not
         if progress is not None:
-            share = np.where(finished, 1, share_done(rows) if share_done else 0)
-            share = np.maximum(share, done[rows])  # an estimate may fall, progress does not
-            progress(float((share - done[rows]).sum()))
-            done[rows] = share
+            whole = int(done.sum() + 1e-6)
+            progress(whole - reported)
+            reported = whole
         waiting = np.concatenate([rows[~finished], waiting[batch:]])
 
 
