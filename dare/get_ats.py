@@ -21,7 +21,14 @@ import numpy as np
 import scipy.special
 
 from train import params
-from train.shared.artifacts import atomic_write, check, fingerprint, set_attributes, sha256
+from train.shared.artifacts import (
+    atomic_write,
+    check,
+    fingerprint,
+    open_hdf5,
+    set_attributes,
+    sha256,
+)
 from train.shared.checkpoints import load_weights
 from train.shared.door import checked
 from train.shared.flags import UserError, options, run_script
@@ -165,14 +172,13 @@ def second_half_of_training(final_epoch):
     return (final_epoch + 1) // 2, final_epoch - 1
 
 
-def historical_checkpoints(study, first=None, last=None):
-    """{epoch: path} of the historical checkpoints of a study and, last, of the final one.
+def historical_epochs(study, first=None, last=None):
+    """The epochs of a study's historical checkpoints, a range, and its final epoch.
 
     first, last: epochs; None: those of the second half of training.
-    Raises UserError if the history is too short or lacks a checkpoint.
+    Raises UserError if the history is too short.
     """
-    epochs = epochs_in(study.folder / "checkpoints")
-    final = epochs[-1]
+    final = epochs_in(study.folder / "checkpoints")[-1]
     default_first, default_last = second_half_of_training(final)
     first = first or default_first
     last = last or default_last
@@ -181,14 +187,22 @@ def historical_checkpoints(study, first=None, last=None):
             f"--first {first} to --last {last} is not a range of epochs before the final epoch "
             f"{final} of {study.folder}: train for more epochs or choose another range."
         )
-    if missing := [epoch for epoch in range(first, last + 1) if epoch not in epochs]:
+    return range(first, last + 1), final
+
+
+def historical_checkpoints(study, first=None, last=None):
+    """{epoch: path} of the historical checkpoints of a study and, last, of the final one.
+
+    first, last: as for historical_epochs. Raises UserError if a checkpoint is missing.
+    """
+    epochs, final = historical_epochs(study, first, last)
+    paths = {epoch: checkpoint_path(study.folder, epoch) for epoch in [*epochs, final]}
+    if missing := [path for path in paths.values() if not path.exists()]:
         raise UserError(
-            f"{checkpoint_path(study.folder, missing[0])} is missing: mine later ones (--first), "
-            f"or move this folder away and train again without --keep_from."
+            f"{missing[0]} is missing: mine later ones (--first), or move this folder away and "
+            f"train again without --keep_from."
         )
-    return {
-        epoch: checkpoint_path(study.folder, epoch) for epoch in [*range(first, last + 1), final]
-    }
+    return paths
 
 
 # --------------------------------------------------------------------------------- the first pass
@@ -225,7 +239,7 @@ def probabilities(checkpoints, x, y, model, history=None):
 
 def read_history(path, y):
     """{SHA-256 of a checkpoint: (probability, is_right)}, kept by an earlier pass; {} if none."""
-    with contextlib.suppress(OSError, KeyError, TypeError), h5py.File(path, "r") as file:
+    with contextlib.suppress(UserError, KeyError, TypeError), open_hdf5(path) as file:
         if file.attrs["labels_sha256"] == fingerprint(y):
             digests = file["checkpoint_sha256"].asstr()[()]
             rows = zip(file["probability"][()], file["right"][()], strict=True)
@@ -282,26 +296,26 @@ def record_activations(file, model, choose_layer, images, best, paths):
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    checkpoints = historical_checkpoints(study, args.first, args.last)
-    *historical_epochs, _ = checkpoints
+    epochs, _ = historical_epochs(study, args.first, args.last)
     choose_layer = study.layer(args.choose_layer)
     path = targets_path(study.folder, choose_layer)
     provenance = study.provenance | {"choose_layer": choose_layer}
-    provenance |= {"first": historical_epochs[0], "last": historical_epochs[-1]}
+    provenance |= {"first": epochs[0], "last": epochs[-1]}
     x, y = study.data("validation")
     with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as log:
         if check(path, provenance):
             log["idle"] = True
             print(f"{path} already exists.")
             return
+        checkpoints = historical_checkpoints(study, args.first, args.last)
         history = study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5"
         mine(checkpoints, x, y, study.classifier, choose_layer, path, provenance, history)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             mined = len(file["index"])
         share = 100 * mined / len(x)
         print(
             f"{path}: {mined:,} of {len(x):,} images mined ({share:.1f}%), from epochs "
-            f"{historical_epochs[0]} to {historical_epochs[-1]}"
+            f"{epochs[0]} to {epochs[-1]}"
         )
 
 

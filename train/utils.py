@@ -36,7 +36,7 @@ def load_data(dataset, part):
     Raises:
         UserError: a file is missing, broken, or not what prepare.py writes.
     """
-    step = f"python data/prepare.py --dataset {dataset}"
+    step = artifacts.prepare_command(dataset)
     folder = data_folder(dataset)
     x, y = (artifacts.load_array(folder / f"{letter}_{part}.npy", step) for letter in "xy")
     are_images = x.ndim == 4 and x.dtype == np.uint8 and len(x)

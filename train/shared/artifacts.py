@@ -7,10 +7,12 @@ settings is refused, never overwritten.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
 from pathlib import Path
+from shlex import quote
 
 import h5py
 import numpy as np
@@ -157,15 +159,43 @@ def fingerprint(*arrays):
     return digest.hexdigest()
 
 
+# ---------------------------------------------------------------------------------------- tables
+
+
+def read_csv(path, step, columns, dtype=None):
+    """A table that a step wrote, as a DataFrame; data sets named "007" or "NA" stay text.
+
+    columns: some that it must have. dtype: as in pandas.read_csv.
+    Raises UserError if it is missing, empty or cut, or if a spreadsheet has saved it otherwise.
+    """
+    import pandas as pd  # which most steps do not need
+
+    text = require(path, step).read_text(encoding="utf-8-sig", errors="replace")
+    header = text.split("\n")[0].split(",")
+    if not set(columns) <= set(header) or not text.endswith("\n"):
+        raise UserError(
+            f"{path} is empty, cut, or no table with commas any more: move it away and make it "
+            f"again with `{step}`."
+        )
+    texts = dict.fromkeys(("dataset", "model", "sha256"), str)
+    na_values = {column: [""] for column in header if column not in texts}
+    return pd.read_csv(
+        io.StringIO(text), dtype=dtype or texts, keep_default_na=False, na_values=na_values
+    )
+
+
 # ------------------------------------------------------------------------------ a prepared data set
+
+
+def prepare_command(dataset):
+    return f"python data/prepare.py --dataset {quote(dataset)}"
 
 
 def data_sha256(dataset, *parts):
     """Fingerprint of parts of a prepared data set; by default of x_train and x_validation."""
     parts = parts or ("train", "validation")
     paths = [data_folder(dataset) / f"{a}_{part}.npy" for part in parts for a in "xy"]
-    step = f"python data/prepare.py --dataset {dataset}"
-    return sha256(*(require(path, step) for path in paths))
+    return sha256(*(require(path, prepare_command(dataset)) for path in paths))
 
 
 def data_info(dataset):
@@ -176,7 +206,7 @@ def data_info(dataset):
     try:
         return {**json.loads(path.read_text(encoding="utf-8-sig"))}  # a list is no info either
     except (ValueError, TypeError) as error:
-        step = f"python data/prepare.py --dataset {dataset}"
+        step = prepare_command(dataset)
         raise UserError(f"{path} cannot be read ({error}): delete it and run `{step}`.") from None
 
 
@@ -185,5 +215,5 @@ def load_array(path, step):
     require(path, step)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): make it with `{step}`.") from None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import h5py
 
-from train.shared.artifacts import atomic_write, attributes, require, set_attributes
+from train.shared.artifacts import atomic_write, attributes, open_hdf5, require, set_attributes
 from train.shared.backend import keras
 from train.shared.flags import UserError, command_of
 from train.shared.paths import checkpoint_path, epochs_in
@@ -19,6 +19,7 @@ def load_classifier(folder, epoch=None):
 def load_architecture(folder):
     """The untrained classifier in a study's folder, from model.keras."""
     path = require(Path(folder) / "model.keras", command_of("train/train.py"))
+    path.open("rb").close()  # Keras takes a file that it may not read for a broken one
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -31,17 +32,18 @@ def load_architecture(folder):
 def load_weights(model, path):
     """Load a checkpoint into a model and return the model.
 
-    Raises UserError if the file is missing, corrupt or of another network.
+    Raises UserError if the file is missing, cannot be opened, or is of another network.
     """
     if not Path(path).exists():
         raise UserError(f"{path} is missing: make these weights again, or name others.")
-    try:
-        model.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path} does not fit the network or is corrupt ({reason}): make it again."
-        ) from None
+    with open_hdf5(path):  # for its sentences: Keras opens the file itself
+        try:
+            model.load_weights(path)
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{path} does not fit the network or is corrupt ({reason}): make it again."
+            ) from None
     return model
 
 

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 
 class UserError(Exception):
@@ -17,7 +19,9 @@ INDEX = int, 0, 2**31 - 1, "a whole number of 0 or more"
 SHARE = float, sys.float_info.min, 1, "a share in (0, 1]"
 RATE = float, sys.float_info.min, 1e3, "a learning rate above 0"
 SIZE = float, sys.float_info.min, 1e6, "an epsilon above 0"
-FOLDER_NAME = object()  # any plain name of a folder: data sets and networks may be the user's own
+# What data sets, networks and records may be named, in scripts and in the graph.
+FOLDER_NAME = r"(?![.-])[^/{}\x00-\x1f]+"
+PLAIN_NAME = "plain folder name (without / and braces, and not beginning with . or -)"
 
 # {flag: (what it takes, help)}; a tuple of names takes one of them.
 FLAGS = {
@@ -70,8 +74,8 @@ FLAGS = {
 def parse(text, kind):
     """The value of a flag from its text; kind: what FLAGS says it takes."""
     if kind is FOLDER_NAME:
-        if not text or text != Path(text).name or text.startswith("."):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name")
+        if not re.fullmatch(FOLDER_NAME, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {PLAIN_NAME}")
         return text
     if isinstance(kind[0], str):
         if text not in kind:
@@ -144,7 +148,8 @@ def options(doc, argv, script, **lists):
 def command_of(script, dataset="...", model="...", seed="...", **flags):
     """The command line of a script for a study, for messages; by default only a folder names it."""
     flags = {"dataset": dataset, "model": model, "seed": seed} | flags
-    return " ".join(["python", script, *(f"--{name} {value}" for name, value in flags.items())])
+    given = (f"--{name} {quote(str(value))}" for name, value in flags.items())
+    return " ".join(["python", script, *given])
 
 
 def run_script(main):

@@ -182,12 +182,18 @@ class Study:
     def mined_checkpoints(self, layer=None):
         """{epoch: path} of the historical checkpoints that were mined for a layer.
 
-        None: for mined_layer.
+        None: for mined_layer. Raises UserError if one was deleted since.
         """
         layer = layer or self.mined_layer()
         with self.open_targets(layer) as file:
             epochs = range(int(file.attrs["first"]), int(file.attrs["last"]) + 1)
-        return {epoch: checkpoint_path(self.folder, epoch) for epoch in epochs}
+        paths = {epoch: checkpoint_path(self.folder, epoch) for epoch in epochs}
+        if missing := [path for path in paths.values() if not path.exists()]:
+            raise UserError(
+                f"{missing[0]} is missing: control-random and control-swa need every checkpoint "
+                f"that was mined; leave them out (--control), or put it back."
+            )
+        return paths
 
     def other_seeds(self):
         """{seed: path} of the final checkpoints of the network's other seeds (control-seed).
