@@ -28,12 +28,13 @@ from train.fit import Run, fit
 from train.fused_batch_norm import faster_class
 from train.shared.artifacts import fingerprint, sha256
 from train.shared.backend import keras, ops
+from train.shared.door import checked
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import calls_of, layers_by_path, up_to
 from train.shared.log import stage
 from train.shared.paths import epochs_in, path_text, tuned_folder
 from train.shared.study import Study
-from train.utils import Batches, check_arrays, pixels, set_seed
+from train.utils import Batches, kept_random_numbers, pixels
 
 dataset = "digits"
 model = "lenet"
@@ -68,7 +69,8 @@ def transform(classifier, choose_layer, masks=None):
     """The isomorphic regression model of a classifier (ASE 2022, model transformation).
 
     It is a copy of the layers up to the chosen one, whose activations become the output. It has the
-    same weights and none of the regularisers of training.
+    same weights, of which frozen ones stay frozen, and none of the regularisers of training. It
+    computes in float32.
 
     Args:
         classifier: Keras model. choose_layer: path of the chosen layer, as in "backbone/conv3".
@@ -86,11 +88,14 @@ def transform(classifier, choose_layer, masks=None):
     def copy_layer(layer):
         # Layers are named by their paths, because none is inside an inner model any more.
         config = layer.get_config() | {"name": path_text(path_of[id(layer)])}
+        if isinstance(layer, keras.layers.Layer):
+            config["dtype"] = "float32"
+        if "activation" in config:  # a function of the user's own cannot be read from the config
+            config["activation"] = layer.activation
         return faster_class(layer).from_config(config)
 
     part = up_to(classifier, choose_layer)
     regression = keras.models.clone_model(part, clone_function=copy_layer)
-    regression.trainable = True
     synchronise(classifier, regression)
     drop_penalties(regression)
     copies = layers_by_path(regression)
@@ -176,14 +181,15 @@ class Tuning:
     provenance: dict | None = None
 
 
+@kept_random_numbers()
 def tune(classifier, mined, x, y, folder, tuning):
     """Transform, tune and, after every epoch, synchronise (ASE 2022).
 
     Args:
         classifier: the trained network, tuned in place.
         mined: MinedImages, whose activations are the targets.
-        x: the images that mined.index refers to, uint8 or float32 pixels (n, h, w, c).
-        y: their int labels (n,).
+        x, y: the images that mined.index refers to, and their labels. As train.shared.door takes
+            them.
         folder: where the classifier is saved after every epoch.
         tuning: Tuning.
 
@@ -191,21 +197,27 @@ def tune(classifier, mined, x, y, folder, tuning):
         The classifier.
 
     Raises:
-        UserError: targets of another shape than the layer's, or what `fit` or check_arrays refuses.
+        UserError: targets of another shape than the layer's, no weights to train, or what `fit` or
+            `checked` refuses.
     """
-    x, y = check_arrays(x, y, classifier)
-    set_seed(*tuning.seed)
-    provenance = tuning.provenance or provenance_of(classifier, mined, tuning)
-    regression = transform(classifier, tuning.choose_layer, tuning.masks)
+    model, x, y, _ = checked(classifier, x, y)
+    provenance = tuning.provenance or provenance_of(model, mined, tuning)
+    regression = transform(model, tuning.choose_layer, tuning.masks)
+    if not regression.trainable_variables:
+        raise UserError(
+            f"no layer up to {tuning.choose_layer} has weights that are trainable: choose a later "
+            f"layer, or set trainable = True."
+        )
     if not tuning.moves_weights:
         for weight in regression.trainable_variables:
             weight.trainable = False
     batches = regression_batches(regression, mined, x, y, tuning)
-    regression.compile(keras.optimizers.Adam(tuning.lr_rate), loss=regression_loss)
+    adam = keras.optimizers.Adam(tuning.lr_rate)
+    regression.compile(adam, loss=regression_loss, auto_scale_loss=False)
     run = Run(folder, tuning.epochs, provenance, extendable=True)
     if tuning.batches is not None:
         run.callbacks.append(NewAdam())
-    fit(regression, batches, run, classifier, synchronise)
+    fit(regression, batches, run, model, synchronise)
     return classifier
 
 

@@ -30,12 +30,13 @@ from train.shared.artifacts import (
     sha256,
 )
 from train.shared.checkpoints import load_weights
+from train.shared.door import checked
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import up_to
 from train.shared.log import progress, stage
 from train.shared.paths import checkpoint_path, epochs_in, targets_path
 from train.shared.study import Study
-from train.utils import IMAGES_AT_ONCE, Rows, check_arrays, ends_in_softmax, predict
+from train.utils import IMAGES_AT_ONCE, Rows, is_softmax, predict
 
 dataset = "digits"
 model = "lenet"
@@ -77,9 +78,10 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
     and one more.
 
     Args:
-        checkpoints: {epoch: weights file}, the historical ones and, last, the final model's.
-        x: x_validation, uint8 or float32 pixels (n, h, w, c). y: its int labels (n,).
-        model: the classifier. On return it has the final weights again.
+        checkpoints: {epoch: file that Keras's load_weights reads}; the last epoch's is the final
+            model's.
+        x, y, model: as train.shared.door takes them; x_validation. On return the model has the
+            final weights again.
         choose_layer: path of the layer whose activations become the targets.
         path: HDF5 file to which the targets are written; None: they are kept in memory.
         provenance: attributes of that file.
@@ -90,15 +92,11 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
         MinedImages, or None if they are in `path`.
 
     Raises:
-        UserError: no historical checkpoint, an unknown layer, no mined image, or what check_arrays
+        UserError: no historical checkpoint, an unknown layer, no mined image, or what `checked`
             refuses.
     """
-    if len(checkpoints) < 2:
-        raise UserError(
-            "mining needs at least one historical checkpoint before the final one: train for more "
-            "epochs."
-        )
-    x, y = check_arrays(x, y, model)
+    checkpoints = in_order(checkpoints)
+    model, x, y, _ = checked(model, x, y)
     up_to(model, choose_layer)  # an unknown layer is refused before the first pass
     epochs = np.array(list(checkpoints))
     paths = list(checkpoints.values())
@@ -125,6 +123,22 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
             mined = MinedImages.read(file)
             mined.activation = mined.activation[()]
             return mined
+
+
+def in_order(checkpoints):
+    """{epoch: Path}, ascending; UserError for anything but two or more files of numbered epochs."""
+    try:
+        found = {int(epoch): Path(path) for epoch, path in dict(checkpoints).items()}
+    except (TypeError, ValueError):
+        raise UserError("the checkpoints must be {number of the epoch: weights file}.") from None
+    if missing := [path for path in found.values() if not path.is_file()]:
+        raise UserError(f"{missing[0]} is not a weights file: make it again, or name another.")
+    if len(found) < 2:
+        raise UserError(
+            "mining needs at least one historical checkpoint before the final one: train for more "
+            "epochs."
+        )
+    return dict(sorted(found.items()))
 
 
 def best_checkpoint(probability, is_right):
@@ -211,7 +225,9 @@ def probabilities(checkpoints, x, y, model, history=None):
     for digest, path in progress(paths.items(), desc="history", unit="checkpoint"):
         if digest not in results:
             softmax = predict(load_weights(model, path), x)
-            if not ends_in_softmax(model):
+            if not np.isfinite(softmax).all():
+                raise UserError(f"{path} gives outputs that are NaN or infinite: leave it out.")
+            if not is_softmax(softmax):
                 softmax = scipy.special.softmax(softmax, axis=1)
             results[digest] = softmax[np.arange(len(y)), y], softmax.argmax(axis=1) == y
             if history is not None:

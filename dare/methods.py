@@ -104,12 +104,12 @@ def default_rate(method, model):
 
 
 def unseen_splits(*methods):
-    """The splits of the samples that none of the methods has seen and that may be reported.
+    """The splits of the samples that none of the methods was tuned on.
 
-    Adversarial training is tuned on the training part, and selection sees the validation part.
+    Nothing is selected, so only adversarial training has seen any: the training part.
     """
     trained = any(METHODS[method].trains_on_samples for method in methods)
-    return ("test",) if trained else ("training", "test")
+    return ("validation", "test") if trained else ("training", "validation", "test")
 
 
 def folder_pattern(name):

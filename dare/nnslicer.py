@@ -31,12 +31,13 @@ from dare.contributions import (
 from train import params
 from train.shared.artifacts import atomic_write, check, set_attributes
 from train.shared.backend import ops
+from train.shared.door import checked
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import calls_of, part_of
 from train.shared.log import progress, stage
 from train.shared.paths import path_text, slice_path
 from train.shared.study import Study
-from train.utils import IMAGES_AT_ONCE, check_arrays, predict
+from train.utils import IMAGES_AT_ONCE, predict
 
 dataset = "digits"
 model = "lenet"
@@ -67,8 +68,7 @@ def slice_model(model, x, y, per):
     Args:
         model: a Keras model of layers of the kinds in dare/contributions.py, with an output neuron
             for each class. Models may be layers of it.
-        x: images (n, h, w, c), uint8 or float32 pixels as the model takes them.
-        y: int labels (n,), with images of every class.
+        x, y: as train.shared.door takes them, with images of every class.
         per: share of each neuron's synapses in the slice, in (0, 1].
 
     Returns:
@@ -77,12 +77,12 @@ def slice_model(model, x, y, per):
 
     Raises:
         UserError: a layer that the slicer cannot handle, a class without images, a wrong `per`, or
-            what check_arrays refuses.
+            what `checked` refuses.
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
     calls = calls_to_slice(model)
-    x, y = check_arrays(x, y, model)
+    model, x, y, _ = checked(model, x, y)
     return slice_backwards(calls, relative_activations(model, calls, x, y), per)
 
 

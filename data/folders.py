@@ -64,7 +64,7 @@ def _report_unused(folder, used):
     files = [path for part in ("train", "test") for path in (folder / part).rglob("*")]
     unused = {path for path in files if path.is_file()} - used
     visible = [p for p in unused if not any(map(_is_hidden, p.relative_to(folder).parts))]
-    if images := [p for p in visible if _is_image(p) or "image/" in str(guess_type(p.name))]:
+    if images := [p for p in visible if "image/" in str(guess_type(p.name, strict=False))]:
         print(
             f"Warning: {len(images)} images are not used, first {min(images)}: they must lie in "
             f"the folder of a class itself, in one of the formats {', '.join(FORMATS)}.",

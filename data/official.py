@@ -158,7 +158,7 @@ def download(name):
             keras.utils.get_file(file, address, cache_subdir=str(folder), file_hash=SHA256[file])
         except Exception as error:  # Keras raises it for a failed download
             raise UserError(
-                f"cannot download {address} ({str(error)[:200]}): put {', '.join(OFFICIAL[name])} "
+                f"cannot download {file} ({str(error)[:200]}): put {', '.join(OFFICIAL[name])} "
                 f"into one folder by other means and name it with --source."
             ) from None
     return folder

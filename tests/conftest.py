@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 # There is a test process for every core.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # as in the scripts
 
 import numpy as np
 import pytest

@@ -1,15 +1,16 @@
 """Images, batches, seeds and predictions, which every step needs."""
 
+import contextlib
 import math
+import random
 
 import numpy as np
 
 from train.shared import artifacts
 from train.shared.artifacts import data_info
-from train.shared.backend import keras, ops
+from train.shared.backend import keras
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
-from train.shared.graph import output_layer
 from train.shared.paths import data_folder
 
 __all__ = ["Batches", "Rows", "load_classifier", "load_data", "pixels", "predict", "set_seed"]
@@ -47,52 +48,6 @@ def load_data(dataset, part):
     return x, np.asarray(y, "int64")
 
 
-def check_arrays(x, y, model=None):
-    """Images and labels as NumPy arrays that a model can take.
-
-    Args:
-        x: images (n, h, w, c), uint8, or float in [0, 1]. y: integers (n,) or (n, 1). Arrays,
-            tensors or lists.
-        model: Keras classifier, for the size of the images and the number of classes, or None.
-
-    Returns:
-        x, as it is, and y, int64 (n,).
-
-    Raises:
-        UserError: one sentence that says what is wrong with them.
-    """
-    x, y = (a if isinstance(a, np.ndarray) else ops.convert_to_numpy(a) for a in (x, y))
-    shape = model.input_shape[1:] if model is not None else (None,) * 3
-    fits = x.ndim == 4 and all(
-        want in (None, n) for n, want in zip(x.shape[1:], shape, strict=True)
-    )
-    if not fits or not len(x):
-        raise UserError(
-            f"the images have shape {x.shape}, and the model takes (n, height, width, channels) "
-            f"with {shape}."
-        )
-    # NaN fails both comparisons.
-    if x.dtype != np.uint8 and not (x.dtype.kind == "f" and x.min() >= 0 and x.max() <= 1):
-        raise UserError(
-            f"the images are {x.dtype} and not all in [0, 1]: use uint8, or float32 pixels in "
-            f"[0, 1] without NaN."
-        )
-    if y.shape == (len(x), 1):
-        y = y.ravel()
-    if y.shape != (len(x),) or y.dtype.kind not in "ui":
-        raise UserError(
-            f"the labels are {y.dtype} of shape {y.shape}: use the {len(x)} numbers of the images' "
-            f"classes, as integers."
-        )
-    classes = model.output_shape[-1] if model is not None else None
-    if y.min() < 0 or (classes is not None and y.max() >= classes):
-        raise UserError(
-            f"the labels are {y.min()} to {y.max()}, and the model has the classes 0 to "
-            f"{classes - 1 if classes else '...'}."
-        )
-    return x, y.astype("int64")
-
-
 def halves_of_test(dataset, n):
     """The selection half and the reporting half of the n test images, as sorted indices.
 
@@ -122,6 +77,23 @@ def class_names(dataset, classes):
 def set_seed(*seed):
     """Seed Python, NumPy and the backend with a tuple of numbers; the one way to set a seed."""
     keras.utils.set_random_seed(seed_number(*seed))
+
+
+@contextlib.contextmanager
+def kept_random_numbers():
+    """Leave the global random numbers as they were; Keras draws the seeds of layers from them."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    of_torch = contextlib.nullcontext()
+    if keras.backend.backend() == "torch":
+        import torch
+
+        of_torch = torch.random.fork_rng()
+    try:
+        with of_torch:
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def seed_number(*seed):
@@ -189,16 +161,15 @@ def predict(model, x):
 
 
 def predict_batches(model, batches):
-    """A model's outputs for Batches of (images,).
+    """A model's outputs for Batches of (images,), float32, whatever the model computes in.
 
     Unlike model.predict it does not build a new data set for every call.
     """
     outputs = [model.predict_on_batch(*batches[i]) for i in range(len(batches))]
-    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+    join = lambda *parts: np.asarray(np.concatenate(parts), "float32")  # noqa: E731
+    return keras.tree.map_structure(join, *outputs)
 
 
-def ends_in_softmax(model):
-    """Whether a classifier's outputs are probabilities, not logits."""
-    last = output_layer(model)
-    softmax = keras.activations.softmax
-    return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is softmax
+def is_softmax(outputs):
+    """Whether a classifier's outputs (n, classes) are probabilities, not logits."""
+    return outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=0.01)

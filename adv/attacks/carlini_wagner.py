@@ -3,8 +3,7 @@
 import numpy as np
 
 from adv.attacks.classifier import in_full_batches
-from adv.attacks.losses import margin, margin_loss
-from adv.attacks.perturbations import norms, per_image
+from adv.attacks.losses import margin, margin_loss, norms, per_image
 
 # Pixels are kept this far inside of [-1, 1], so that tanh space has a slope everywhere. Foolbox's
 # 0.999999 leaves almost none on black and white pixels: hundreds of steps pass before one moves.

@@ -1,4 +1,4 @@
-"""Losses of the attacks, on eagerpy tensors, and the margin, on NumPy arrays."""
+"""Losses of the attacks, on eagerpy tensors; the margin and sizes of perturbations, in NumPy."""
 
 import eagerpy as ep
 import numpy as np
@@ -40,3 +40,22 @@ def margin(z, y):
     others = z.copy()
     np.put_along_axis(others, y[:, None], -np.inf, axis=1)
     return logit[:, 0] - others.max(axis=1)
+
+
+def norms(perturbation):
+    """Norms of perturbations (n, ...): {"linf", "l2", "l0"}, each float32 (n,).
+
+    l0 is the number of features that are changed.
+    """
+    flat = perturbation.reshape(len(perturbation), -1)
+    sizes = {
+        "linf": np.abs(flat).max(axis=1, initial=0),
+        "l2": np.linalg.norm(flat, axis=1),
+        "l0": (flat != 0).sum(axis=1),
+    }
+    return {name: size.astype("float32") for name, size in sizes.items()}
+
+
+def per_image(values):
+    """Values (n,) as (n, 1, 1, 1), so that they broadcast over images."""
+    return values.reshape(-1, 1, 1, 1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from adv.attacks.perturbations import per_image
+from adv.attacks.losses import per_image
 from train.shared.artifacts import atomic_write
 from train.shared.figures import plt
 

@@ -7,7 +7,7 @@ worst_case.py uses it, and compares it with other attacks in its docstring.
 import numpy as np
 
 from adv.attacks.classifier import in_full_batches
-from adv.attacks.perturbations import per_image
+from adv.attacks.losses import per_image
 
 
 class Rays:

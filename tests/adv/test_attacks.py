@@ -7,7 +7,9 @@ from attack_cases import by_foolbox, size
 
 from adv import ATTACKS
 from adv.attacks import attack, norms
+from adv.attacks.classifier import BatchedModel
 from adv.attacks.losses import log_odds
+from train.shared.backend import keras
 from train.shared.flags import UserError
 from train.utils import predict
 
@@ -87,7 +89,7 @@ class Foolbox2:
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
 def test_no_worse_than_the_search_of_foolbox_2(subject, name):
     _, x, y, batched = subject
-    n = 4 if name == "pgd" else 12
+    n = 4 if name == "pgd" else 16
     x, y = x[:n], y[:n]
     adversarial, success = attack(name, batched, x, y)
     runs = [Foolbox2(name, batched, x[i : i + 1], y[i : i + 1]).run() for i in range(len(x))]
@@ -95,7 +97,7 @@ def test_no_worse_than_the_search_of_foolbox_2(subject, name):
     hit = np.array([has_succeeded for _, has_succeeded in runs])
     assert success.sum() >= hit.sum() > 0
     both = success & hit
-    assert size(name, adversarial - x)[both].mean() <= 1.05 * size(name, theirs - x)[both].mean()
+    assert size(name, adversarial - x)[both].mean() <= 1.03 * size(name, theirs - x)[both].mean()
 
 
 GRID = np.geomspace(0.03, 0.2, 18)  # 12% from one to the next
@@ -116,7 +118,7 @@ def foolbox3(name):
 def test_no_worse_than_foolbox_3(subject, name):
     """Foolbox 3 tries a list of epsilons, and so is half a step of it above its smallest."""
     _, x, y, batched = subject
-    x, y = x[:40], y[:40]
+    x, y = x[:12], y[:12]
     make, epsilons = foolbox3(name)
     theirs, hit = by_foolbox(make, batched, x, y, epsilons)
     theirs = theirs[hit.argmax(axis=0), np.arange(len(x))]  # at the first epsilon that succeeds
@@ -167,6 +169,28 @@ def test_what_attacks_return(subject, name):
     np.testing.assert_array_equal(adversarial[~success], x[:10][~success])
     again, _ = attack(name, batched, x[:10], labels, steps=60)
     np.testing.assert_array_equal(adversarial, again)
+
+
+def constant_logits(value):
+    """A classifier whose logits are all `value` for every image."""
+    model = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(4))
+    model.layers[-1].set_weights([np.full((144, 4), 0 * value), np.full(4, value)])
+    return BatchedModel.of(model)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_end_without_a_gradient_and_on_nan(subject, name):
+    """The predicted class is 0 all the time."""
+    x = subject[1][:10]
+    with pytest.raises(UserError, match="NaN or infinite"):
+        attack(name, constant_logits(np.nan), x, np.zeros(10, int), steps=20)
+    batched = constant_logits(0.0)
+    adversarial, success = attack(name, batched, x, np.zeros(10, int), steps=20)
+    assert not success.any()
+    np.testing.assert_array_equal(adversarial, x)
+    if name != "cw":
+        assert batched.gradients <= 3 * len(x)  # they give up at once
 
 
 REFUSED = {

@@ -8,7 +8,7 @@ from adv import fintune_adv, generate_adv
 from train.shared.artifacts import attributes
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
-from train.utils import predict
+from train.utils import halves_of_test, predict
 
 
 def arrays_of(path):
@@ -107,6 +107,33 @@ def test_sample_files(study):
     np.testing.assert_allclose(fgsm["linf"], change.max(axis=(1, 2, 3)), rtol=1e-5)
     wanted = {"attack", "mode", "samples", "checkpoint_sha256", "data_sha256", "version"}
     assert wanted <= set(attributes(folder / "adv/fgsm.h5"))
+
+
+def test_samples_of_test_images(study, capsys):
+    """Files of their own, from the reporting half of x_test, all in the split test."""
+    home, folder, flags = study
+    before = (folder / "adv/fgsm.h5").read_bytes()
+    generate_adv.main([*flags, "--attack", "fgsm", "--part", "test", "--samples", "100"])
+    assert (folder / "adv/fgsm.h5").read_bytes() == before
+    found = arrays_of(folder / "adv/fgsm_test.h5")
+    y = np.load(home / "data/toy/y_test.npy")
+    _, reporting = halves_of_test("toy", len(y))
+    assert set(found["index"]) <= set(reporting) and len(found["index"]) <= len(reporting) == 60
+    assert (
+        f"gets {len(found['index'])} of 60 images of the test part right" in capsys.readouterr().out
+    )
+    assert set(found["split"]) == {2}
+    np.testing.assert_array_equal(found["label"], y[found["index"]])
+    assert attributes(folder / "adv/fgsm_test.h5")["part"] == "test"
+
+
+def test_a_picture_that_fails_costs_no_result(study, monkeypatch, capsys):
+    _, folder, flags = study
+    monkeypatch.setattr("adv.attacks.picture.draw_samples", lambda *_: 1 / 0)
+    (folder / "adv/fgsm.h5").unlink()
+    generate_adv.main([*flags, "--attack", "fgsm", "--samples", "60"])
+    assert (folder / "adv/fgsm.h5").exists()
+    assert "fgsm.png was not drawn" in capsys.readouterr().out
 
 
 def test_adversarial_training_learns_its_own_samples(study):

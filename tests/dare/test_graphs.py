@@ -69,11 +69,11 @@ def kernels(x):
 
 
 def moved(x):
-    x = layers.Cropping2D(2)(conv(6)(x))
+    x = layers.Cropping2D((3, 2))(conv(6)(x))
     x = layers.UpSampling2D(2)(layers.MaxPooling2D(2)(x))
-    x = layers.Permute((3, 1, 2))(x)  # now a row is a channel
-    x = layers.Reshape((8, 8, 6))(layers.Dense(8, activation="relu")(x))
-    return layers.Reshape((4, 4, 6))(layers.Dense(96, activation="relu")(layers.Flatten()(x)))
+    x = layers.Permute((2, 3, 1))(x)  # now a row is a channel
+    x = layers.Reshape((4, 6, 8))(layers.Dense(4, activation="relu")(x))
+    return layers.Reshape((2, 2, 6))(layers.Dense(24, activation="relu")(layers.Flatten()(x)))
 
 
 def nested(x):

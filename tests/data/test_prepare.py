@@ -36,19 +36,12 @@ def test_halves_are_the_same_for_the_same_seed_and_use_every_image_once():
 
 
 @pytest.mark.parametrize("limit", [6, 7, 20, 21, 61, 110, 111])
-def test_balanced_against_taking_turns(limit):
-    """Classes of 100, 10 and 1 images: each gives one in turn, as long as it has any."""
-    left, expected = [100, 10, 1], [0, 0, 0]
-    while sum(expected) < limit:
-        for label in range(3):
-            if left[label] and sum(expected) < limit:
-                left[label] -= 1
-                expected[label] += 1
-    y = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 10, 1]))
+def test_classes_take_turns_as_long_as_they_have_images(limit):
+    sizes = np.array([100, 10, 1])
+    y = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], sizes))
     chosen = prepare.balanced(y, limit, np.random.default_rng(0))
-    assert len(set(chosen)) == limit
-    # Which class gives the last, incomplete turn is left to chance.
-    assert np.abs(np.bincount(y[chosen], minlength=3) - expected).max() <= 1
+    counts = np.bincount(y[chosen])
+    assert len(set(chosen)) == limit and (counts >= np.minimum(sizes, counts.max() - 1)).all()
 
 
 def test_limits_and_halves_that_training_would_refuse(home):
@@ -130,28 +123,21 @@ def test_killed_twice_with_other_settings(home, monkeypatch, saves):
     for path in folder.iterdir():
         path.unlink()
 
-    def killed_after(count, write=np.save):
-        def counted(*args, **kwargs):
-            nonlocal count
-            count -= 1
-            if count < 0:
-                raise KeyboardInterrupt
-            write(*args, **kwargs)
-
-        return counted
+    def killed(*_):
+        raise KeyboardInterrupt
 
     for seed, count in ((0, 5), (1, saves)):
-        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-            killed.setattr(np, "save", killed_after(count))
-            killed.setattr(prepare.artifacts, "write_text", killed_after(0))
+        steps = iter([np.save] * count)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(np, "save", lambda *args, n=steps, **_: next(n, killed)(*args))
+            patch.setattr(prepare.artifacts, "write_text", killed)
             prepare.prepare("digits", limit=100, seed=seed)
-    for i, part in enumerate(PARTS):
-        if i < saves - 3:
-            for name in (f"x_{part}.npy", f"y_{part}.npy"):
-                assert (folder / name).read_bytes() == expected[name]
-        else:
-            with pytest.raises(UserError, match=rf"y_{part}\.npy is missing"):
-                load_data("digits", part)
+    made = PARTS[: max(0, saves - 3)]
+    for name in [f"{letter}_{part}.npy" for part in made for letter in "xy"]:
+        assert (folder / name).read_bytes() == expected[name]
+    for part in PARTS[len(made) :]:
+        with pytest.raises(UserError, match=rf"y_{part}\.npy is missing"):
+            load_data("digits", part)
     assert not (folder / "info.json").exists()  # the workflow waits for it
     prepare.prepare("digits", limit=100, seed=1)
     assert contents(folder) == expected

@@ -9,8 +9,8 @@ from dare.dare import Tuning, tune
 from dare.get_ats import MinedImages, mine
 from dare.nnslicer import slice_model
 from train.shared.backend import ops
+from train.shared.door import check_arrays
 from train.shared.flags import UserError
-from train.utils import check_arrays
 
 X, Y = patterns(24)
 X = X / np.float32(255)
@@ -28,7 +28,9 @@ WRONG = {
     "channels first": (X.transpose(0, 3, 1, 2), Y, r"\(24, 1, 12, 12\), .* \(12, 12, 1\)"),
     "without channels": (X[..., 0], Y, r"shape \(24, 12, 12\), and the model takes"),
     "NaN": (np.where(X > 0.9, np.nan, X), Y, "without NaN"),
-    "8 bits as numbers": (255 * X, Y, r"float32 and not all in \[0, 1\]"),
+    "neither [0, 1] nor [0, 255]": (1.5 * X, Y, r"float pixels of 0.* to 1.*, or clip"),
+    "around 0": (2 * X - 1, Y, "put a keras.layers.Rescaling into it"),
+    "ragged lists": ([[1, 2], [3]], Y, "are no arrays"),
     "integers": ((255 * X).astype("int64"), Y, "images are int64"),
     "none": (X[:0], Y[:0], r"shape \(0, 12, 12, 1\)"),
 }

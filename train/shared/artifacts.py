@@ -94,7 +94,7 @@ def attributes(path):
 def check(path, expected):
     """Whether an artifact exists; UserError if it was made from something else than `expected`.
 
-    expected: {name: value} of attributes. None is not compared.
+    expected: {name: value} of attributes; None: the file must not have it.
     """
     if not path.exists():
         return False
@@ -115,7 +115,7 @@ def other_setting(recorded, expected):
     """The first expected setting that differs, as "seed 1, not 0"; None if none does."""
     for name, value in expected.items():
         found = recorded.get(name)
-        if value is not None and found != value:
+        if found != value:
             # Twelve characters of a digest are enough to tell two apart.
             length = 12 if name.endswith("sha256") else None
             return f"{name} {str(found)[:length]}, not {str(value)[:length]}"

@@ -40,16 +40,20 @@ def calls_of(model):
     Raises UserError for a model that is not a built Sequential or functional model with one input
     and one output.
     """
-    if not is_graph(model):
-        raise UserError(
-            f"the model {model.name} must be a Sequential or functional model that has been built, "
-            f"with one input and one output."
-        )
+    require_graph(model)
     calls = []
     output = _call_again(model, model.inputs[0], "", calls)
     # Branches that do not lead to the output may come after it.
     last = next(number for number, call in enumerate(calls, 1) if call.output is output)
     return calls[:last]
+
+
+def require_graph(model):
+    if not is_graph(model):
+        raise UserError(
+            f"the model {getattr(model, 'name', model)} must be a Sequential or functional Keras "
+            f"model that has been built, with one input and one output."
+        )
 
 
 def _call_again(model, tensor, prefix, calls):
