@@ -32,7 +32,7 @@ chosen_layer = {
     "vgg19": "block5_conv4_relu",
 }
 chosen_layer_of_small_images = {"vgg16": "block4_conv3_relu", "vgg19": "block5_conv3_relu"}
-# Data sets of images smaller than 32x32; needed only until prepare.py has written their size.
+# Data sets of images smaller than 32x32, until prepare.py has written their size.
 small_images = ("digits", "fashion_mnist")
 
 # Height and width in pixels that at least one network of train/models takes.

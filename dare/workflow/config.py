@@ -7,13 +7,16 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import yaml
 from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
 
 from adv import ATTACKS
 from dare.methods import CONTROLS, METHODS
+from data.official import OFFICIAL
 from train import params
+from train.shared.artifacts import data_info
 from train.shared.flags import FOLDER_NAME, PLAIN_NAME
 from train.shared.paths import epochs_in, study_folder
 
@@ -55,17 +58,13 @@ def checked(config):
         key = error.path[0]
         wanted = PROPERTIES[key]["description"]
         raise WorkflowError(f"--config {key} is {error.instance!r}, but it takes {wanted}.")
-    for model in config["model"]:
-        if not config["choose_layer"] and model not in params.chosen_layer:
-            raise WorkflowError(
-                f"--config model={model} has no chosen layer: choose from "
-                f"{', '.join(params.chosen_layer)}, or add yours to train/params.py."
-            )
+    if not config["choose_layer"]:
+        refuse_unknown_layers(config)
+    config["methods"] = methods_of(config)
     refuse_fewer_epochs(config)
     shared = ("per", "choose_layer", "lr_rate", "adv_lr_rate")  # defaults that scripts share
     defaults = {key: typed(getattr(params, key), PROPERTIES[key]) for key in shared}
     return config | {
-        "methods": methods_of(config),
         "source": config["source"] and str(Path(config["source"]).expanduser().absolute()),
         **{key: config[key] or default for key, default in defaults.items()},
     }
@@ -83,18 +82,39 @@ def names_as_written(workflow):
     return {key: found[key] for key in FOLDERS if key in found}
 
 
-def refuse_fewer_epochs(config):
-    """Raise WorkflowError if a network was trained for more epochs than are asked for.
+def refuse_unknown_layers(config):
+    """Raise WorkflowError for a network whose chosen layer is not known before it is trained."""
+    for dataset, model in product(config["dataset"], config["model"]):
+        if model not in params.chosen_layer:
+            raise WorkflowError(
+                f"--config model={model} has no chosen layer: choose from "
+                f"{', '.join(params.chosen_layer)}, or add yours to train/params.py."
+            )
+        has_size = dataset in OFFICIAL or dataset in params.small_images or data_info(dataset)
+        if model in params.chosen_layer_of_small_images and not has_size:
+            raise WorkflowError(
+                f"--config model={model} has a layer that depends on the size of the images: "
+                f"prepare {dataset} with data/prepare.py first."
+            )
 
-    Its checkpoint of the smaller number exists, so the workflow would take it for the final one.
+
+def refuse_fewer_epochs(config):
+    """Raise WorkflowError if a network was trained or tuned for more epochs than are asked for.
+
+    The weights of the smaller number exist, so the workflow would take them for the last ones.
     """
+    keys = {name: METHODS[name].epochs for name in config["methods"]}
     for names in product(config["dataset"], config["model"], training_seeds(config)):
         folder = study_folder(*names)
-        if (trained := max(epochs_in(folder / "checkpoints"), default=0)) > config["epochs"]:
-            raise WorkflowError(
-                f"--config epochs={config['epochs']}, but {folder} was trained for {trained}: ask "
-                f"for {trained}, or move this folder away to train again."
-            )
+        made = {folder / "checkpoints": "epochs"}
+        made |= {path: keys.get(path.name.split("_")[0]) for path in folder.glob("tuned/*")}
+        for path, key in made.items():
+            wanted = config.get(key, np.inf)
+            if (found := max(epochs_in(path), default=0)) > wanted:
+                raise WorkflowError(
+                    f"--config {key}={wanted}, but {path} has {found} epochs: ask for {found}, or "
+                    f"move it away."
+                )
 
 
 def refuse_unwritable(home):

@@ -21,7 +21,7 @@ class Call:
     inputs: the symbolic tensors that it takes. output: the one that it returns.
     """
 
-    path: str
+    path: str | None
     layer: keras.Operation
     inputs: tuple
     output: keras.KerasTensor

@@ -264,6 +264,7 @@ REFUSED = {
     "attacks=fgsm,deepfool": r"attacks is 'deepfool', but it takes attacks among fgsm, bim, .*",
     "attacks=": r"attacks is \[\], but .*",
     "model=vgg61": r"model=vgg61 has no chosen layer: choose from alexnet, lenet, resnet20, .*",
+    "model=vgg16 dataset=leaves": r"model=vgg16 has a layer that depends on the size .*",
     "dataset=../etc": r"dataset is '../etc', but it takes names of data sets, each a plain .*",
     "record=.x": r"record is '.x', but it takes null, or a plain folder name \(.*\)",
     "per=0.5,1.5": r"per is 1.5, but it takes shares above 0 and up to 1, each once, or null",
@@ -281,7 +282,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("config", REFUSED)
 def test_refused(dry_run, config):
-    done, text = dry_run("--config", config)
+    done, text = dry_run("--config", *config.split())
     assert not done and "Traceback" not in text
     assert re.search(rf"^--config {REFUSED[config]}\.$", text, re.MULTILINE), text
 
@@ -294,6 +295,15 @@ def test_fewer_epochs_than_were_trained_are_refused(home, dry_run):
         (checkpoints / f"model.{epoch:03d}.weights.h5").touch()
     done, text = dry_run("--config", "epochs=19")
     assert not done and "epochs=19, but" in text and "ask for 20" in text, text
+
+
+def test_fewer_epochs_than_were_tuned_are_refused(home, dry_run):
+    folder = home / "models/digits_lenet_seed0/tuned/dare-s_conv3_lr0.001_run0"
+    folder.mkdir(parents=True)
+    (folder / "model.010.weights.h5").touch()
+    done, text = dry_run("--config", "tune_epochs=5")
+    assert not done and "tune_epochs=5, but" in text and "ask for 10" in text, text
+    assert dry_run("--config", "tune_epochs=10")[0]
 
 
 # What is there, what is asked for then, and the jobs of that besides scores and tables.
