@@ -1,19 +1,24 @@
-"""Step 5: adversarial examples ("samples"), made against the original from images of x_train.
+"""Step 5: adversarial examples ("samples"), made against the original model.
 
     python adv/generate_adv.py --dataset digits --model lenet --attack all --samples 500
     python adv/generate_adv.py --dataset digits --attack pgd --mode fixed --epsilon 0.03
+    python adv/generate_adv.py --dataset digits --attack fgsm,pgd --part test --samples 100
 
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
 adv/<attack>.h5 there, and adv/<attack>.png, a picture of some samples. All attacks start from the
-same images, which the model classifies correctly. They share their split 60/20/20 into train (for
-adversarial training), validation (for selection) and test (reported). Finished chunks are kept:
-after an interruption the same command continues, and writes the same file.
+same images of x_train, which the model classifies correctly. They share their split 60/20/20 into
+train (for adversarial training), validation (for selection) and test (reported).
+
+--part test attacks images of the reporting half of x_test instead, which no model was trained on.
+Its samples are all in the split test, in adv/<attack>_test.h5.
+
+Finished chunks are kept: after an interruption the same command continues, and writes the same
+file.
 """
 
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,19 +34,21 @@ from train.shared.artifacts import (
     already_made,
     atomic_write,
     attributes,
-    remove_temporary_files,
+    data_sha256,
+    other_setting,
     set_attributes,
 )
 from train.shared.flags import UserError, chosen_names, options, run_script
-from train.shared.log import progress, stage, whole_updates
+from train.shared.log import progress, stage
 from train.shared.paths import samples_path
 from train.shared.study import Study
-from train.utils import class_names, pixels, predict
+from train.utils import class_names, halves_of_test, pixels, predict
 
 dataset = "digits"
 model = "lenet"
 seed = 0
 attack = "all"  # fgsm, bim, pgd, cw, jsma, a list with commas, or all
+part = "train"  # train: images of x_train; test: of the reporting half of x_test
 samples = 5000
 mode = "minimal"  # minimal: the smallest perturbation of each image; fixed: one epsilon
 epsilon = None  # for mode fixed: Linf for fgsm, bim, pgd; L2 for cw; number of features for jsma
@@ -57,25 +64,38 @@ SHOWN = 8  # samples in a picture
 # ----------------------------------------------------------------------------- images and splits
 
 
-def choose_images(classifier, x, y, samples, seed):
-    """Indices of random images of x (n, h, w, c) that the classifier gets right.
+def choose_images(study, part, samples):
+    """Random images of one part of the data that the classifier gets right.
 
-    Returns int64 (samples,), ascending. Raises UserError if there are too few.
+    Returns:
+        x, uint8 (n, h, w, c), y, int64 (n,), and their index in x_train or x_test, int64 (n,),
+        ascending.
+
+    Raises:
+        UserError: fewer than `samples` images of x_train are right. Of x_test all are returned.
     """
-    order = np.random.default_rng([seed, 2]).permutation(len(x))
+    x, y = study.data(part)
+    candidates = np.arange(len(x)) if part == "train" else halves_of_test(study.dataset, len(x))[1]
+    order = np.random.default_rng([study.seed, 2]).permutation(candidates)
     chosen = np.empty(0, "int64")
-    # In blocks, because most images are right and not all of x has to be classified.
-    for first in range(0, len(x), 4 * samples):
+    # In blocks, because most images are right and not all of them have to be classified.
+    for first in range(0, len(order), 4 * samples):
         block = order[first : first + 4 * samples]
         rows = np.sort(block)
-        right = rows[predict(classifier, x[rows]).argmax(axis=1) == y[rows]]
-        chosen = np.concatenate([chosen, block[np.isin(block, right)]])
-        if len(chosen) >= samples:
-            return np.sort(chosen[:samples])
-    raise UserError(
-        f"--samples {samples} is more than the {len(chosen)} of {len(x)} training images that the "
-        f"model gets right: ask for fewer."
-    )
+        right = rows[predict(study.classifier, x[rows]).argmax(axis=1) == y[rows]]
+        chosen = np.concatenate([chosen, block[np.isin(block, right)]])[:samples]
+        if len(chosen) == samples:
+            break
+    if len(chosen) < samples:
+        fewer = (
+            f"--samples {samples} is more than the {len(chosen)} of {len(order)} images of "
+            f"x_{part} that the model gets right"
+        )
+        if part == "train":
+            raise UserError(f"{fewer}: ask for fewer.")
+        print(f"{fewer}: these are used.", flush=True)
+    index = np.sort(chosen)
+    return x[index], y[index], index
 
 
 def random_splits(n, seed):
@@ -88,198 +108,131 @@ def random_splits(n, seed):
 # ------------------------------------------------------------------------------------- the attack
 
 
-@dataclass
-class Samples:
-    """What an attack found for some images.
-
-    image: float32 (n, h, w, c). success: bool (n,).
-    seconds: duration of the attack. inside: how much of it the model took.
-    """
-
-    image: np.ndarray
-    success: np.ndarray
-    seconds: float
-    inside: float
-
-    @classmethod
-    def read(cls, path):
-        with h5py.File(path, "r") as file:
-            seconds = float(file.attrs["seconds"])
-            inside = float(file.attrs["inside"])
-            return cls(file["image"][()], file["success"][()], seconds, inside)
-
-    def write(self, path, provenance):
-        with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file, provenance)
-            file.attrs.update(seconds=self.seconds, inside=self.inside)
-            file["image"] = self.image
-            file["success"] = self.success
-
-    @classmethod
-    def join(cls, chunks):
-        return cls(
-            np.concatenate([chunk.image for chunk in chunks]),
-            np.concatenate([chunk.success for chunk in chunks]),
-            sum(chunk.seconds for chunk in chunks),
-            sum(chunk.inside for chunk in chunks),
-        )
-
-
-@dataclass
-class Images:
-    """Images x[index] to attack; x: uint8 (n, h, w, c), y: labels (n,), index: int64, sorted."""
-
-    x: np.ndarray
-    y: np.ndarray
-    index: np.ndarray
-
-    def chunks(self, size):
-        """{number of the first image: Images} of chunks of this size."""
-        starts = range(0, len(self.index), size)
-        return {first: Images(self.x, self.y, self.index[first : first + size]) for first in starts}
-
-
-def parts_folder(path):
+def chunks_folder(path):
     """Where finished chunks of the samples file `path` are kept until all are finished."""
     return path.parent / f".{path.stem}.parts"
 
 
-def attack_images(name, batched_model, images, path, provenance):
+def attack_in_chunks(name, batched_model, x, y, path, provenance):
     """Run one attack in chunks that survive the end of the process at any moment.
 
     Args:
-        name: of the attack. batched_model: BatchedModel. images: Images.
-        path: the samples file; finished chunks are kept in parts_folder(path).
+        name: of the attack. batched_model: BatchedModel.
+        x: images, uint8 (n, h, w, c). y: their labels, int64 (n,).
+        path: the samples file; finished chunks are kept in chunks_folder(path).
         provenance: of the file, with mode, epsilon, steps and seed. A chunk with another one is
             made again.
 
     Returns:
-        Samples of all images.
+        Adversarial images, float32 (n, h, w, c), success, bool (n,), and the attack's seconds.
     """
-    parts = parts_folder(path)
-    parts.mkdir(parents=True, exist_ok=True)
-    for folder in (parts, path.parent):
-        remove_temporary_files(folder)
-    chunks = []
-    with progress(total=len(images.index), desc=name, unit="image") as bar:
-        update = whole_updates(bar)
-        for first, chunk in images.chunks(CHUNK // 4 if name == "cw" else CHUNK).items():
-            part = parts / f"{first:06d}.h5"
-            expected = provenance | {"images": len(chunk.index)}
-            kept = attributes(part)
-            if all(kept.get(key) == value for key, value in expected.items()):
-                update(len(chunk.index))
-            else:
-                seed = provenance["seed"] + first
-                adversarial = attack_chunk(name, batched_model, chunk, provenance, seed, update)
-                adversarial.write(part, expected)
-            chunks.append(Samples.read(part))
-            success = np.mean(np.concatenate([chunk.success for chunk in chunks]))
-            bar.set_postfix_str(f"success {100 * success:.1f}%")
-    return Samples.join(chunks)
-
-
-def attack_chunk(name, batched_model, images, provenance, seed, report_done):
-    """One attack on some Images, as Samples; report_done: function (number of images)."""
-    x = pixels(images.x[images.index])
-    y = images.y[images.index]
-    start_time = time.perf_counter()
-    batched_model.seconds = 0.0
-    image, success = run_attack(
-        name, batched_model, x, y, provenance["mode"], provenance["epsilon"], seed,
-        steps=provenance["steps"], progress=report_done,
-    )  # fmt: skip
-    return Samples(image, success, time.perf_counter() - start_time, batched_model.seconds)
+    size = CHUNK // 4 if name == "cw" else CHUNK
+    settings = [provenance[key] for key in ("mode", "epsilon")]
+    images, successes, seconds = [], [], 0.0
+    with progress(total=len(x), desc=name, unit="image") as bar:
+        for first in range(0, len(x), size):
+            rows = slice(first, first + size)
+            chunk = chunks_folder(path) / f"{first:06d}.h5"
+            expected = provenance | {"images": len(x[rows])}
+            if other_setting(attributes(chunk), expected):
+                start_time = time.perf_counter()
+                image, success = run_attack(
+                    name, batched_model, x[rows], y[rows], *settings, provenance["seed"] + first,
+                    steps=provenance["steps"], progress=bar.update,
+                )  # fmt: skip
+                with atomic_write(chunk) as temporary, h5py.File(temporary, "w") as file:
+                    set_attributes(file, expected)
+                    file.attrs["seconds"] = time.perf_counter() - start_time
+                    file["image"] = image
+                    file["success"] = success
+            with h5py.File(chunk, "r") as file:
+                images.append(file["image"][()])
+                successes.append(file["success"][()])
+                seconds += file.attrs["seconds"]
+            bar.update(min(first + size, len(x)) - bar.n)
+            bar.set_postfix_str(f"success {100 * np.concatenate(successes).mean():.1f}%")
+    return np.concatenate(images), np.concatenate(successes), float(seconds)
 
 
 # ------------------------------------------------------------------------------------- the result
 
 
-def write_samples(path, adversarial, images, provenance):
-    """Write the samples file, last of all: if it exists, the samples are complete.
+def generate(name, batched_model, chosen, path, provenance):
+    """Attack the images of choose_images and write the samples; returns what the log records.
 
-    adversarial: Samples. images: Images.
+    Raises UserError if the attack succeeds on no image.
     """
-    original = pixels(images.x[images.index])
+    x, y, index = chosen
+    image, success, seconds = attack_in_chunks(name, batched_model, x, y, path, provenance)
+    if not success.any():
+        larger = "" if provenance["mode"] == "minimal" else "attack with a larger --epsilon, or "
+        raise UserError(
+            f"{name} changed the decision on none of {len(x)} images: {larger}check the model's "
+            f"gradients."
+        )
+    path.with_suffix(".png").unlink(missing_ok=True)  # of samples that were deleted
+    splits = random_splits(len(x), provenance["seed"])
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, provenance)
-        file["image"] = adversarial.image
-        file["success"] = adversarial.success
-        file["index"] = images.index
-        file["label"] = images.y[images.index]
-        file["split"] = random_splits(len(images.index), provenance["seed"])
-        for norm, size in norms(adversarial.image - original).items():
+        file["image"] = image
+        file["success"] = success
+        file["index"] = index
+        file["label"] = y
+        file["split"] = splits if provenance["part"] == "train" else np.full_like(splits, 2)
+        for norm, size in norms(image - pixels(x)).items():
             file[norm] = size
-
-
-def draw_some(path, name, study, adversarial, images):
-    """Draw the first successful samples."""
-    from adv.attacks.picture import draw_samples  # attacks do not need matplotlib
-
-    rows = np.flatnonzero(adversarial.success)[:SHOWN]
-    index = images.index[rows]
-    names = class_names(study.dataset, study.classifier.output_shape[-1])
-    predicted = predict(study.classifier, adversarial.image[rows]).argmax(axis=1)
-    captions = [names[k] for k in images.y[index]], [names[k] for k in predicted]
-    draw_samples(path, name, pixels(images.x[index]), adversarial.image[rows], captions)
-
-
-def summarise(path, adversarial):
-    """Print success and speed, with a warning if they are low; returns them for the log."""
-    n = len(adversarial.success)
-    hits = int(adversarial.success.sum())
-    share = float(adversarial.success.mean())
-    speed = n / adversarial.seconds
-    outside = 100 * (1 - adversarial.inside / adversarial.seconds)
+    share = float(success.mean())
+    speed = len(x) / seconds
     print(
-        f"{path}: {hits} of {n} succeed ({100 * share:.1f}%), {speed:.1f} images/s, "
-        f"{outside:.0f}% of the time outside the model",
+        f"{path}: {success.sum()} of {len(x)} succeed ({100 * share:.1f}%), {speed:.1f} images/s",
         flush=True,
     )
     if share < SUCCESS_NEEDED:
         print(
-            f"Warning: {path.stem} succeeds on less than half of the images, so its samples are "
-            f"biased towards easy images.",
+            f"Warning: {name} succeeds on less than half of the images, so its samples are biased "
+            f"towards easy images.",
             flush=True,
         )
     return {
-        "attack_seconds": round(adversarial.seconds, 2),
+        "attack_seconds": round(seconds, 2),
         "images_per_second": round(speed, 2),
         "success": round(share, 4),
     }
 
 
-def generate(name, batched_model, study, images, path, provenance):
-    """Attack images and write the picture and the samples file; returns what the log records.
+def draw(path, name, study, part):
+    """Draw the first successful samples of a samples file beside it, unless that was done.
 
-    Raises UserError if the attack succeeds on no image.
+    The samples are what counts: without a picture a sentence says why.
     """
-    adversarial = attack_images(name, batched_model, images, path, provenance)
-    if not adversarial.success.any():
-        larger = "" if provenance["mode"] == "minimal" else "attack with a larger --epsilon, or "
-        raise UserError(
-            f"{name} changed the decision on none of {len(images.index)} images: {larger}check the "
-            f"model's gradients."
-        )
-    draw_some(path.with_suffix(".png"), name, study, adversarial, images)
-    write_samples(path, adversarial, images, provenance)
-    return summarise(path, adversarial)
+    picture = path.with_suffix(".png")
+    if picture.exists():
+        return
+    try:
+        from adv.attacks.picture import draw_samples  # attacks do not need matplotlib
+
+        with h5py.File(path, "r") as file:
+            rows = np.flatnonzero(file["success"][()])[:SHOWN]
+            image, label, index = (file[key][rows] for key in ("image", "label", "index"))
+        names = class_names(study.dataset, study.classifier.output_shape[-1])
+        predicted = predict(study.classifier, image).argmax(axis=1)
+        captions = [names[k] for k in label], [names[k] for k in predicted]
+        draw_samples(picture, name, pixels(study.data(part)[0][index]), image, captions)
+    except Exception as error:
+        print(f"{picture} was not drawn: {error}", flush=True)
 
 
 def main(argv=None):
     args = options(__doc__, argv, globals(), attack=ATTACKS)
     check_mode(args.mode, args.epsilon)
     study = Study.open(args)
-    x, y = study.data("train")
-    if args.samples > len(x):
-        raise UserError(
-            f"--samples {args.samples} is more than the {len(x)} images of x_train: ask for fewer."
-        )
     batched_model = BatchedModel.of(study.classifier)
-    images = None
-    settings = {name: getattr(args, name) for name in ("samples", "mode", "epsilon", "steps")}
+    chosen = None
+    settings = {key: getattr(args, key) for key in ("part", "samples", "mode", "epsilon", "steps")}
+    if args.part == "test":
+        settings["test_sha256"] = data_sha256(args.dataset, "test")
     for name in chosen_names(args.attack, ATTACKS):
-        path = samples_path(study.folder, name)
+        path = samples_path(study.folder, name, args.part)
         provenance = study.provenance | settings | {"attack": name}
         if name == "fgsm":
             provenance["steps"] = None  # it takes one step, whatever --steps says
@@ -288,12 +241,11 @@ def main(argv=None):
             if log.idle:
                 print(f"{path} already exists.")
             else:
-                if images is None:
-                    index = choose_images(study.classifier, x, y, args.samples, args.seed)
-                    images = Images(x, y, index)
-                log |= generate(name, batched_model, study, images, path, provenance)
-        # Here and not in generate, because a run that is killed after its last write leaves them.
-        shutil.rmtree(parts_folder(path), ignore_errors=True)
+                if chosen is None:
+                    chosen = choose_images(study, args.part, args.samples)
+                log |= generate(name, batched_model, chosen, path, provenance)
+            shutil.rmtree(chunks_folder(path), ignore_errors=True)
+            draw(path, name, study, args.part)
 
 
 if __name__ == "__main__":

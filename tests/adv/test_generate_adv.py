@@ -1,14 +1,19 @@
 """The samples, and adversarial training on them."""
 
+import os
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from adv import fintune_adv, generate_adv
 from train.shared.artifacts import attributes
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
-from train.utils import predict
+from train.utils import halves_of_test, predict
 
 
 def arrays_of(path):
@@ -31,28 +36,50 @@ def interrupt(monkeypatch, after):
     return calls
 
 
-def test_an_interrupted_run_writes_the_same_file(study, monkeypatch):
-    _, folder, flags = study
+KILLED = """
+import os, sys
+from pathlib import Path
+import conftest, train.shared.paths
+from adv import generate_adv
+train.shared.paths.HOME = Path(sys.argv[1])
+set_attributes, files = generate_adv.set_attributes, []
+
+def kill_in_the_second_file(*args):
+    files.append(args)
+    set_attributes(*args)
+    if len(files) == 2:
+        os.kill(os.getpid(), 9)
+
+generate_adv.CHUNK, generate_adv.set_attributes = 16, kill_in_the_second_file
+generate_adv.main(sys.argv[2:])
+"""
+
+
+def test_after_kill_9_the_same_command_writes_the_same_file(study, monkeypatch):
+    """Killed in the middle of writing the second chunk, then interrupted in the fourth."""
+    home, folder, flags = study
     path = folder / "adv/pgd.h5"
     monkeypatch.setattr(generate_adv, "CHUNK", 16)
     flags = [*flags, "--attack", "pgd", "--samples", "50"]
     path.unlink()
     generate_adv.main(flags)
-    uninterrupted = arrays_of(path)
-    provenance = attributes(path)
+    uninterrupted = path.read_bytes()
     path.unlink()
-    path.with_suffix(".png").unlink()
+    picture = path.with_suffix(".png")
+    picture.write_text("of other samples")
+
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", KILLED, str(home), *flags]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -9
     calls = interrupt(monkeypatch, after=2)
     with pytest.raises(KeyboardInterrupt):
         generate_adv.main(flags)
     assert not path.exists()
     generate_adv.main(flags)
-    assert len(calls) == 5  # two chunks, an interruption, the other two
-    assert attributes(path) == provenance
-    for name, value in arrays_of(path).items():
-        np.testing.assert_array_equal(value, uninterrupted[name])
-    assert sorted(p.name for p in (folder / "adv").iterdir() if p.name.startswith(".")) == []
-    assert path.with_suffix(".png").stat().st_size > 5000
+    assert len(calls) == 4  # the second and the third chunk, an interruption, the fourth
+    assert path.read_bytes() == uninterrupted
+    assert [p.name for p in (folder / "adv").iterdir() if p.name.startswith(".")] == []
+    assert picture.stat().st_size > 5000
 
 
 def test_chunks_of_other_settings_are_not_used(study, monkeypatch):
@@ -65,6 +92,52 @@ def test_chunks_of_other_settings_are_not_used(study, monkeypatch):
         generate_adv.main([*flags, "--steps", "10"])
     generate_adv.main(flags)
     assert len(calls) == 4  # a chunk, an interruption, both chunks again
+
+
+def test_a_failing_picture_does_not_cost_the_samples(study, monkeypatch, capsys):
+    _, folder, flags = study
+    path = folder / "adv/fgsm.h5"
+    path.unlink()
+    flags = [*flags, "--attack", "fgsm", "--samples", "60"]
+
+    def fail(*args):
+        raise ValueError("no fonts")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("adv.attacks.picture.draw_samples", fail)
+        generate_adv.main(flags)
+    assert "fgsm.png was not drawn: no fonts" in capsys.readouterr().out
+    samples = path.read_bytes()
+    generate_adv.main(flags)
+    assert path.read_bytes() == samples and path.with_suffix(".png").exists()
+
+
+def test_samples_of_test_images(study, capsys):
+    home, folder, flags = study
+    x, y = (np.load(home / f"data/toy/{letter}_test.npy") for letter in "xy")
+    flags = [*flags, "--attack", "fgsm", "--part", "test"]
+    generate_adv.main([*flags, "--samples", "30"])
+    path = folder / "adv/fgsm_test.h5"
+    assert attributes(path)["part"] == "test" and path.with_suffix(".png").exists()
+    samples = arrays_of(path)
+    index = samples["index"]
+    model = load_classifier(folder)
+    selection, reporting = halves_of_test("toy", len(y))
+    assert len(index) == 30 and set(index) <= set(reporting) and not set(index) & set(selection)
+    assert (samples["split"] == 2).all()
+    np.testing.assert_array_equal(samples["label"], y[index])
+    assert (predict(model, x[index]).argmax(axis=1) == y[index]).all()
+    change = np.abs(samples["image"] - x[index].astype("float32") / 255)
+    np.testing.assert_allclose(samples["linf"], change.max(axis=(1, 2, 3)), rtol=1e-5)
+    with pytest.raises(UserError, match="samples 30, not 5000"):
+        generate_adv.main(flags)
+    # There are fewer than 5,000: all that are right.
+    path.unlink()
+    generate_adv.main(flags)
+    right = predict(model, x[reporting]).argmax(axis=1) == y[reporting]
+    np.testing.assert_array_equal(arrays_of(path)["index"], reporting[right])
+    text = f"5000 is more than the {right.sum()} of 60 images of x_test that the model gets right"
+    assert text in capsys.readouterr().out
 
 
 def test_samples_of_other_settings_are_refused_and_kept(study, capsys):

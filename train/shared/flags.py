@@ -95,6 +95,10 @@ FLAGS = {
         "released code does: dare-released, with its learning rate",
     ),
     "run": (_index, "run number, which seeds the tuning"),
+    "part": (
+        _one_of("train", "test"),
+        "images to attack: train: of x_train; test: of the reporting half of x_test",
+    ),
     "samples": (_count, "number of adversarial samples"),
     "mode": (
         _one_of("minimal", "fixed"),
