@@ -62,7 +62,7 @@ WRONG = [
     ("get_ats", f"{TOY} --first 5 --last 3", "is not a range of epochs"),
     ("generate_adv", f"{TOY} --attack deepfool", "deepfool.*fgsm, bim"),
     ("generate_adv", f"{TOY} --samples 0", "samples"),
-    ("generate_adv", f"{TOY} --samples 10000", "10000 is more than .* of 240 images"),
+    ("generate_adv", f"{TOY} --attack cw --samples 10000", "10000 is more than .* 240 images"),
     ("generate_adv", f"{TOY} --mode fast", "fast.*minimal"),
     ("generate_adv", f"{TOY} --mode fixed", "needs an epsilon"),
     ("generate_adv", f"{TOY} --epsilon 0.1", "minimal takes none"),
