@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adv import ATTACKS
 from train import params
-from train.fine_tuning import FineTuning, LabelledImages, fine_tune_study
+from train.fine_tuning import FineTuning, fine_tune_study
 from train.shared.artifacts import sha256
 from train.shared.flags import UserError, chosen_names, options, run_script
 from train.shared.paths import samples_path
@@ -31,7 +31,7 @@ run = 0  # run number, which seeds the tuning
 
 
 def training_samples(study, attack):
-    """The successful samples in the training part of an attack, as LabelledImages."""
+    """The successful samples in the training part of an attack: images, labels, provenance."""
     path = samples_path(study.folder, attack)
     with study.open_checked(path, study.command("adv/generate_adv.py", attack=attack)) as file:
         rows = (file["split"][()] == 0) & file["success"][()]
@@ -41,7 +41,7 @@ def training_samples(study, attack):
         raise UserError(
             f"{path} has no successful sample in its training part: make more (--samples)."
         )
-    return LabelledImages(images, labels, {"adv_sha256": sha256(path)})
+    return images, labels, {"adv_sha256": sha256(path)}
 
 
 def adversarially_train(study, attack, lr_rate, epochs, run):
@@ -49,7 +49,7 @@ def adversarially_train(study, attack, lr_rate, epochs, run):
     settings = {"method": f"at-{attack}", "lr_rate": lr_rate, "run": run}
     frozen = params.frozen.get(study.model, 0)
     tuning = FineTuning("categorical_crossentropy", lr_rate, frozen, seed=(study.seed, run))
-    fine_tune_study(study, training_samples(study, attack), settings, tuning, epochs)
+    fine_tune_study(study, *training_samples(study, attack), settings, tuning, epochs)
 
 
 def main(argv=None):

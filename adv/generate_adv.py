@@ -1,4 +1,4 @@
-"""Step 5: adversarial examples ("samples"), made against the original model.
+"""Step 5: adversarial examples ("samples"), made against the original from images of x_train.
 
     python adv/generate_adv.py --dataset digits --model lenet --attack all --samples 500
     python adv/generate_adv.py --dataset digits --attack pgd --mode fixed --epsilon 0.03
@@ -6,14 +6,11 @@
 
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
 adv/<attack>.h5 there, and adv/<attack>.png, a picture of some samples. All attacks start from the
-same images of x_train, which the model classifies correctly. They share their split 60/20/20 into
-train (for adversarial training), validation (for selection) and test (reported).
-
---part test attacks images of the reporting half of x_test instead, which no model was trained on.
-Its samples are all in the split test, in adv/<attack>_test.h5.
-
-Finished chunks are kept: after an interruption the same command continues, and writes the same
-file.
+same images, which the model classifies correctly. They share their split 60/20/20 into train (for
+adversarial training), validation (for selection) and test (reported). With --part test the images
+are of the reporting half of x_test, which no network was trained on, all in the split test, and
+the files are adv/<attack>_test.h5. Finished chunks are kept: after an interruption the same command
+continues, and writes the same file.
 """
 
 import shutil
@@ -30,14 +27,7 @@ from adv import ATTACKS, SUCCESS_NEEDED
 from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
-from train.shared.artifacts import (
-    already_made,
-    atomic_write,
-    attributes,
-    data_sha256,
-    other_setting,
-    set_attributes,
-)
+from train.shared.artifacts import atomic_write, attributes, check, other_setting, set_attributes
 from train.shared.flags import UserError, chosen_names, options, run_script
 from train.shared.log import progress, stage
 from train.shared.paths import samples_path
@@ -48,7 +38,7 @@ dataset = "digits"
 model = "lenet"
 seed = 0
 attack = "all"  # fgsm, bim, pgd, cw, jsma, a list with commas, or all
-part = "train"  # train: images of x_train; test: of the reporting half of x_test
+part = "train"  # images of x_train, or "test": of the reporting half of x_test
 samples = 5000
 mode = "minimal"  # minimal: the smallest perturbation of each image; fixed: one epsilon
 epsilon = None  # for mode fixed: Linf for fgsm, bim, pgd; L2 for cw; number of features for jsma
@@ -64,38 +54,40 @@ SHOWN = 8  # samples in a picture
 # ----------------------------------------------------------------------------- images and splits
 
 
-def choose_images(study, part, samples):
-    """Random images of one part of the data that the classifier gets right.
+def choose_images(classifier, x, y, candidates, samples):
+    """The first images, in the order of the candidates, that the classifier gets right.
 
-    Returns:
-        x, uint8 (n, h, w, c), y, int64 (n,), and their index in x_train or x_test, int64 (n,),
-        ascending.
+    x: (n, h, w, c). y: labels (n,). candidates: indices. Returns int64 indices, ascending, of
+    `samples` images, or of all that are right where these are fewer.
+    """
+    chosen = np.empty(0, "int64")
+    # In blocks, because most images are right and not all of x has to be classified.
+    for first in range(0, len(candidates), 4 * samples):
+        block = candidates[first : first + 4 * samples]
+        rows = np.sort(block)
+        right = rows[predict(classifier, x[rows]).argmax(axis=1) == y[rows]]
+        chosen = np.concatenate([chosen, block[np.isin(block, right)]])
+        if len(chosen) >= samples:
+            break
+    return np.sort(chosen[:samples])
 
-    Raises:
-        UserError: fewer than `samples` images of x_train are right. Of x_test all are returned.
+
+def images_to_attack(study, part, samples):
+    """x, y and the index into them of the images that all attacks of a part start from.
+
+    Raises UserError if fewer images of x_train than asked for are classified correctly; of x_test
+    all that are right will do.
     """
     x, y = study.data(part)
-    candidates = np.arange(len(x)) if part == "train" else halves_of_test(study.dataset, len(x))[1]
-    order = np.random.default_rng([study.seed, 2]).permutation(candidates)
-    chosen = np.empty(0, "int64")
-    # In blocks, because most images are right and not all of them have to be classified.
-    for first in range(0, len(order), 4 * samples):
-        block = order[first : first + 4 * samples]
-        rows = np.sort(block)
-        right = rows[predict(study.classifier, x[rows]).argmax(axis=1) == y[rows]]
-        chosen = np.concatenate([chosen, block[np.isin(block, right)]])[:samples]
-        if len(chosen) == samples:
-            break
-    if len(chosen) < samples:
-        fewer = (
-            f"--samples {samples} is more than the {len(chosen)} of {len(order)} images of "
-            f"x_{part} that the model gets right"
-        )
-        if part == "train":
-            raise UserError(f"{fewer}: ask for fewer.")
-        print(f"{fewer}: these are used.", flush=True)
-    index = np.sort(chosen)
-    return x[index], y[index], index
+    rng = np.random.default_rng([study.seed, 2])
+    candidates = halves_of_test(study.dataset, len(y))[1] if part == "test" else np.arange(len(y))
+    index = choose_images(study.classifier, x, y, rng.permutation(candidates), samples)
+    if len(index) < samples:
+        right = f"the model gets {len(index)} of {len(candidates)} images of the {part} part right"
+        if part == "train" or not len(index):
+            raise UserError(f"--samples {samples}, but {right}: ask for fewer.")
+        print(f"{right}: these are attacked.", flush=True)
+    return x, y, index
 
 
 def random_splits(n, seed):
@@ -108,91 +100,103 @@ def random_splits(n, seed):
 # ------------------------------------------------------------------------------------- the attack
 
 
-def chunks_folder(path):
+def parts_folder(path):
     """Where finished chunks of the samples file `path` are kept until all are finished."""
     return path.parent / f".{path.stem}.parts"
 
 
-def attack_in_chunks(name, batched_model, x, y, path, provenance):
+def attack_images(name, batched_model, x, y, path, provenance):
     """Run one attack in chunks that survive the end of the process at any moment.
 
     Args:
-        name: of the attack. batched_model: BatchedModel.
-        x: images, uint8 (n, h, w, c). y: their labels, int64 (n,).
-        path: the samples file; finished chunks are kept in chunks_folder(path).
+        name: of the attack. batched_model: BatchedModel. x: uint8 (n, h, w, c). y: labels (n,).
+        path: the samples file; finished chunks are kept in parts_folder(path).
         provenance: of the file, with mode, epsilon, steps and seed. A chunk with another one is
             made again.
 
     Returns:
-        Adversarial images, float32 (n, h, w, c), success, bool (n,), and the attack's seconds.
+        Adversarial images, float32 (n, h, w, c), success, bool (n,), and the seconds it took.
     """
+    images, success, seconds = np.empty(x.shape, "float32"), np.zeros(len(x), bool), 0.0
     size = CHUNK // 4 if name == "cw" else CHUNK
-    settings = [provenance[key] for key in ("mode", "epsilon")]
-    images, successes, seconds = [], [], 0.0
     with progress(total=len(x), desc=name, unit="image") as bar:
         for first in range(0, len(x), size):
             rows = slice(first, first + size)
-            chunk = chunks_folder(path) / f"{first:06d}.h5"
+            chunk = parts_folder(path) / f"{first:06d}.h5"
             expected = provenance | {"images": len(x[rows])}
             if other_setting(attributes(chunk), expected):
                 start_time = time.perf_counter()
-                image, success = run_attack(
-                    name, batched_model, x[rows], y[rows], *settings, provenance["seed"] + first,
-                    steps=provenance["steps"], progress=bar.update,
+                adversarial = run_attack(
+                    name, batched_model, pixels(x[rows]), y[rows], provenance["mode"],
+                    provenance["epsilon"], provenance["seed"] + first, provenance["steps"],
+                    bar.update,
                 )  # fmt: skip
                 with atomic_write(chunk) as temporary, h5py.File(temporary, "w") as file:
                     set_attributes(file, expected)
                     file.attrs["seconds"] = time.perf_counter() - start_time
-                    file["image"] = image
-                    file["success"] = success
+                    file["image"], file["success"] = adversarial
+            else:
+                bar.update(len(x[rows]))
             with h5py.File(chunk, "r") as file:
-                images.append(file["image"][()])
-                successes.append(file["success"][()])
-                seconds += file.attrs["seconds"]
-            bar.update(min(first + size, len(x)) - bar.n)
-            bar.set_postfix_str(f"success {100 * np.concatenate(successes).mean():.1f}%")
-    return np.concatenate(images), np.concatenate(successes), float(seconds)
+                images[rows], success[rows] = file["image"][()], file["success"][()]
+                seconds += float(file.attrs["seconds"])
+            bar.set_postfix_str(f"success {100 * success[: first + size].mean():.1f}%")
+    return images, success, seconds
 
 
 # ------------------------------------------------------------------------------------- the result
 
 
-def generate(name, batched_model, chosen, path, provenance):
-    """Attack the images of choose_images and write the samples; returns what the log records.
+def draw_some(path, picture, name, study, x):
+    """Draw the first successful samples of the file `path`. A picture that fails costs no result.
 
-    Raises UserError if the attack succeeds on no image.
+    x: uint8 (n, h, w, c), from which the file's index chooses.
     """
-    x, y, index = chosen
-    image, success, seconds = attack_in_chunks(name, batched_model, x, y, path, provenance)
+    with h5py.File(path, "r") as file:
+        rows = np.flatnonzero(file["success"][()])[:SHOWN]
+        images, labels, index = (file[key][rows] for key in ("image", "label", "index"))
+    names = class_names(study.dataset, study.classifier.output_shape[-1])
+    predicted = predict(study.classifier, images).argmax(axis=1)
+    captions = [names[k] for k in labels], [names[k] for k in predicted]
+    try:
+        from adv.attacks.picture import draw_samples  # attacks do not need matplotlib
+
+        draw_samples(picture, name, pixels(x[index]), images, captions)
+    except Exception as error:
+        print(f"{picture} was not drawn ({error}).", flush=True)
+
+
+def generate(name, batched_model, study, inputs, path, provenance):
+    """Attack images and write the samples file; returns what the log records.
+
+    inputs: x, y and index of images_to_attack. Raises UserError if the attack succeeds on no image.
+    """
+    x, y, index = inputs
+    x, y = x[index], y[index]
+    images, success, seconds = attack_images(name, batched_model, x, y, path, provenance)
     if not success.any():
         larger = "" if provenance["mode"] == "minimal" else "attack with a larger --epsilon, or "
         raise UserError(
             f"{name} changed the decision on none of {len(x)} images: {larger}check the model's "
             f"gradients."
         )
-    path.with_suffix(".png").unlink(missing_ok=True)  # of samples that were deleted
-    splits = random_splits(len(x), provenance["seed"])
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, provenance)
-        file["image"] = image
-        file["success"] = success
-        file["index"] = index
-        file["label"] = y
-        file["split"] = splits if provenance["part"] == "train" else np.full_like(splits, 2)
-        for norm, size in norms(image - pixels(x)).items():
+        file["image"], file["success"], file["index"], file["label"] = images, success, index, y
+        is_test = provenance["part"] == "test"
+        file["split"] = (
+            np.full(len(x), 2, "uint8") if is_test else random_splits(len(x), study.seed)
+        )
+        for norm, size in norms(images - pixels(x)).items():
             file[norm] = size
-    share = float(success.mean())
-    speed = len(x) / seconds
+    share, speed = float(success.mean()), len(x) / seconds
     print(
         f"{path}: {success.sum()} of {len(x)} succeed ({100 * share:.1f}%), {speed:.1f} images/s",
         flush=True,
     )
     if share < SUCCESS_NEEDED:
-        print(
-            f"Warning: {name} succeeds on less than half of the images, so its samples are biased "
-            f"towards easy images.",
-            flush=True,
-        )
+        print(f"Warning: {name} succeeds on less than half of the images, so its samples are "
+              f"biased towards easy images.", flush=True)  # fmt: skip
     return {
         "attack_seconds": round(seconds, 2),
         "images_per_second": round(speed, 2),
@@ -200,52 +204,31 @@ def generate(name, batched_model, chosen, path, provenance):
     }
 
 
-def draw(path, name, study, part):
-    """Draw the first successful samples of a samples file beside it, unless that was done.
-
-    The samples are what counts: without a picture a sentence says why.
-    """
-    picture = path.with_suffix(".png")
-    if picture.exists():
-        return
-    try:
-        from adv.attacks.picture import draw_samples  # attacks do not need matplotlib
-
-        with h5py.File(path, "r") as file:
-            rows = np.flatnonzero(file["success"][()])[:SHOWN]
-            image, label, index = (file[key][rows] for key in ("image", "label", "index"))
-        names = class_names(study.dataset, study.classifier.output_shape[-1])
-        predicted = predict(study.classifier, image).argmax(axis=1)
-        captions = [names[k] for k in label], [names[k] for k in predicted]
-        draw_samples(picture, name, pixels(study.data(part)[0][index]), image, captions)
-    except Exception as error:
-        print(f"{picture} was not drawn: {error}", flush=True)
-
-
 def main(argv=None):
     args = options(__doc__, argv, globals(), attack=ATTACKS)
     check_mode(args.mode, args.epsilon)
     study = Study.open(args)
     batched_model = BatchedModel.of(study.classifier)
-    chosen = None
-    settings = {key: getattr(args, key) for key in ("part", "samples", "mode", "epsilon", "steps")}
-    if args.part == "test":
-        settings["test_sha256"] = data_sha256(args.dataset, "test")
+    inputs = None
+    settings = {name: getattr(args, name) for name in ("part", "samples", "mode", "epsilon")}
     for name in chosen_names(args.attack, ATTACKS):
         path = samples_path(study.folder, name, args.part)
-        provenance = study.provenance | settings | {"attack": name}
-        if name == "fgsm":
-            provenance["steps"] = None  # it takes one step, whatever --steps says
+        picture = path.with_suffix(".png")
+        # fgsm takes one step, whatever --steps says.
+        steps_taken = None if name == "fgsm" else args.steps
+        provenance = study.provenance | settings | {"steps": steps_taken, "attack": name}
         with stage(path.with_suffix(".log"), name, vars(args) | {"attack": name}) as log:
-            log.idle = already_made(path, provenance)
-            if log.idle:
+            log["idle"] = check(path, provenance)
+            if log["idle"]:
                 print(f"{path} already exists.")
             else:
-                if chosen is None:
-                    chosen = choose_images(study, args.part, args.samples)
-                log |= generate(name, batched_model, chosen, path, provenance)
-            shutil.rmtree(chunks_folder(path), ignore_errors=True)
-            draw(path, name, study, args.part)
+                inputs = inputs or images_to_attack(study, args.part, args.samples)
+                picture.unlink(missing_ok=True)  # of samples that were deleted
+                log |= generate(name, batched_model, study, inputs, path, provenance)
+            if not picture.exists():
+                draw_some(path, picture, name, study, study.data(args.part)[0])
+        # Here and not in generate, because a run that is killed after its last write leaves them.
+        shutil.rmtree(parts_folder(path), ignore_errors=True)
 
 
 if __name__ == "__main__":

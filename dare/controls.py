@@ -1,29 +1,24 @@
 """Step 7: control models, which show what each component of DARE is worth.
 
     python dare/controls.py --dataset digits --model lenet
-    python dare/controls.py --dataset digits --model lenet --control noise --lr_rate 1e-4
+    python dare/controls.py --dataset digits --model lenet --control self,swa --lr_rate 1e-4
 
 The adversarial samples were made against the original, so any model that differs from it gets some
-of them right. Reads what dare.py reads, and tuned/dare_*. Writes tuned/control-<name>_* as dare.py
-does:
+of them right. Reads what dare.py reads. Writes tuned/control-<name>_* as dare.py does:
 
 - self: DARE, but the targets are the original's own activations. It lacks the mined history. If no
-  layer up to the chosen one behaves differently in training (batch or spectral normalisation,
-  dropout, noise), its loss is 0, and it is the original itself.
-- single: DARE, but all targets are those of one earlier checkpoint. It lacks the choice per image.
+  layer up to the chosen one behaves differently in training (batch normalisation, dropout, noise),
+  its loss is 0, and it is the original itself.
 - random: DARE, but every image takes its target from a random historical checkpoint. It lacks the
-  choice of the best one. Together with `single` it shows whether that choice matters, or only that
-  targets come from several checkpoints.
+  choice of the best one.
 - batchnorm: DARE's passes over the images, but no weight is trained. Only the statistics of batch
   normalisation are updated. Without batch normalisation it is the original itself.
 - finetune: cross-entropy on the same images, layers, optimizer, epochs and rates. It lacks the
   regression, the slice and the key neurons.
-- noise: the weights of the original move as far as DARE's in every epoch, in a random direction.
 - swa: the mean of the mined checkpoints' weights (stochastic weight averaging).
 
-Two more controls exist already, and test.py only scores them: control-checkpoint, the mined
-checkpoints (Study.mined_checkpoints), and control-seed, the final models of other training seeds
-(Study.other_seeds).
+One more control exists already, and test.py only scores it: control-seed, the final models of other
+training seeds (Study.other_seeds).
 """
 
 import sys
@@ -36,31 +31,23 @@ import numpy as np
 
 from dare.dare import tune_study
 from dare.get_ats import MinedImages, record_activations
-from dare.inputs import mined_images, open_targets
 from dare.methods import CONTROLS
 from train import params
 from train.fine_tuning import FineTuning, fine_tune_study
 from train.fit import random_stream, seed_random_layers
-from train.shared.artifacts import (
-    already_made,
-    atomic_write,
-    remove_temporary_files,
-    require,
-    set_attributes,
-    sha256,
-)
+from train.shared.artifacts import atomic_write, check, set_attributes, sha256
 from train.shared.checkpoints import load_weights, save_weights
 from train.shared.flags import chosen_names, options, run_script
 from train.shared.graph import layers_by_path, up_to
 from train.shared.log import progress, stage
-from train.shared.paths import checkpoint_path, targets_path, tuned_folder, weights_path
+from train.shared.paths import targets_path, tuned_folder, weights_path
 from train.shared.study import Study
 from train.utils import Rows, pixels
 
 dataset = "digits"
 model = "lenet"
 seed = 0
-control = "all"  # self, single, random, batchnorm, finetune, noise, swa, a list with commas, or all
+control = "all"  # self, random, batchnorm, finetune, swa, a list with commas, or all
 lr_rate = params.lr_rate  # as in dare.py
 epoch = params.tune_epochs  # as in dare.py
 per = params.per  # as in dare.py
@@ -76,7 +63,8 @@ BATCH_NORM_IMAGES = 10_000  # images of x_train from which swa estimates batch s
 
 def control_self(study, epochs, settings):
     """DARE towards the original's own activations."""
-    if not any(map(differs_in_training, layers_up_to(study, settings["choose_layer"]))):
+    layers = up_to(study.classifier, settings["choose_layer"]).layers
+    if not any(is_batch_norm(layer) or random_stream(layer) for layer in layers):
         # Tuning would turn the rounding of a loss of 0 into steps of full size.
         keep_original(study, {"method": "control-self"} | settings, epochs)
         return
@@ -86,17 +74,6 @@ def control_self(study, epochs, settings):
 
     make_targets(study, settings["choose_layer"], "self", the_original)
     tune_study(study, {"method": "control-self"} | settings, epochs, "self")
-
-
-def control_single(study, epochs, settings):
-    """DARE towards the activations of the checkpoint that most images take their target from."""
-
-    def most_frequent(mined):
-        path = checkpoint_path(study.folder, np.bincount(mined.epoch).argmax())
-        return [path], np.zeros(len(mined.index), int)
-
-    make_targets(study, settings["choose_layer"], "single", most_frequent)
-    tune_study(study, {"method": "control-single"} | settings, epochs, "single")
 
 
 def control_random(study, epochs, settings):
@@ -116,7 +93,7 @@ def control_batchnorm(study, epochs, settings):
     """DARE's passes over the images, without moving a weight."""
     settings = {name: settings[name] for name in ("choose_layer", "run")}
     settings = {"method": "control-batchnorm"} | settings
-    if any(map(is_batch_norm, layers_up_to(study, settings["choose_layer"]))):
+    if any(map(is_batch_norm, up_to(study.classifier, settings["choose_layer"]).layers)):
         tune_study(study, settings, epochs)
     else:
         keep_original(study, settings, epochs)
@@ -132,33 +109,9 @@ def control_finetune(study, epochs, settings):
         batch=params.batch,
         seed=(study.seed, settings["run"]),
     )
-    images = mined_images(study, settings["choose_layer"])
-    fine_tune_study(study, images, {"method": "control-finetune"} | settings, tuning, epochs)
-
-
-def control_noise(study, epochs, settings):
-    """The original, its weights moved as far as DARE moved them, epoch by epoch."""
-    dare_folder = tuned_folder(study.folder, "dare", **settings)
-    folder = tuned_folder(study.folder, "control-noise", **settings)
-    step = study.command("dare/dare.py", **settings, epoch=epochs)
-    require(weights_path(dare_folder, epochs), step)
-    original = study.original().get_weights()
-    classifier = study.classifier
-    with stage(folder / "tune.log", "control-noise", study.names | settings) as log:
-        remove_temporary_files(folder)
-        log.idle = True
-        for epoch in progress(range(1, epochs + 1), desc="noise"):
-            dare_path = weights_path(dare_folder, epoch)
-            path = weights_path(folder, epoch)
-            provenance = study.provenance | settings
-            provenance |= {"method": "control-noise", "epoch": epoch}
-            provenance |= {"dare_sha256": sha256(dare_path)}
-            if not already_made(path, provenance):
-                tuned = load_weights(classifier, dare_path).get_weights()
-                rng = np.random.default_rng([study.seed, settings["run"], epoch, 4])
-                add_noise(classifier, original, tuned, rng)
-                save_weights(classifier, path, provenance)
-                log.idle = False
+    images = study.mined_images(settings["choose_layer"])
+    settings = {"method": "control-finetune"} | settings
+    fine_tune_study(study, *images, settings, tuning, epochs)
 
 
 def control_swa(study, epochs, settings):
@@ -166,12 +119,11 @@ def control_swa(study, epochs, settings):
     folder = tuned_folder(study.folder, "control-swa")
     path = weights_path(folder, 1)
     with stage(folder / "tune.log", "control-swa", study.names) as log:
-        remove_temporary_files(folder)
         mined = study.mined_checkpoints()
         provenance = study.provenance | {"method": "control-swa", "epoch": 1, "run": 0}
         provenance |= {"first": min(mined), "last": max(mined)}
-        log.idle = already_made(path, provenance)
-        if not log.idle:
+        log["idle"] = check(path, provenance)
+        if not log["idle"]:
             average_weights(study.original(), list(mined.values()))
             seed_random_layers(study.classifier, (study.seed,))
             estimate_batch_norm(study.classifier, study.data("train")[0][:BATCH_NORM_IMAGES])
@@ -185,33 +137,20 @@ FUNCTIONS = {name: globals()[f"control_{name}"] for name in CONTROLS}
 # ---------------------------------------------------------- controls that are the original itself
 
 
-def layers_up_to(study, choose_layer):
-    """The layers of a study's network up to the chosen one."""
-    return up_to(study.classifier, choose_layer).layers
-
-
 def is_batch_norm(layer):
     return type(layer).__name__ == "BatchNormalization"
 
 
-def differs_in_training(layer):
-    """Whether a layer differs in training: batch or spectral normalisation, dropout, noise."""
-    rescales_kernel = type(layer).__name__ == "SpectralNormalization"
-    return is_batch_norm(layer) or rescales_kernel or random_stream(layer) is not None
-
-
 def keep_original(study, settings, epochs):
-    """Save the original's weights as every epoch of a control that cannot differ from it."""
+    """Save the original's weights as the last epoch of a control that cannot differ from it."""
     folder = tuned_folder(study.folder, **settings)
-    provenance = study.provenance | settings | {"is_original": True}
+    path = weights_path(folder, epochs)
+    provenance = study.provenance | settings | {"is_original": True, "epoch": epochs}
     with stage(folder / "tune.log", settings["method"], study.names | settings) as log:
-        remove_temporary_files(folder)
         print(f"{settings['method']} is the original: nothing that it tunes can change.")
-        paths = {epoch: weights_path(folder, epoch) for epoch in range(1, epochs + 1)}
-        made = [epoch for epoch, path in paths.items() if already_made(path, provenance)]
-        log.idle = len(made) == epochs
-        for epoch in paths.keys() - made:
-            save_weights(study.original(), paths[epoch], provenance | {"epoch": epoch})
+        log["idle"] = check(path, provenance)
+        if not log["idle"]:
+            save_weights(study.original(), path, provenance)
 
 
 # ----------------------------------------------------------------------------- targets and weights
@@ -229,14 +168,14 @@ def make_targets(study, choose_layer, name, choose):
     path = targets_path(study.folder, choose_layer, name)
     logged = study.names | {"choose_layer": choose_layer}
     with stage(path.with_suffix(".log"), f"targets {name}", logged) as log:
-        with open_targets(study, choose_layer) as file:
+        with study.open_targets(choose_layer) as file:
             mined = MinedImages.read(file)
             mined_sha256 = sha256(file.filename)
         paths, chosen = choose(mined)
         provenance = study.provenance | {"choose_layer": choose_layer}
         provenance |= {"ats_sha256": mined_sha256, "target_sha256": sha256(*paths)}
-        log.idle = already_made(path, provenance)
-        if log.idle:
+        log["idle"] = check(path, provenance)
+        if log["idle"]:
             return
         order = np.argsort(chosen, kind="stable")  # so that each checkpoint is loaded once
         images = Rows(study.data("validation")[0], mined.index[order])
@@ -268,27 +207,6 @@ def estimate_batch_norm(classifier, x, batch=250):
         classifier(pixels(x[first : first + batch]), training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-
-
-def add_noise(classifier, original, tuned, rng):
-    """Move the original weights as far as tuning did, tensor by tensor, in a random direction.
-
-    Only weights that tuning changed are moved: those outside the slice and after the chosen layer
-    stay. So do the statistics of batch normalisation, because random ones ruin any network.
-
-    Args:
-        classifier: gets the weights. original, tuned: lists of arrays, as get_weights gives them.
-        rng: np.random.Generator.
-    """
-    noisy = []
-    names = [variable.path for variable in classifier.weights]
-    for name, before, after in zip(names, original, tuned, strict=True):
-        change = np.zeros_like(before) if "/moving_" in name else after - before
-        noise = np.where(change != 0, rng.standard_normal(before.shape), 0)
-        norm = np.linalg.norm(noise)
-        scale = np.linalg.norm(change) / norm if norm else 0
-        noisy.append((before + scale * noise).astype(before.dtype))
-    classifier.set_weights(noisy)
 
 
 def main(argv=None):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dare.inputs import mined_images
 from train import params
 from train.fine_tuning import FineTuning, fine_tune_study
 from train.shared.flags import options, run_script
@@ -33,8 +32,7 @@ def main(argv=None):
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     frozen = params.frozen.get(args.model, 0)
     tuning = FineTuning("mse", rate, frozen, seed=(study.seed, args.run))
-    images = mined_images(study, study.mined_layer())
-    fine_tune_study(study, images, settings, tuning, args.epoch)
+    fine_tune_study(study, *study.mined_images(), settings, tuning, args.epoch)
 
 
 if __name__ == "__main__":

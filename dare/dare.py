@@ -19,21 +19,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from dare.contributions import kernel_of, key_neurons_of, mask_of_kernel
 from dare.get_ats import MinedImages
-from dare.inputs import open_targets, read_slice
-from dare.slicing.kinds import kernel_of, mask_of_kernel
+from dare.nnslicer import load_slice
 from train import params
 from train.fine_tuning import drop_penalties
 from train.fit import Run, fit
-from train.shared.arrays import check_arrays
+from train.fused_batch_norm import faster_class
 from train.shared.artifacts import fingerprint, sha256
 from train.shared.backend import keras, ops
+from train.shared.door import checked
 from train.shared.flags import UserError, options, run_script
-from train.shared.graph import copy_up_to, layers_by_path
+from train.shared.graph import calls_of, layers_by_path, up_to
 from train.shared.log import stage
 from train.shared.paths import epochs_in, path_text, tuned_folder
 from train.shared.study import Study
-from train.utils import Batches, pixels, set_seed
+from train.utils import Batches, kept_random_numbers, pixels
 
 dataset = "digits"
 model = "lenet"
@@ -68,7 +69,8 @@ def transform(classifier, choose_layer, masks=None):
     """The isomorphic regression model of a classifier (ASE 2022, model transformation).
 
     It is a copy of the layers up to the chosen one, whose activations become the output. It has the
-    same weights and none of the regularisers of training.
+    same weights, of which frozen ones stay frozen, and none of the regularisers of training. It
+    computes in float32.
 
     Args:
         classifier: Keras model. choose_layer: path of the chosen layer, as in "backbone/conv3".
@@ -81,7 +83,19 @@ def transform(classifier, choose_layer, masks=None):
     masks = masks or {}
     if unknown := sorted(masks.keys() - layers_by_path(classifier).keys()):
         raise UserError(f"there is a mask for {unknown[0]}, which is no layer of this network.")
-    regression = copy_up_to(classifier, choose_layer)
+    path_of = {id(call.layer): call.path for call in calls_of(classifier)}
+
+    def copy_layer(layer):
+        # Layers are named by their paths, because none is inside an inner model any more.
+        config = layer.get_config() | {"name": path_text(path_of[id(layer)])}
+        if isinstance(layer, keras.layers.Layer):
+            config["dtype"] = "float32"
+        if "activation" in config:  # a function of the user's own cannot be read from the config
+            config["activation"] = layer.activation
+        return faster_class(layer).from_config(config)
+
+    part = up_to(classifier, choose_layer)
+    regression = keras.models.clone_model(part, clone_function=copy_layer)
     synchronise(classifier, regression)
     drop_penalties(regression)
     copies = layers_by_path(regression)
@@ -109,20 +123,21 @@ def synchronise(source, target):
                 layer.finalize_state()
 
 
-def regression_loss(activation, target, is_key):
+def regression_loss(target_and_key, activation):
     """Mean squared difference over the key neurons of each image's class (ASE 2022).
 
     Args:
-        activation, target: (batch, ..., neurons).
-        is_key: (batch, 1..., neurons), 1 for a key neuron and 0 for others, at all positions.
+        target_and_key: (batch, ..., 2 neurons), the target activations and, behind them, 1 for a
+            key neuron of the image's class and 0 for others, at all positions.
+        activation: (batch, ..., neurons).
 
     Returns:
         (batch,), the loss of every image.
     """
+    target, is_key = ops.split(target_and_key, 2, axis=-1)
     axes = tuple(range(1, len(activation.shape)))
-    positions = int(np.prod(activation.shape[1:-1]))
     difference = (activation - target) * is_key
-    return ops.sum(ops.square(difference), axis=axes) / (positions * ops.sum(is_key, axis=axes))
+    return ops.sum(ops.square(difference), axis=axes) / ops.sum(is_key, axis=axes)
 
 
 class NewAdam(keras.callbacks.Callback):
@@ -166,14 +181,15 @@ class Tuning:
     provenance: dict | None = None
 
 
+@kept_random_numbers()
 def tune(classifier, mined, x, y, folder, tuning):
     """Transform, tune and, after every epoch, synchronise (ASE 2022).
 
     Args:
         classifier: the trained network, tuned in place.
         mined: MinedImages, whose activations are the targets.
-        x: the images that mined.index refers to, uint8 or float32 pixels (n, h, w, c).
-        y: their int labels (n,).
+        x, y: the images that mined.index refers to, and their labels. As train.shared.door takes
+            them.
         folder: where the classifier is saved after every epoch.
         tuning: Tuning.
 
@@ -181,72 +197,54 @@ def tune(classifier, mined, x, y, folder, tuning):
         The classifier.
 
     Raises:
-        UserError: targets of another shape than the layer's, or what `fit` or check_arrays refuses.
+        UserError: targets of another shape than the layer's, no weights to train, or what `fit` or
+            `checked` refuses.
     """
-    check_arrays(x, y, classifier)
-    set_seed(*tuning.seed)
-    provenance = tuning.provenance or provenance_of(classifier, mined, tuning)
-    regression = transform(classifier, tuning.choose_layer, tuning.masks)
+    model, x, y, _ = checked(classifier, x, y)
+    provenance = tuning.provenance or provenance_of(model, mined, tuning)
+    regression = transform(model, tuning.choose_layer, tuning.masks)
+    if not regression.trainable_variables:
+        raise UserError(
+            f"no layer up to {tuning.choose_layer} has weights that are trainable: choose a later "
+            f"layer, or set trainable = True."
+        )
     if not tuning.moves_weights:
         for weight in regression.trainable_variables:
             weight.trainable = False
     batches = regression_batches(regression, mined, x, y, tuning)
-    trained = with_loss(regression)
-    # The model's output is its loss.
-    trained.compile(keras.optimizers.Adam(tuning.lr_rate), loss=lambda _, loss: loss)
+    adam = keras.optimizers.Adam(tuning.lr_rate)
+    regression.compile(adam, loss=regression_loss, auto_scale_loss=False)
     run = Run(folder, tuning.epochs, provenance, extendable=True)
     if tuning.batches is not None:
         run.callbacks.append(NewAdam())
-    fit(trained, batches, run, classifier, synchronise)
+    fit(regression, batches, run, model, synchronise)
     return classifier
 
 
-class RegressionLoss(keras.layers.Layer):
-    """regression_loss as a layer, so that its operations need no names in the network."""
-
-    def call(self, activation, target, is_key):
-        return regression_loss(activation, target, is_key)
-
-
-def with_loss(regression):
-    """The regression model with targets and key neurons as further inputs, and the loss as output.
-
-    Keras minimises the output of a model: here, the loss of every image.
-    """
-    shape = regression.output_shape[1:]
-    if None in shape:
-        raise UserError("the chosen layer has no fixed size: build the model for images of one.")
-    target = keras.Input(shape, name="dare_target")
-    is_key = keras.Input((*[1] * (len(shape) - 1), shape[-1]), name="dare_key")
-    loss = RegressionLoss(name="dare_loss")(regression.output, target, is_key)
-    return keras.Model([regression.inputs[0], target, is_key], loss)
-
-
 def regression_batches(regression, mined, x, y, tuning):
-    """Shuffled Batches of (images, targets, key neurons) for a model of `with_loss`."""
+    """Shuffled Batches of images, and targets with key neurons as regression_loss takes them."""
     shape = regression.output_shape[1:]
     if mined.activation.shape[1:] != shape:
         raise UserError(
             f"the targets have shape {mined.activation.shape[1:]} and layer {tuning.choose_layer} "
             f"has {shape}: mine again with dare/get_ats.py."
         )
+    labels = y[mined.index]
     is_key = tuning.key_neurons
     if is_key is None:
-        is_key = np.ones((int(np.max(y)) + 1, shape[-1]), bool)
+        is_key = np.ones((labels.max() + 1, shape[-1]), bool)
     if is_key.shape[1:] != shape[-1:]:
         raise UserError(
             f"the key neurons are {is_key.shape[-1]} for each class, but layer "
             f"{tuning.choose_layer} has {shape[-1]} neurons: find those of this layer."
         )
-    # (classes, 1..., neurons): a key channel counts at all its positions.
-    is_key = np.asarray(is_key, "float32").reshape(-1, *[1] * (len(shape) - 1), shape[-1])
-    labels = np.asarray(y)[mined.index]
 
     def make_batch(rows, _):
-        images = pixels(x[mined.index[rows]])
         target = mined.activation[rows].astype("float32")
-        unused = np.zeros(len(rows), "float32")  # Keras wants labels; the loss ignores them
-        return (images, target, is_key[labels[rows]]), unused
+        # (batch, 1..., neurons): a key channel counts at all its positions.
+        key = is_key[labels[rows]].reshape(len(rows), *[1] * (len(shape) - 1), -1)
+        both = np.concatenate([target, np.broadcast_to(key, target.shape)], axis=-1)
+        return pixels(x[mined.index[rows]]), both
 
     return Batches(len(labels), make_batch, params.batch, (*tuning.seed, 1), tuning.batches)
 
@@ -265,6 +263,15 @@ def provenance_of(classifier, mined, tuning):
 # --------------------------------------------------------------------------- tuning of a study
 
 
+def read_slice(study, choose_layer, per):
+    """Masks {path: bool (n_in, n_out)}, key neurons and SHA-256 of a study's slice file."""
+    with study.open_slice(per) as file:
+        slices = load_slice(file)
+        slice_sha256 = sha256(file.filename)
+    masks = {name: sliced.mask for name, sliced in slices.items()}
+    return masks, key_neurons_of(study.classifier, choose_layer, slices, per), slice_sha256
+
+
 def tune_study(study, settings, epochs, targets=None):
     """Tune a study's classifier into the folder that the settings name.
 
@@ -273,7 +280,7 @@ def tune_study(study, settings, epochs, targets=None):
         settings: method, choose_layer, run and, where the method has them, per (without it, no
             slice), batches and lr_rate (without it, no weight moves).
         epochs: of tuning.
-        targets: name of a control's targets, as in open_targets; None: the mined ones.
+        targets: name of a control's targets, as in Study.open_targets; None: the mined ones.
     """
     folder = tuned_folder(study.folder, **settings)
     choose_layer, per = settings["choose_layer"], settings.get("per")
@@ -284,7 +291,7 @@ def tune_study(study, settings, epochs, targets=None):
         if per is not None:
             masks, key_neurons, slice_sha = read_slice(study, choose_layer, per)
         epochs_before = epochs_in(folder)
-        with open_targets(study, choose_layer, targets) as file:
+        with study.open_targets(choose_layer, targets) as file:
             made_from = {"slice_sha256": slice_sha, "ats_sha256": sha256(file.filename)}
             made_from["recipe"] = f"batch {params.batch}"
             tuning = Tuning(
@@ -294,7 +301,7 @@ def tune_study(study, settings, epochs, targets=None):
                 provenance=study.provenance | settings | made_from,
             )  # fmt: skip
             tune(study.original(), MinedImages.read(file), x, y, folder, tuning)
-        log.idle = epochs_in(folder) == epochs_before
+        log["idle"] = epochs_in(folder) == epochs_before
 
 
 def main(argv=None):

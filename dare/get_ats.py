@@ -11,7 +11,7 @@ another layer, or resuming after an interruption, does not compute them again.
 
 import contextlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,22 +21,22 @@ import numpy as np
 import scipy.special
 
 from train import params
-from train.shared.arrays import check_arrays
 from train.shared.artifacts import (
-    already_made,
     atomic_write,
+    check,
     fingerprint,
-    remove_temporary_files,
+    open_hdf5,
     set_attributes,
     sha256,
 )
 from train.shared.checkpoints import load_weights
+from train.shared.door import checked
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import up_to
 from train.shared.log import progress, stage
 from train.shared.paths import checkpoint_path, epochs_in, targets_path
 from train.shared.study import Study
-from train.utils import IMAGES_AT_ONCE, Rows, ends_in_softmax, predict
+from train.utils import IMAGES_AT_ONCE, Rows, is_softmax, predict
 
 dataset = "digits"
 model = "lenet"
@@ -70,22 +70,7 @@ class MinedImages:
         return cls(*(file[name][()] for name in names), file["activation"])
 
 
-@dataclass
-class MiningFiles:
-    """Where `mine` keeps its results.
-
-    targets: HDF5 file to which the activations are streamed; None: the result is kept in memory.
-    provenance: attributes of that file.
-    history: HDF5 file that keeps the probabilities of all checkpoints, or None. Any layer of the
-        same network and images can reuse it. Only the labels are checked, not the images.
-    """
-
-    targets: Path | None = None
-    provenance: dict = field(default_factory=dict)
-    history: Path | None = None
-
-
-def mine(checkpoints, x, y, model, choose_layer, files=None):
+def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, history=None):
     """Augment the data from the training history (ASE 2022).
 
     Two passes, so that no target is overwritten: first the probabilities of all checkpoints, then
@@ -93,30 +78,29 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
     and one more.
 
     Args:
-        checkpoints: {epoch: weights file}, the historical ones and, last, the final model's.
-        x: x_validation, uint8 or float32 pixels (n, h, w, c). y: its int labels (n,).
-        model: the classifier. On return it has the final weights again.
+        checkpoints: {epoch: file that Keras's load_weights reads}; the last epoch's is the final
+            model's.
+        x, y, model: as train.shared.door takes them; x_validation. On return the model has the
+            final weights again.
         choose_layer: path of the layer whose activations become the targets.
-        files: MiningFiles, or None.
+        path: HDF5 file to which the targets are written; None: they are kept in memory.
+        provenance: attributes of that file.
+        history: HDF5 file that keeps the probabilities of all checkpoints, or None. Any layer of
+            the same network and images can reuse it. Only the labels are checked, not the images.
 
     Returns:
-        MinedImages, or None if they are in files.targets.
+        MinedImages, or None if they are in `path`.
 
     Raises:
-        UserError: no historical checkpoint, an unknown layer, no mined image, or what
-            check_arrays refuses.
+        UserError: no historical checkpoint, an unknown layer, no mined image, or what `checked`
+            refuses.
     """
-    files = files or MiningFiles()
-    if len(checkpoints) < 2:
-        raise UserError(
-            "mining needs at least one historical checkpoint before the final one: train for more "
-            "epochs."
-        )
-    check_arrays(x, y, model)
+    checkpoints = in_order(checkpoints)
+    model, x, y, _ = checked(model, x, y)
     up_to(model, choose_layer)  # an unknown layer is refused before the first pass
     epochs = np.array(list(checkpoints))
     paths = list(checkpoints.values())
-    probability, is_right = probabilities(checkpoints, x, y, model, files.history)
+    probability, is_right = probabilities(checkpoints, x, y, model, history)
     best = best_checkpoint(probability, is_right)
     index = np.flatnonzero(best >= 0)
     if not len(index):
@@ -127,18 +111,34 @@ def mine(checkpoints, x, y, model, choose_layer, files=None):
     # In order of checkpoint, so that each is loaded once in the second pass.
     index = index[np.argsort(best[index], kind="stable")]
     best_of_mined = best[index]
-    with result_file(files.targets) as file:
-        set_attributes(file, files.provenance)
+    with result_file(path) as file:
+        set_attributes(file, provenance or {})
         file["index"] = index.astype("int64")
         file["epoch"] = epochs[best_of_mined].astype("int32")
         file["probability"] = probability[best_of_mined, index].astype("float32")
         file["final_probability"] = probability[-1, index].astype("float32")
         record_activations(file, model, choose_layer, Rows(x, index), best_of_mined, paths)
         load_weights(model, paths[-1])
-        if files.targets is None:
+        if path is None:
             mined = MinedImages.read(file)
             mined.activation = mined.activation[()]
             return mined
+
+
+def in_order(checkpoints):
+    """{epoch: Path}, ascending; UserError for anything but two or more files of numbered epochs."""
+    try:
+        found = {int(epoch): Path(path) for epoch, path in dict(checkpoints).items()}
+    except (TypeError, ValueError):
+        raise UserError("the checkpoints must be {number of the epoch: weights file}.") from None
+    if missing := [path for path in found.values() if not path.is_file()]:
+        raise UserError(f"{missing[0]} is not a weights file: make it again, or name another.")
+    if len(found) < 2:
+        raise UserError(
+            "mining needs at least one historical checkpoint before the final one: train for more "
+            "epochs."
+        )
+    return dict(sorted(found.items()))
 
 
 def best_checkpoint(probability, is_right):
@@ -172,14 +172,13 @@ def second_half_of_training(final_epoch):
     return (final_epoch + 1) // 2, final_epoch - 1
 
 
-def historical_checkpoints(study, first=None, last=None):
-    """{epoch: path} of the historical checkpoints of a study and, last, of the final one.
+def historical_epochs(study, first=None, last=None):
+    """The epochs of a study's historical checkpoints, a range, and its final epoch.
 
     first, last: epochs; None: those of the second half of training.
-    Raises UserError if the history is too short or lacks a checkpoint.
+    Raises UserError if the history is too short.
     """
-    epochs = epochs_in(study.folder / "checkpoints")
-    final = epochs[-1]
+    final = epochs_in(study.folder / "checkpoints")[-1]
     default_first, default_last = second_half_of_training(final)
     first = first or default_first
     last = last or default_last
@@ -188,14 +187,22 @@ def historical_checkpoints(study, first=None, last=None):
             f"--first {first} to --last {last} is not a range of epochs before the final epoch "
             f"{final} of {study.folder}: train for more epochs or choose another range."
         )
-    if missing := [epoch for epoch in range(first, last + 1) if epoch not in epochs]:
+    return range(first, last + 1), final
+
+
+def historical_checkpoints(study, first=None, last=None):
+    """{epoch: path} of the historical checkpoints of a study and, last, of the final one.
+
+    first, last: as for historical_epochs. Raises UserError if a checkpoint is missing.
+    """
+    epochs, final = historical_epochs(study, first, last)
+    paths = {epoch: checkpoint_path(study.folder, epoch) for epoch in [*epochs, final]}
+    if missing := [path for path in paths.values() if not path.exists()]:
         raise UserError(
-            f"{checkpoint_path(study.folder, missing[0])} is missing: mine later ones (--first), "
-            f"or move this folder away and train again without --keep_from."
+            f"{missing[0]} is missing: mine later ones (--first), or move this folder away and "
+            f"train again without --keep_from."
         )
-    return {
-        epoch: checkpoint_path(study.folder, epoch) for epoch in [*range(first, last + 1), final]
-    }
+    return paths
 
 
 # --------------------------------------------------------------------------------- the first pass
@@ -218,7 +225,9 @@ def probabilities(checkpoints, x, y, model, history=None):
     for digest, path in progress(paths.items(), desc="history", unit="checkpoint"):
         if digest not in results:
             softmax = predict(load_weights(model, path), x)
-            if not ends_in_softmax(model):
+            if not np.isfinite(softmax).all():
+                raise UserError(f"{path} gives outputs that are NaN or infinite: leave it out.")
+            if not is_softmax(softmax):
                 softmax = scipy.special.softmax(softmax, axis=1)
             results[digest] = softmax[np.arange(len(y)), y], softmax.argmax(axis=1) == y
             if history is not None:
@@ -230,7 +239,7 @@ def probabilities(checkpoints, x, y, model, history=None):
 
 def read_history(path, y):
     """{SHA-256 of a checkpoint: (probability, is_right)}, kept by an earlier pass; {} if none."""
-    with contextlib.suppress(OSError, KeyError, TypeError), h5py.File(path, "r") as file:
+    with contextlib.suppress(UserError, KeyError, TypeError), open_hdf5(path) as file:
         if file.attrs["labels_sha256"] == fingerprint(y):
             digests = file["checkpoint_sha256"].asstr()[()]
             rows = zip(file["probability"][()], file["right"][()], strict=True)
@@ -287,33 +296,26 @@ def record_activations(file, model, choose_layer, images, best, paths):
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    checkpoints = historical_checkpoints(study, args.first, args.last)
-    *historical_epochs, _ = checkpoints
+    epochs, _ = historical_epochs(study, args.first, args.last)
     choose_layer = study.layer(args.choose_layer)
+    path = targets_path(study.folder, choose_layer)
+    provenance = study.provenance | {"choose_layer": choose_layer}
+    provenance |= {"first": epochs[0], "last": epochs[-1]}
     x, y = study.data("validation")
-    files = MiningFiles(
-        targets_path(study.folder, choose_layer),
-        provenance=study.provenance
-        | {
-            "choose_layer": choose_layer,
-            "first": historical_epochs[0],
-            "last": historical_epochs[-1],
-        },
-        history=study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5",
-    )
     with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as log:
-        remove_temporary_files(study.folder)
-        if already_made(files.targets, files.provenance):
-            log.idle = True
-            print(f"{files.targets} already exists.")
+        if check(path, provenance):
+            log["idle"] = True
+            print(f"{path} already exists.")
             return
-        mine(checkpoints, x, y, study.classifier, choose_layer, files)
-        with h5py.File(files.targets, "r") as file:
+        checkpoints = historical_checkpoints(study, args.first, args.last)
+        history = study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5"
+        mine(checkpoints, x, y, study.classifier, choose_layer, path, provenance, history)
+        with open_hdf5(path) as file:
             mined = len(file["index"])
+        share = 100 * mined / len(x)
         print(
-            f"{files.targets}: {mined:,} of {len(x):,} images mined "
-            f"({100 * mined / len(x):.1f}%), from epochs {historical_epochs[0]} to "
-            f"{historical_epochs[-1]}"
+            f"{path}: {mined:,} of {len(x):,} images mined ({share:.1f}%), from epochs "
+            f"{epochs[0]} to {epochs[-1]}"
         )
 
 

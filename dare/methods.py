@@ -21,7 +21,7 @@ class Method:
     family: one of FAMILIES.
     script: the command that tunes it; None: an existing checkpoint, which is only scored.
     reads: what the script reads besides the checkpoint: "slice", "targets" (of the chosen layer),
-        "mined images" (of any mined layer), "samples" or "dare" (the models tuned by DARE).
+        "mined images" (of any mined layer) or "samples".
     settings: the settings that the name of its folder spells out; each is a flag of the script.
     fixed: settings that the method itself decides; no flags.
     epochs, rate: the keys of the workflow's configuration that hold them; epochs may be a number.
@@ -75,13 +75,10 @@ METHODS = {
         fixed={"batches": 1}, rate="released_lr_rate",
     ),
     "control-self": _control("self", ("slice", "targets"), SLICED),
-    "control-single": _control("single", ("slice", "targets"), SLICED),
     "control-random": _control("random", ("slice", "targets"), SLICED),
     "control-batchnorm": _control("batchnorm", ("targets",), (LAYER, RUN)),
     "control-finetune": _control("finetune", ("targets",), (LAYER, RATE, RUN)),
-    "control-noise": _control("noise", ("dare",), SLICED),
     "control-swa": _control("swa", ("mined images",), (), epochs=1),
-    "control-checkpoint": Method("controls"),
     "control-seed": Method("controls"),
     **{f"at-{attack}": _adversarial_training(attack) for attack in ATTACKS},
 }  # fmt: skip
@@ -107,12 +104,12 @@ def default_rate(method, model):
 
 
 def unseen_splits(*methods):
-    """The splits of the samples that none of the methods has seen and that may be reported.
+    """The splits of the samples that none of the methods was tuned on.
 
-    Adversarial training is tuned on the training part, and selection sees the validation part.
+    Nothing is selected, so only adversarial training has seen any: the training part.
     """
     trained = any(METHODS[method].trains_on_samples for method in methods)
-    return ("test",) if trained else ("training", "test")
+    return ("validation", "test") if trained else ("training", "validation", "test")
 
 
 def folder_pattern(name):

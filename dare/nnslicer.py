@@ -4,7 +4,7 @@
 
 Reads data/<dataset>/ and the final checkpoint of models/<dataset>_<model>_seed<N>/. Writes
 slice_<per>.h5 there, with mask, class_mask, contribution and relative_activation of every dense and
-convolutional layer. The slicer works on any acyclic graph of the layers in dare/slicing/kinds.py
+convolutional layer. The slicer works on any acyclic graph of the layers in dare/contributions.py
 with one input and one output, in which no layer with weights is used twice. It assumes no
 particular layer names or shapes.
 """
@@ -19,18 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
-from dare.slicing.kinds import (
+from dare.contributions import (
+    ceil_share,
     check_call,
     contributions_of_inputs,
     has_synapses,
+    largest,
     split_separable,
-    synapses_of,
+    weights_of_synapses,
 )
-from dare.slicing.ranking import ceil_share, map_blocks
 from train import params
-from train.shared.arrays import check_arrays
-from train.shared.artifacts import already_made, atomic_write, set_attributes
+from train.shared.artifacts import atomic_write, check, set_attributes
 from train.shared.backend import ops
+from train.shared.door import checked
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import calls_of, part_of
 from train.shared.log import progress, stage
@@ -65,10 +66,9 @@ def slice_model(model, x, y, per):
     """The slices of a classifier (NNSlicer, FSE 2020, section 4).
 
     Args:
-        model: a Keras model of layers of the kinds in dare/slicing/kinds.py, with an output neuron
+        model: a Keras model of layers of the kinds in dare/contributions.py, with an output neuron
             for each class. Models may be layers of it.
-        x: images (n, h, w, c), uint8 or float32 pixels as the model takes them.
-        y: int labels (n,), with images of every class.
+        x, y: as train.shared.door takes them, with images of every class.
         per: share of each neuron's synapses in the slice, in (0, 1].
 
     Returns:
@@ -77,12 +77,12 @@ def slice_model(model, x, y, per):
 
     Raises:
         UserError: a layer that the slicer cannot handle, a class without images, a wrong `per`, or
-            what check_arrays refuses.
+            what `checked` refuses.
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
     calls = calls_to_slice(model)
-    check_arrays(x, y, model)
+    model, x, y, _ = checked(model, x, y)
     return slice_backwards(calls, relative_activations(model, calls, x, y), per)
 
 
@@ -163,10 +163,10 @@ def slice_backwards(calls, relative_activation, per):
         if contribution is None:  # the layer does not lead to the output
             continue
         if has_synapses(call.layer):
-            weights, groups = synapses_of(call.layer)
             d_out = relative_activation[id(call.output)]
             d_in = relative_activation[id(call.inputs[0])]
-            sliced, of_input = slice_groups(weights, groups, contribution, d_out, d_in, per)
+            weights = weights_of_synapses(call.layer)
+            sliced, of_input = slice_layer(weights, contribution, d_out, d_in, per)
             if call.path:  # not for a part of a separable convolution
                 slices[call.path] = sliced
             of_inputs = [of_input]
@@ -178,43 +178,8 @@ def slice_backwards(calls, relative_activation, per):
     return dict(reversed(slices.items()))
 
 
-def slice_groups(weights, groups, contribution, d_out, d_in, per):
-    """The slice of a layer whose inputs and neurons form groups, as slice_layer for each group.
-
-    Input j is in group j // (n_in / groups) and neuron i in i // (n_out / groups); synapses connect
-    neurons of the same group. weights: (inputs of a group, n_out); the others as in slice_layer.
-    """
-    if groups == 1:
-        return slice_layer(weights, contribution, d_out, d_in, per)
-    if len(weights) == 1:
-        return slice_depthwise(weights, contribution, d_out, d_in)
-    neurons = [np.split(array, groups, axis=1) for array in (weights, contribution, d_out)]
-    inputs = np.split(d_in, groups, axis=1)
-    of_groups = [slice_layer(*arrays, per) for arrays in zip(*neurons, inputs, strict=True)]
-    slices, of_inputs = zip(*of_groups, strict=True)
-    arrays = {
-        field.name: np.concatenate([getattr(part, field.name) for part in slices], axis=-1)
-        for field in fields(SlicedLayer)
-    }
-    return SlicedLayer(**arrays), np.concatenate(of_inputs, axis=1)
-
-
-def slice_depthwise(weights, contribution, d_out, d_in):
-    """slice_groups for groups of one input, of which a network has thousands, at once.
-
-    A neuron's only synapse is always in the slice.
-    """
-    classes, n_in = d_in.shape
-    sign = np.sign(contribution * d_out * weights).reshape(classes, n_in, -1)
-    everything = np.ones((classes, *weights.shape), bool)
-    sliced = SlicedLayer(
-        everything[0], everything, contribution.astype("float32"), d_out.astype("float32")
-    )
-    return sliced, sign.sum(axis=2) * np.sign(d_in)
-
-
 def slice_layer(weights, contribution, d_out, d_in, per):
-    """The slice of one layer, and the contributions of its inputs.
+    """The slice of one layer, and the contributions of its inputs (NNSlicer, section 4).
 
     The local contribution of a synapse j -> i to class c is
 
@@ -223,69 +188,47 @@ def slice_layer(weights, contribution, d_out, d_in, per):
 
     A neuron's slice holds its ceil(per * n_in) synapses with the largest local contribution. For
     the whole model they are ranked by the sum over c of sign(local), ties by the sum over c of
-    local / max |local(c, i, :)|.
+    local / max |local(c, i, :)|, then by index.
 
-    CONTRIB_i * D_i is the same for all synapses of neuron i. Only its sign g changes their order,
-    so local is computed as g * w * D_j.
+    CONTRIB_i * D_i is the same for all synapses of neuron i, so only its sign changes their order,
+    and the code multiplies by this sign alone.
 
     Args:
-        weights: (n_in, n_out), taps summed.
-        contribution, d_out: float64 (classes, n_out), CONTRIB_i and D_i.
-        d_in: float64 (classes, n_in), D_j.
+        weights: w_ij, float32 (groups, neurons, inputs), of weights_of_synapses.
+        contribution, d_out: CONTRIB_i and D_i, float64 (classes, groups * neurons).
+        d_in: D_j, float64 (classes, groups * inputs).
         per: share of each neuron's synapses in the slice.
 
     Returns:
-        SlicedLayer, and CONTRIB_j(c), float64 (classes, n_in).
+        SlicedLayer, and CONTRIB_j(c), float64 (classes, groups * inputs).
     """
-    classes = len(contribution)
-    n_in, n_out = weights.shape
-    k = ceil_share(per, n_in)
-    d = d_in.astype("float32")  # the precision of activations
-    mask = np.empty((n_in, n_out), bool)
-    class_mask = np.empty((classes, n_in, n_out), bool)
+    classes, (groups, neurons, inputs) = len(contribution), weights.shape
+    k = ceil_share(per, inputs)
+    g = np.sign(contribution * d_out).reshape(classes, groups, neurons)
+    d = d_in.reshape(classes, groups, inputs)
+    g32, d32 = g.astype("float32"), d.astype("float32")  # the precision of activations
 
-    def slice_neurons(block, w, ranking):
-        """Slice some neurons of the layer; returns their part of CONTRIB_j(c)."""
-        g = np.sign(contribution[:, block] * d_out[:, block])  # (classes, neurons)
-        largest_local = np.empty((classes, len(w)))
-        for c in range(classes):
-            local = ranking.local_contribution(g[c], w, d[c])
-            class_mask[c, :, block] = ranking.largest(local, k).T
-            largest_local[c] = np.maximum(local.max(axis=1), -local.min(axis=1))
-        votes = sum_of_signs_over_classes(g, w, d)
-        ties = sum_of_shares_over_classes(g, w, d_in, largest_local)
-        mask[:, block] = ranking.largest(votes_then_ties(votes, ties, classes), k).T
-        return sum_of_signs_over_neurons(g, w, d)
+    class_mask = np.empty((classes, inputs, groups * neurons), bool)
+    contribution_in, largest_local = np.empty_like(d), np.empty_like(g)
+    votes = np.zeros_like(weights)
+    for c in range(classes):
+        local = g32[c, :, :, None] * weights * d32[c, :, None, :]  # (groups, neurons, inputs)
+        class_mask[c] = by_input(largest(local, k))
+        contribution_in[c] = np.sign(local).sum(axis=1)
+        votes += np.sign(local)
+        largest_local[c] = np.abs(local).max(axis=2)
 
-    # The sum over all neurons i is the sum over the blocks.
-    contribution_in = sum(map_blocks(slice_neurons, weights)).astype("float64")
+    # The sum over c of local / largest_local: w_ij is the same in every term.
+    share = g / np.where(largest_local > 0, largest_local, 1)
+    ties = weights * (share.transpose(1, 2, 0) @ d.transpose(1, 0, 2))  # in +-classes
+    mask = by_input(largest(4 * classes * votes + ties, k))
     sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
-    return sliced, contribution_in
+    return sliced, contribution_in.reshape(classes, -1)
 
 
-# Sums of local contributions as products of matrices, because sign(g * w * d) is
-# sign(g) * sign(w) * sign(d). g: (classes, neurons). w: (neurons, n_in). d: (classes, n_in).
-
-
-def sum_of_signs_over_classes(g, w, d):
-    """Sum over c of sign(local), float32 (neurons, n_in)."""
-    return (g.T.astype("float32") @ np.sign(d)) * np.sign(w)
-
-
-def sum_of_shares_over_classes(g, w, d, largest_local):
-    """Sum over c of local / max |local(c, i, :)|, float64 (neurons, n_in)."""
-    share = np.divide(g, largest_local, where=largest_local > 0, out=np.zeros_like(largest_local))
-    return (share.T @ d) * w
-
-
-def sum_of_signs_over_neurons(g, w, d):
-    """Sum over i of sign(local), which is CONTRIB_j(c), float32 (classes, n_in)."""
-    return np.sign(d) * (g.astype("float32") @ np.sign(w))
-
-
-def votes_then_ties(votes, ties, classes):
-    """One number that ranks by votes, which are whole, and then by ties, which are in +-classes."""
-    return 4 * classes * votes.astype("float64") + ties
+def by_input(mask):
+    """(groups, neurons, inputs) -> (inputs, groups * neurons), as in a kernel."""
+    return mask.transpose(2, 0, 1).reshape(mask.shape[2], -1)
 
 
 # -------------------------------------------------------------------------------- the slice file
@@ -323,8 +266,8 @@ def main(argv=None):
     path = slice_path(study.folder, args.per)
     provenance = study.provenance | {"per": args.per}
     with stage(study.folder / "nnslicer.log", "slice", vars(args) | {"images": len(x)}) as log:
-        if already_made(path, provenance):
-            log.idle = True
+        if check(path, provenance):
+            log["idle"] = True
             print(f"{path} already exists.")
             return
         slices = slice_model(study.classifier, x, y, args.per)

@@ -7,24 +7,22 @@
     python dare/tables.py --record NAME --dataset cifar10,svhn --model vgg16       # only of these
     python dare/tables.py --results NAME                    # make the tables from there
 
-Reads models/*/robustness.csv, scores.h5, adaptive.h5, log.csv, slices, targets and samples, and
-dare/paper/*.csv. Writes table.md, table.tex, table.csv, table_differences.csv, table_verdict.csv,
-for several networks table_networks.csv and table_claims.csv, figures/ and report.html, one file
-that needs nothing else. They go to models/ or, with --results, to dare/results/NAME/; there, to a
-folder named after --dataset and --model if these are given. With --paper they go to models/paper/,
-with --record to dare/results/NAME/. Every number in the tables comes from the files that are read.
+Reads models/*/robustness.csv, scores.h5, adaptive.csv, log.csv, targets and logs, and
+dare/paper/*.csv. Writes table.md, table.tex, table.csv, table_comparisons.csv and further tables,
+figures/ and report.html, one file that needs nothing else. They go to models/ or, with --results,
+to dare/results/NAME/; there, to a folder named after --dataset and --model if these are given. With
+--paper they go to models/paper/, with --record to dare/results/NAME/. Every number in the tables
+comes from the files that are read.
 """
 
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.evaluation import record as recording
-from dare.evaluation.report import make_report_of_paper, make_report_of_runs
-from dare.evaluation.runs import TEXTS
+from dare.evaluation.report import report_of_paper, report_of_runs
+from dare.evaluation.results import is_of, read_recorded, read_studies
 from train.shared import paths
 from train.shared.flags import UserError, options, run_script
 from train.shared.log import stage
@@ -36,27 +34,39 @@ record = None  # copy the small files to dare/results/<record>/, and make the ta
 results = None  # from dare/results/<results>/ instead of models/
 
 
-def scored_studies(home, datasets=None, models=None):
-    """Folders of the scored studies in `home`; UserError if there are none.
+def scored_studies(home, datasets, models):
+    """{folder: seed} of the scored studies in `home`, of some data sets and networks (None: all).
 
-    datasets, models: names with commas; None: all.
+    Raises UserError if there are none.
     """
     studies = paths.study_folders(home, "*", "*")
-    scored = [path for path in studies if (path / "robustness.csv").exists()]
-    if chosen := [path for path in scored if is_of(path, datasets, models)]:
-        return chosen
-    known = ", ".join(sorted(path.name for path in recording.RESULTS.iterdir() if path.is_dir()))
+    scored = {path: seed for path, seed in studies.items() if (path / "robustness.csv").exists()}
+    chosen = {path: seed for path, seed in scored.items() if is_of(path, datasets, models)}
+    if not chosen:
+        names = f"{','.join(datasets or '*')}_{','.join(models or '*')}_seed*"
+        raise UserError(
+            f"{home}/{names}/robustness.csv is missing: score a study with `python dare/test.py`, "
+            f"or give --results one of {recorded_names()}."
+        )
+    return chosen
+
+
+def recorded(name, datasets, models):
+    """What is recorded in dare/results/<name>; UserError if it has nothing of these names."""
+    if (recording.RESULTS / name / "robustness.csv").exists():
+        results = read_recorded(recording.RESULTS / name, datasets, models)
+        if len(results.rows):
+            return results
     raise UserError(
-        f"{home}/{datasets or '*'}_{models or '*'}_seed*/robustness.csv is missing: score a study "
-        f"with `python dare/test.py`, or give --results one of {known}."
+        f"{recording.RESULTS / name} has no results of these names: give --results one of "
+        f"{recorded_names()}."
     )
 
 
-def is_of(folder, datasets, models):
-    """Whether a scored study is of one of these data sets and networks (None: of any)."""
-    study = pd.read_csv(folder / "robustness.csv", nrows=1, converters=TEXTS).iloc[0]
-    wanted = {"dataset": datasets, "model": models}
-    return all(study[key] in (names or study[key]).split(",") for key, names in wanted.items())
+def recorded_names():
+    return ", ".join(
+        sorted(path.parent.name for path in recording.RESULTS.glob("*/robustness.csv"))
+    )
 
 
 def main(argv=None):
@@ -65,19 +75,25 @@ def main(argv=None):
         raise UserError("--paper, --record and --results exclude each other: give one.")
     if args.paper and (args.dataset or args.model):
         raise UserError("--paper is about all networks: leave out --dataset and --model.")
+    datasets, models = (names and names.split(",") for names in (args.dataset, args.model))
+    named = "_".join(filter(None, (args.dataset, args.model)))
     home = recording.RESULTS / args.results if args.results else paths.HOME / "models"
-    folders = [] if args.paper else scored_studies(home, args.dataset, args.model)
-    target = home / ("paper" if args.paper else "_".join(filter(None, (args.dataset, args.model))))
-    if args.record:
-        recording.record(folders, args.record)
-        target = recording.RESULTS / args.record
-        folders = scored_studies(target)
+    target = (
+        recording.RESULTS / args.record
+        if args.record
+        else home / ("paper" if args.paper else named)
+    )
+    if args.results:
+        results = recorded(args.results, datasets, models)
+    elif not args.paper:
+        results = read_studies(scored_studies(home, datasets, models))
     command = " ".join(["python dare/tables.py", *(sys.argv[1:] if argv is None else argv)])
     with stage(target / "tables.log", "tables", vars(args)):
         if args.paper:
-            path = make_report_of_paper(target, command)
+            path = report_of_paper(target, command)
         else:
-            path = make_report_of_runs(target, folders, command)
+            results = recording.record(results, target) if args.record else results
+            path = report_of_runs(target, results, command)
         print(f"report: {path}", flush=True)
 
 

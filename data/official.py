@@ -1,22 +1,20 @@
 """The official files of the data sets: reading and downloading them.
 
-Every reader returns (x, y) of train, (x, y) of test and the names of the classes, with x uint8
-(n, h, w, c) and y integers from 0 (n,).
+Every reader takes the folder of the files and returns (x, y) of train, (x, y) of test and the names
+of the classes, with x uint8 (n, h, w, c) and y integers from 0 (n,). A smaller file of the right
+format will do.
 """
 
 import gzip
-import math
+import io
 import pickle
 import tarfile
-from functools import partial
-from urllib.request import urlopen
 
 import numpy as np
 
-from data.parse import LARGEST_DATA, parse
-from train.shared import artifacts, paths
-from train.shared.flags import UserError, is_about_disk
-from train.shared.log import progress
+from data.parse import parse
+from train.shared import paths
+from train.shared.flags import UserError
 
 ADDRESSES = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/",
@@ -37,8 +35,9 @@ SHA256 = {file: digest for digest, file in map(str.split, SHA256.strip().splitli
 FILES = [*SHA256]
 OFFICIAL = {"cifar10": FILES[:1], "svhn": FILES[1:3], "fashion_mnist": FILES[3:]}
 
-DIGITS = [str(digit) for digit in range(10)]
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]  # of CIFAR-10
 OBJECTS = "airplane automobile bird cat deer dog frog horse ship truck".split()
+DIGITS = [str(digit) for digit in range(10)]
 CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
 
 
@@ -51,87 +50,82 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if f"{module}.{name}" not in self.allowed:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which is not part of an array"
-            )
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of arrays")
         return super().find_class(module, name)
 
 
 def read_cifar10(folder):
     """CIFAR-10, from cifar-10-batches-py/, from the batches themselves or from the archive."""
-    for place in (folder / "cifar-10-batches-py", folder):
-        if (place / "test_batch").exists():
-            return _cifar10(place, {p.name: partial(open, p, "rb") for p in place.iterdir()})
-    archive = folder / "cifar-10-python.tar.gz"
-    with parse(archive, tarfile.open, archive) as tar:
-        members = parse(archive, lambda: [m for m in tar if m.isfile()])
-        opened = {m.name.rsplit("/", 1)[-1]: partial(tar.extractfile, m) for m in members}
-        return _cifar10(archive, opened)
-
-
-def _cifar10(place, files):
-    """Read CIFAR-10 from {name of a batch: function that opens it}; a batch may be missing."""
-
-    def unpickle(name):
-        with files[name]() as file:
-            return ArrayUnpickler(file, encoding="bytes").load()
+    for place in folder / "cifar-10-batches-py", folder:
+        if any((place / name).exists() for name in BATCHES):
+            files = {name: parse(place / name, (place / name).read_bytes) for name in BATCHES}
+            break
+    else:
+        place = folder / OFFICIAL["cifar10"][0]
+        files = parse(place, _members, place)
 
     def batch(name):
-        content = unpickle(name)
+        content = ArrayUnpickler(io.BytesIO(files[name]), encoding="bytes").load()
         colour_planes = np.asarray(content[b"data"], "uint8").reshape(-1, 3, 32, 32)
         return colour_planes.transpose(0, 2, 3, 1), np.asarray(content[b"labels"], "int64")
 
-    def part(*names):
-        batches = [parse(f"{place}: {n}", batch, n) for n in names if n in files]
-        if not batches:
-            raise UserError(f"{place} has no {names[0]} of CIFAR-10: get it again.")
-        return tuple(map(np.concatenate, zip(*batches, strict=True)))
+    *train, test = (parse(place / name, batch, name) for name in BATCHES)
+    return tuple(map(np.concatenate, zip(*train, strict=True))), test, OBJECTS
 
-    def label_names():
-        return [str(name, "ascii") for name in unpickle("batches.meta")[b"label_names"]]
 
-    names = OBJECTS
-    if "batches.meta" in files:
-        names = parse(f"{place}: batches.meta", label_names)
-    return part(*(f"data_batch_{i}" for i in range(1, 6))), part("test_batch"), names
+def _members(archive):
+    """{name: content} of the batches in an archive, of which nothing is unpacked to disk."""
+    with tarfile.open(archive) as tar:
+        members = {member.name.split("/")[-1]: member for member in tar}
+        if missing := set(BATCHES) - set(members):
+            raise ValueError(f"it has no {min(missing)}")
+        return {name: tar.extractfile(members[name]).read() for name in BATCHES}
 
 
 def read_svhn(folder):
     """SVHN from its two .mat files, whose label 10 is the digit 0."""
-    from scipy.io import loadmat
 
     def read(path):
-        with open(path, "rb") as file:
-            content = loadmat(file, variable_names=["X", "y"])
-        x, y = content["X"], content["y"].ravel().astype("int64")
+        x, y = _matlab_arrays(path, "X", "y")
+        y = y.ravel().astype("int64")
         fits = x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == len(y)
         if not fits or y.min() < 1 or y.max() > 10:
             raise ValueError(f"X is {x.dtype} {x.shape}, y {len(y)} labels {y.min()} to {y.max()}")
         return np.ascontiguousarray(x.transpose(3, 0, 1, 2)), y % 10
 
-    paths = [folder / file for file in OFFICIAL["svhn"]]
-    return *(parse(path, read, path) for path in paths), DIGITS
+    return *(parse(folder / file, read, folder / file) for file in OFFICIAL["svhn"]), DIGITS
+
+
+def _matlab_arrays(path, *names):
+    import h5py
+    from scipy.io import loadmat
+
+    if h5py.is_hdf5(path):  # MATLAB's version 7.3, which has the axes in reverse order
+        with h5py.File(path) as file:
+            return [file[name][()].T for name in names]
+    with open(path, "rb") as file:
+        content = loadmat(file, variable_names=names)
+    return [content[name] for name in names]
 
 
 def read_fashion_mnist(folder):
-    """Fashion-MNIST from its four gzipped IDX files."""
+    """Fashion-MNIST from its four IDX files, gzipped or already unpacked."""
 
     def idx(path, dimensions):  # magic number, sizes as big-endian uint32, values as bytes
-        with gzip.open(path) as file:
-            magic = file.read(4)
-            if magic != bytes([0, 0, 8, dimensions]):
-                raise ValueError(f"its first bytes are {magic.hex()}, not IDX's")
-            shape = np.frombuffer(file.read(4 * dimensions), ">u4").tolist()
-            size = math.prod(shape)
-            if len(shape) != dimensions or size > LARGEST_DATA:
-                raise ValueError(f"it claims the shape {shape}")
-            content = file.read(size + 1)
-        if len(content) != size:
-            raise ValueError(f"it claims {size} values and holds fewer or more")
-        return np.frombuffer(content, "uint8").reshape(shape)
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        if content[:4] != bytes([0, 0, 8, dimensions]):
+            raise ValueError(f"its first bytes are {content[:4].hex()}, not IDX's")
+        shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
+        return np.frombuffer(content, "uint8", offset=4 + 4 * dimensions).reshape(shape)
 
-    paths = [folder / file for file in OFFICIAL["fashion_mnist"]]
-    x, y, x_test, y_test = (parse(p, idx, p, n) for p, n in zip(paths, (3, 1, 3, 1), strict=True))
+    def read(file, dimensions):
+        unpacked = folder / file.removesuffix(".gz")
+        path = unpacked if unpacked.exists() else folder / file
+        return parse(path, idx, path, dimensions)
+
+    x, y, x_test, y_test = map(read, OFFICIAL["fashion_mnist"], (3, 1, 3, 1))
     return (x[..., None], y), (x_test[..., None], y_test), CLOTHES
 
 
@@ -155,32 +149,16 @@ def download(name):
 
     Files that are already there with the right SHA-256 are kept. Raises UserError if it fails.
     """
+    from train.shared.backend import keras  # seconds, which nothing else here needs
+
     folder = paths.data_folder(name) / "official"
-    artifacts.remove_temporary_files(folder)
-    for path in (folder / file for file in OFFICIAL[name]):
-        if path.exists() and artifacts.sha256(path) == SHA256[path.name]:
-            continue
-        address = ADDRESSES[name] + path.name
+    for file in OFFICIAL[name]:
+        address = ADDRESSES[name] + file
         try:
-            with artifacts.atomic_write(path) as temporary:
-                _fetch(address, temporary)
-                if artifacts.sha256(temporary) != SHA256[path.name]:
-                    raise ValueError("the file has another SHA-256")
-        except Exception as error:  # urllib and http have no exception in common
-            if is_about_disk(error):
-                raise
+            keras.utils.get_file(file, address, cache_subdir=str(folder), file_hash=SHA256[file])
+        except Exception as error:  # Keras raises it for a failed download
             raise UserError(
-                f"cannot download {address} ({str(error)[:100]}): put {', '.join(OFFICIAL[name])} "
+                f"cannot download {file} ({str(error)[:200]}): put {', '.join(OFFICIAL[name])} "
                 f"into one folder by other means and name it with --source."
             ) from None
     return folder
-
-
-def _fetch(address, path):
-    with urlopen(address, timeout=60) as response, open(path, "wb") as file:
-        name = address.rsplit("/", 1)[-1]
-        length = int(response.headers["Content-Length"] or 0)
-        with progress(total=length, desc=name, unit="B", unit_scale=True) as bar:
-            while piece := response.read(2**20):
-                file.write(piece)
-                bar.update(len(piece))

@@ -9,8 +9,7 @@ A folder of images has train/<class>/*.png (.jpg, .webp, ...) and test/<class>/*
 data/<dataset>/{x,y}_{train,validation,test}.npy, images uint8 (n, h, w, c), labels uint8 from 0,
 and info.json with the names of the classes. The training images are shuffled with --seed and cut in
 half: x_train is for training, x_validation for mining and tuning. A data set that was prepared with
-other settings is refused, never overwritten. Nothing in the files that are read is executed,
-unpacked to disk or trusted about its size.
+other settings is refused, never overwritten. Nothing in the files that are read is executed.
 """
 
 import json
@@ -37,26 +36,39 @@ PARTS = ("train", "validation", "test")
 
 def check(name, train, test, class_names):
     """Raise UserError for images and labels that no network could learn from."""
-    classes = set(range(len(class_names)))
-    shape = train[0].shape[1:]
-    if len(classes) > 256:
-        raise UserError(f"{name} has {len(classes)} classes: at most 256 are possible.")
-    if min(shape[:2]) < params.smallest_image:
+    x, classes = train[0], len(class_names)
+    shape, smallest = x.shape[1:], params.smallest_image
+    if not 2 <= classes <= 256:
+        raise UserError(f"{name} has {classes} classes: 2 to 256 are possible.")
+    if min(shape[:2]) < smallest:
         raise UserError(
             f"{name} has images of {shape[0]} x {shape[1]} pixels, and no network of train/models "
-            f"takes less than {params.smallest_image} x {params.smallest_image}: enlarge them."
+            f"takes less than {smallest} x {smallest}: enlarge them."
         )
-    for part, (x, y) in (("training", train), ("test", test)):
-        labels = set(y.tolist())
+    for part, (images, y) in (("training", train), ("test", test)):
         what = f"{name}, {part} files:"
-        if not x.size or y.shape != x.shape[:1]:
-            raise UserError(f"{what} {len(x)} images and {len(y)} labels: get them again.")
-        if x.shape[1:] != shape:
-            raise UserError(f"{what} images of {x.shape[1:]}, training images {shape}: get others.")
-        if unknown := labels - classes:
-            raise UserError(f"{what} {min(unknown)} is not one of {len(classes)} labels.")
-        if missing := classes - labels:
-            raise UserError(f"{what} no image of class {min(missing)}: every class needs images.")
+        if not len(images) or y.shape != images.shape[:1]:
+            raise UserError(f"{what} {len(images)} images and {len(y)} labels: get them again.")
+        if images.shape[1:] != shape:
+            found = images.shape[1:]
+            raise UserError(f"{what} images of {found}, training images {shape}: get others.")
+        if not 0 <= y.min() <= y.max() < classes:
+            raise UserError(f"{what} labels {y.min()} to {y.max()} of {classes} classes.")
+    if all(np.array_equal(image, x[0]) for image in x):
+        raise UserError(
+            f"{name}: all {len(x)} training images are alike: look at the files (transparent areas "
+            f"become white)."
+        )
+
+
+def check_parts(name, labels, class_names):
+    """Raise UserError if a part lacks a class; labels: those of each of PARTS."""
+    for part, y in zip(PARTS, labels, strict=True):
+        if missing := set(range(len(class_names))) - set(y.tolist()):
+            raise UserError(
+                f"{name}: no image of class {class_names[min(missing)]} in the {part} part, and "
+                f"each part needs some of every class: add images, or take a larger --limit."
+            )
 
 
 def balanced(y, limit, rng):
@@ -79,51 +91,37 @@ def half_split(y, classes, limit, seed):
     return np.split(rng.permutation(chosen), [len(chosen) // 2])
 
 
+def is_prepared(dataset, settings):
+    """Whether the data set is complete with these settings; UserError if it has others."""
+    folder = paths.data_folder(dataset)
+    info = artifacts.data_info(dataset)
+    if info:
+        artifacts.check_settings(folder, info, settings, "prepared")
+    return bool(info) and all(path.exists() for path in array_paths(folder))
+
+
 def array_paths(folder):
     """The six arrays of a data set, in the order in which they are written."""
-    return [folder / f"{a}_{part}.npy" for a in "xy" for part in PARTS]
-
-
-def is_prepared(folder, settings):
-    """Whether the data set is complete with these settings; UserError if it has others."""
-    if not all(path.exists() for path in (folder / "info.json", *array_paths(folder))):
-        return False
-    found = json.loads((folder / "info.json").read_text())
-    artifacts.refuse_other_settings(folder, found, settings, "prepared", "prepare it")
-    return True
-
-
-def hold(paths, arrays):
-    """Whether the files hold these arrays."""
-    # One file at a time, and none stays mapped: Windows does not remove or replace a mapped file.
-    return all(
-        np.array_equal(artifacts.load_array(path, "python data/prepare.py"), array)
-        for path, array in zip(paths, arrays, strict=True)
-    )
+    return [folder / f"{letter}_{part}.npy" for letter in "xy" for part in PARTS]
 
 
 def write(folder, arrays, info):
-    """Write images, info.json, then labels, so that load_data refuses an incomplete data set.
+    """Write images, labels, and info.json, which says that they are complete.
 
     Raises UserError if the folder holds other arrays, without an info.json that says how they were
     made.
     """
     paths = array_paths(folder)
-    if all(path.exists() for path in paths) and not hold(paths, arrays):
-        raise UserError(f"{folder} holds other images, without info.json: move it away first.")
-    image_paths, label_paths = paths[:3], paths[3:]
-    for path in label_paths:
-        path.unlink(missing_ok=True)
-    artifacts.remove_temporary_files(folder)
-    save(image_paths, arrays[:3])
-    artifacts.write_text(folder / "info.json", json.dumps(info, indent=1) + "\n")
-    save(label_paths, arrays[3:])
-
-
-def save(paths, arrays):
+    if all(path.exists() for path in paths):
+        for path, array in zip(paths, arrays, strict=True):
+            if not np.array_equal(artifacts.load_array(path, "python data/prepare.py"), array):
+                raise UserError(f"{folder} holds other images, without info.json: move it away.")
+    for path in paths[3:]:
+        path.unlink(missing_ok=True)  # no script reads images without labels
     for path, array in zip(paths, arrays, strict=True):
         with artifacts.atomic_write(path, ".npy") as temporary:
             np.save(temporary, array, allow_pickle=False)
+    artifacts.write_text(folder / "info.json", json.dumps(info, indent=1) + "\n")
 
 
 def read(dataset, source):
@@ -168,8 +166,8 @@ def prepare(dataset, source=None, limit=None, seed=0):
     folder = paths.data_folder(dataset)
     settings = {"source": str(source or "official"), "limit": limit, "seed": seed}
     with stage(folder / "prepare.log", f"prepare {dataset}", settings) as log:
-        log.idle = is_prepared(folder, settings)
-        if log.idle:
+        log["idle"] = is_prepared(dataset, settings)
+        if log["idle"]:
             return
         train_set, test_set, names = read(dataset, source)
         check(dataset, train_set, test_set, names)
@@ -177,6 +175,7 @@ def prepare(dataset, source=None, limit=None, seed=0):
         x_test, y_test = test_set
         train, validation = half_split(y, len(names), limit, seed)
         labels = [labels.astype("uint8") for labels in (y[train], y[validation], y_test)]
+        check_parts(dataset, labels, names)
         sizes = dict(zip(PARTS, map(len, labels), strict=True))
         info = {"dataset": dataset, **settings, "classes": len(names), "class_names": names}
         info |= {"shape": x.shape[1:], "images": sizes}

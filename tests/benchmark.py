@@ -1,27 +1,23 @@
 """How fast each part is, as ratios measured side by side in one run. It is not a test.
 
     python tests/benchmark.py --dataset fashion_mnist --model alexnet --samples 64
-    python tests/benchmark.py --dataset svhn --model vgg16 --parts training,gradients
+    python tests/benchmark.py --dataset svhn --model vgg16 --parts dare,training
 
 Needs a trained model (data/prepare.py, train/). Prints:
 
-- slicer: how many times faster it is, for each synapse, than the naive loop of the tests;
-- mining: its time in forward passes, and the time of two predictions of every checkpoint;
-- scoring: seconds for a checkpoint on 2,000 images, two models at a time as in dare/test.py,
-  compared with predictions one after the other;
+- dare: seconds of a slice; mining and an epoch of tuning, in forward passes over their images;
 - training: images per second in float32 and bfloat16, compared with Keras's own layers, with and
-  without augmentation, and prediction, on every backend that is installed; the cost of saving an
-  epoch;
-- gradients: milliseconds of a forward pass and of a gradient by the images;
+  without augmentation, and prediction;
+- backends: the lines of training on every other backend that is installed;
 - attacks: gradients per image, and each attack against plain Foolbox 3 on the same 24 images: a
-  list of epsilons as fine as our search; cw with as many steps at the best of four step sizes;
-  jsma, which Foolbox 3 lacks, with a gradient for every change;
-- the peak memory of all this, without the other backends.
+  list of epsilons as fine as our search; cw with as many steps at the best of four step sizes.
+  Foolbox 3 has no jsma.
 
 The limit is the speed of a large float32 matrix product in the same run: a forward pass is counted
-as the products in its kernels, a gradient by the images as two of them, a training step as three.
+as the products in its kernels, a training step as three of them.
 """
 
+import csv
 import importlib.util
 import os
 import subprocess
@@ -33,32 +29,24 @@ from pathlib import Path
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / room) for room in ("", "adv", "dare"))]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / room) for room in ("", "adv"))]
 
 import eagerpy as ep
 import foolbox
 import numpy as np
 from attack_cases import size
-from naive_slicer import Naive
 
 from adv import ATTACKS
 from adv.attacks import attack
 from adv.attacks.classifier import BatchedModel
-from adv.attacks.losses import log_odds
-from adv.attacks.saliency_map import SaliencyMapAttack
-from dare.evaluation.selection import Part, score
+from dare.dare import Tuning, tune
 from dare.get_ats import historical_checkpoints, mine
-from dare.nnslicer import calls_to_slice, relative_activations, slice_backwards
+from dare.nnslicer import slice_model
 from train import params
-from train.fit import EpochKeeper, Run
-from train.precision import copy_weights, has_bfloat16, in_precision
 from train.shared.backend import keras
-from train.shared.checkpoints import load_classifier, load_weights
 from train.shared.flags import chosen_names, options, run_script
-from train.shared.graph import up_to
-from train.shared.log import device, peak_memory
 from train.shared.study import Study
-from train.train import compiled, train_batches
+from train.train import compiled, train_batches, training_copy
 from train.utils import Batches, pixels, predict
 
 dataset = "digits"
@@ -66,10 +54,11 @@ model = "lenet"
 seed = 0
 samples = 64
 steps = 50  # of cw, both ways
-parts = "all"  # slicer, mining, scoring, training, gradients, attacks, a list with commas, or all
+parts = "dare,training,attacks"  # of PARTS, a list with commas, or all
 
-PARTS = ("slicer", "mining", "scoring", "training", "gradients", "attacks")
+PARTS = ("dare", "training", "backends", "attacks")
 
+MINED = 2000  # images that are sliced and mined
 TRAINED = 1280  # images of an epoch
 COMPARED = 24  # images that Foolbox 3 attacks, too
 STEP_SIZES = (5e-3, 1e-2, 2e-2, 5e-2)  # of Foolbox's cw
@@ -107,64 +96,32 @@ def peak(size=2048):
     return 2 * size**3 / spent
 
 
-def slicer(classifier, x, y):
-    calls = calls_to_slice(classifier)
-    relative = relative_activations(classifier, calls, x[:256], y[:256])
-    fast = fastest(slice_backwards, calls, relative, 0.95, times=5)
-    # On the whole network the naive loop would take minutes: a part with as many inputs a neuron.
-    small = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.AveragePooling2D(7)])
-    small.add(keras.layers.Flatten())
-    for units in (2048, 16, int(y.max()) + 1):
-        small.add(keras.layers.Dense(units, "softmax" if units < 16 else "relu"))
-    slow, _ = seconds(Naive, small, pixels(x[:64]), y[:64], 0.95)
-    count, of_naive = (
-        sum(int(np.prod(w.kernel.shape[-2:])) for w in m.layers if hasattr(w, "kernel"))
-        for m in (classifier, small)
-    )
+def dare(study, x, y):
+    """The three steps of DARE, with the last four historical checkpoints."""
+    classifier, layer = study.classifier, study.layer()
+    spent, slices = seconds(slice_model, classifier, x, y, params.per)
+    synapses = sum(one.mask.size for one in slices.values())
+    print(f"slice: {spent:.1f} s for {synapses:,} synapses on {len(x):,} images", flush=True)
+
+    checkpoints = dict(list(historical_checkpoints(study).items())[-5:])
+    mined = mine(checkpoints, x, y, classifier, layer)
+    forward = fastest(predict, classifier, x)
+    spent = fastest(mine, checkpoints, x, y, classifier, layer, times=2) / forward
     print(
-        f"slicer: {fast:.3f} s for {count:,} synapses, {slow / of_naive * count / fast:,.0f} times "
-        f"as fast a synapse as the naive loop ({slow:.2f} s for {of_naive:,})",
-        flush=True,
+        f"mining {len(checkpoints)} checkpoints: {spent:.1f} forward passes over {len(x):,} images"
     )
 
-
-def mining(study, x, y):
-    checkpoints = dict(list(historical_checkpoints(study).items())[-4:])
-    classifier, layer = study.classifier, study.layer(None)
-    part = up_to(classifier, layer)
-    predict(classifier, x), predict(part, x)
-
-    def forward_only():
-        for path in checkpoints.values():
-            predict(load_weights(classifier, path), x)
-
-    def twice():
-        for path in checkpoints.values():
-            load_weights(classifier, path)
-            predict(classifier, x), predict(part, x)
-
-    mine(checkpoints, x, y, classifier, layer)
-    passes = fastest(forward_only, times=2) * (len(checkpoints) + 1) / len(checkpoints)
-    ours = fastest(mine, checkpoints, x, y, classifier, layer, times=2)
+    masks = {name: one.mask for name, one in slices.items()}
+    with tempfile.TemporaryDirectory(dir=study.folder) as folder:
+        tuning = Tuning(layer, study.tuning_rate(), epochs=3, masks=masks)
+        tune(classifier, mined, x, y, folder, tuning)
+        *_, last = csv.DictReader((Path(folder) / "log.csv").open())  # the first is compiled
+    images = len(mined.index)
+    passes = float(last["seconds"]) / (forward * images / len(x))
     print(
-        f"mining: {ours / passes:.2f} times its forward passes (checkpoints + 1); two predictions "
-        f"of every checkpoint take {fastest(twice, times=2) / ours:.2f} times as long",
-        flush=True,
+        f"tuning: {last['seconds']} s an epoch, {passes:.1f} forward passes over {images:,} images"
     )
-
-
-def scoring(study, x, y):
-    """test.py's way with every checkpoint of the history: two at a time."""
-    weights = dict(enumerate(historical_checkpoints(study).values()))
-    predict(study.classifier, x)
-    parts = {"part": Part(x, y, None, None)}
-    spent = fastest(lambda: list(study.with_weights(weights, lambda c, _: score(c, parts))))
-    alone = fastest(predict, study.classifier, x) * len(weights)
-    print(
-        f"scoring: {spent / len(weights):.2f} s a checkpoint on {len(x):,} images, "
-        f"{spent / alone:.2f} times what one prediction after the other takes",
-        flush=True,
-    )
+    study.original()
 
 
 def training(study, x, y):
@@ -179,18 +136,17 @@ def training(study, x, y):
     }
     runs = {}
     for precision in "float32", "bfloat16":
-        network = compiled(in_precision(load_classifier(study.folder), precision))
+        network = compiled(training_copy(study.classifier, precision))
         for name, of_epoch in batches.items():
             runs[precision, name] = partial(network.fit, of_epoch, verbose=0)
         runs[precision, "prediction"] = partial(predict, network, x)
-        with patch("train.precision.faster_class", lambda layer, _: type(layer)):
-            own = compiled(in_precision(load_classifier(study.folder), precision))
+        with patch("train.train.faster_class", type):
+            own = compiled(training_copy(study.classifier, precision))
         runs[precision, "own"] = partial(own.fit, batches["plain"], verbose=0)
     for run in runs.values():
         run()  # compiled
     turns = [{name: seconds(run)[0] for name, run in runs.items()} for _ in range(3)]
     best = {name: min(turn[name] for turn in turns) for name in runs}
-    # A training step takes three forward passes: one forward, two backward.
     limit = peak() / forward_operations(study.classifier)
     for precision in "float32", "bfloat16":
         rates = {name: len(x) / best[precision, name] for name in (*batches, "prediction")}
@@ -206,45 +162,20 @@ def training(study, x, y):
         )
     times = [best["float32", name] / best["bfloat16", name] for name in ("plain", "prediction")]
     print(f"bfloat16 trains {times[0]:.2f} and predicts {times[1]:.2f} times as fast as float32")
-    return len(x) / best["bfloat16" if has_bfloat16() else "float32", "augmented"]
 
 
-def on_other_backends(argv):
-    """The lines of `training` from the other backends that are installed."""
+def backends(argv):
+    """This script's training on the other backends."""
     for backend in "tensorflow", "jax", "torch":
         if backend != keras.backend.backend() and importlib.util.find_spec(backend):
-            code = "import sys, benchmark; benchmark.train_only(sys.argv[1:])"
-            environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT / "tests")}
-            subprocess.run([sys.executable, "-c", code, *argv], env=environment, check=True)
-
-
-def train_only(argv):
-    study = Study.open(arguments(argv))
-    x, y = study.data("train")
-    training(study, x[:TRAINED], y[:TRAINED])
-
-
-def saving(study, rate):
-    """rate: images a second of training."""
-    network = compiled(load_classifier(study.folder))
-    network.optimizer.build(network.trainable_variables)
-    with tempfile.TemporaryDirectory(dir=study.folder) as folder:
-        run = Run(folder, 9, {})
-        keeper = EpochKeeper(run, None, network, study.classifier, copy_weights)
-        keeper.set_model(network)
-        keeper.start_time = time.time()
-        spent = fastest(keeper.on_epoch_end, 0, {"loss": 0.0})
-    print(
-        f"saving an epoch: {spent:.2f} s, {100 * spent * rate / 25000:.1f}% of one of 25,000 images"
-    )
+            command = [sys.executable, __file__, *argv, "--parts", "training"]
+            subprocess.run(command, env=os.environ | {"KERAS_BACKEND": backend}, check=True)
 
 
 def by_foolbox(name, batched, x, y, sizes, steps):
     """(seconds, images, success) of the plain Foolbox way; sizes: what ours found."""
     inputs, labels = (ep.from_numpy(batched.like, a).raw for a in (x, y))
-    if name == "jsma":
-        attacks, epsilons = [SaliencyMapAttack(block=0)], [None]
-    elif name == "cw":
+    if name == "cw":
         make = partial(foolbox.attacks.L2CarliniWagnerAttack, 5, steps, initial_const=1e-2)
         attacks, epsilons = [make(stepsize=rate) for rate in STEP_SIZES], [None]
     else:
@@ -267,81 +198,61 @@ def by_foolbox(name, batched, x, y, sizes, steps):
     return best[1:]
 
 
-def gradients(classifier, x, y):
-    """A forward pass and a gradient by the images, in full batches."""
-    batched = BatchedModel.of(classifier)
-    x, y = (np.resize(a, (batched.batch, *a.shape[1:])) for a in (x, y))
-    forward, gradient = (
-        1e3 * fastest(call, *args) / len(x)
-        for call, *args in ((batched.logits, x), (batched.gradient, x, y, log_odds))
+def compared(name, batched, x, y, steps):
+    """Our attack against Foolbox's on the same images, in words."""
+    ours = partial(attack, name, batched, x, y, steps=steps)
+    ours()  # compiled
+    spent, (found, hit) = seconds(ours)
+    foolbox_seconds, images, foolbox_hit = by_foolbox(
+        name, batched, x, y, size(name, found - x)[hit], steps
     )
-    limit = 1e3 * forward_operations(classifier) / peak()  # ms for a forward pass
-    shares = 100 * limit / forward, 200 * limit / gradient
-    print(f"\nforward {forward:.2f} ms an image, {shares[0]:.0f}% of the limit")
-    print(
-        f"gradient {gradient:.2f} ms, {gradient / forward:.1f} forward passes, {shares[1]:.0f}%\n"
+    both = hit & foolbox_hit
+    ratio, in_l2 = (
+        size(n, found - x)[both].mean() / size(n, images - x)[both].mean() for n in (name, "cw")
+    )
+    return (
+        f"{foolbox_seconds / spent:.1f} times as fast, size {ratio:.3f} (L2 {in_l2:.3f}), success "
+        f"{100 * hit.mean():.0f}% against {100 * foolbox_hit.mean():.0f}%"
     )
 
 
-def attacks(classifier, x, y, steps):
+def attacks(classifier, x, y, cw_steps):
     batched = BatchedModel.of(classifier)
-    for name in ATTACKS:  # compile everything
-        attack(name, batched, x[:8], y[:8], steps=3)
-    for n in [k for k in batched.SIZES if k <= batched.batch]:
-        batched.logits(x[:n]), batched.gradient(x[:n], y[:n], log_odds)
     print("attack  images/s  gradients/image  success | on the same images:")
-    few = slice(COMPARED)
     for name in ATTACKS:
-        attack_steps = steps if name == "cw" else None
-        ours = partial(attack, name, batched, steps=attack_steps)
+        steps = cw_steps if name == "cw" else None
+        run = partial(attack, name, batched, x, y, steps=steps)
+        run()  # compiled
         batched.gradients = 0
-        spent, (_, success) = seconds(ours, x, y)
-        gradients = batched.gradients / len(x)
-        again, (found, hit) = seconds(ours, x[few], y[few])
-        sizes = size(name, found - x[few])[hit]
-        theirs, images, their_hit = by_foolbox(name, batched, x[few], y[few], sizes, steps)
-        both = hit & their_hit
-        ratio, in_l2 = (
-            size(n, found - x[few])[both].mean() / size(n, images - x[few])[both].mean()
-            for n in (name, "cw")
-        )
+        spent, (_, success) = seconds(run)
+        few = slice(COMPARED)
+        words = "-" if name == "jsma" else compared(name, batched, x[few], y[few], steps)
         print(
-            f"{name:6}{len(x) / spent:10.1f}{gradients:17.1f}"
-            f"{100 * success.mean():8.1f}% | {theirs / again:.1f} times as fast, size {ratio:.3f} "
-            f"(L2 {in_l2:.3f}), success {100 * hit.mean():.0f}% against "
-            f"{100 * their_hit.mean():.0f}%",
+            f"{name:6}{len(x) / spent:10.1f}{batched.gradients / len(x):17.1f}"
+            f"{100 * success.mean():8.1f}% | {words}",
             flush=True,
         )
 
 
-def arguments(argv):
-    return options(__doc__, argv, globals(), parts=PARTS)
-
-
 def main(argv=None):
-    args = arguments(argv)
+    args = options(__doc__, argv, globals(), parts=PARTS)
     study = Study.open(args)
     x, y = study.data("train")
-    print(f"{args.model} on {args.dataset}, backend {keras.backend.backend()}, {device()}")
+    print(
+        f"{args.model} on {args.dataset}, backend {keras.backend.backend()}, {os.cpu_count()} cores"
+    )
     chosen = chosen_names(args.parts, PARTS)
-    if "slicer" in chosen:
-        slicer(study.classifier, x, y)
-    if "mining" in chosen:
-        mining(study, x[:4000], y[:4000])
-    if "scoring" in chosen:
-        scoring(study, x[:2000], y[:2000])
+    if "dare" in chosen:
+        dare(study, x[:MINED], y[:MINED])
     if "training" in chosen:
-        rate = training(study, x[:TRAINED], y[:TRAINED])
-        on_other_backends(sys.argv[1:] if argv is None else argv)
-        saving(study, rate)
-    few = slice(0, 2 * args.samples + 64)
-    right = predict(study.original(), x[few]).argmax(axis=1) == y[few]
-    samples, labels = pixels(x[few][right][: args.samples]), y[few][right][: args.samples]
-    if "gradients" in chosen:
-        gradients(study.classifier, samples, labels)
+        training(study, x[:TRAINED], y[:TRAINED])
+    if "backends" in chosen:
+        backends(sys.argv[1:] if argv is None else argv)
     if "attacks" in chosen:
-        attacks(study.classifier, samples, labels, args.steps)
-    print(f"\npeak memory {peak_memory():.2f} GB")
+        few = slice(0, 2 * args.samples + 64)
+        right = predict(study.original(), x[few]).argmax(axis=1) == y[few]
+        images, labels = pixels(x[few][right]), y[few][right]
+        attacks(study.classifier, images[: args.samples], labels[: args.samples], args.steps)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 # There is a test process for every core.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # as in the scripts
 
 import numpy as np
 import pytest
@@ -64,21 +65,8 @@ def patterns(n, classes=4, size=12, seed=0):
 
 def pytest_collection_modifyitems(items):
     """The longest files come first, so that no core has to wait for them at the end."""
-    longest = ("test_interruption", "test_power_cut", "test_whole_graph", "test_settings")
+    longest = ("test_interruption", "test_whole_graph", "test_settings")
     items.sort(key=lambda item: item.module.__name__.split(".")[-1] not in longest)
-    if "avx512" in cpu_flags() or os.environ.get("DARE_LONG"):
-        return
-    # There all tests would take more than 15 minutes on two cores.
-    skip = pytest.mark.skip(reason="long without AVX512; DARE_LONG=1 runs it")
-    for item in items:
-        if item.name in ("test_stages_killed_at_random_moments", "test_killed_at_random_moments"):
-            item.add_marker(skip)
-
-
-def cpu_flags():
-    """What Linux says about the processor; elsewhere nothing."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.read_text() if cpuinfo.exists() else ""
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import importlib
 import h5py
 import numpy as np
 import pytest
-from conftest import write_data
 
 import train.shared.artifacts
 import train.shared.paths
@@ -44,53 +43,31 @@ def snapshot(folder):
 
 WRONG = [
     ("nnslicer", f"{TOY} --per 0", "per.*share"),
-    ("nnslicer", f"{TOY} --per 1.01", "per.*share"),
     ("nnslicer", f"{TOY} --per nan", "per.*share"),
     ("nnslicer", f"{TOY} --pear 1", "unrecognized arguments: --pear"),
     ("nnslicer", "--dataset nowhere", "nowhere_lenet_seed0 is missing"),
     ("nnslicer", "--dataset ../../etc", "plain folder name"),
-    ("nnslicer", "--dataset toy --model vgg11", "toy_vgg11_seed0 is missing"),
     ("nnslicer", f"{TOY} --seed -1", "seed"),
     ("train", "--dataset toy --model resnet", "resnet is unknown"),
     ("train", "--dataset nothing --model vgg16", "x_train.npy is missing.*prepare.py"),
-    ("train", "--dataset toy --model vgg16 --epochs 0", "epochs"),
-    ("train", "--dataset toy --model vgg16 --epochs -3", "epochs"),
     ("train", "--dataset toy --model vgg16 --epochs 1.5", "epochs"),
+    ("train", "--dataset toy --model tiny --precision float16", "float16.*float32, bfloat16"),
     ("alexnet", "--dataset toy", "alexnet cannot take images of shape"),
     ("get_ats", f"{TOY} --choose_layer conv9", "conv9 is not a layer.*conv1"),
-    ("get_ats", f"{TOY} --first 8", "is not a range of epochs"),
     ("get_ats", f"{TOY} --first 5 --last 3", "is not a range of epochs"),
     ("generate_adv", f"{TOY} --attack deepfool", "deepfool.*fgsm, bim"),
-    ("generate_adv", f"{TOY} --samples 0", "samples"),
-    ("generate_adv", f"{TOY} --attack cw --samples 10000", "10000 is more than .* 240 images"),
-    ("generate_adv", f"{TOY} --mode fast", "fast.*minimal"),
+    ("generate_adv", f"{TOY} --samples 10000", "10000, but the model gets .* of 240 images"),
     ("generate_adv", f"{TOY} --mode fixed", "needs an epsilon"),
-    ("generate_adv", f"{TOY} --epsilon 0.1", "minimal takes none"),
     ("generate_adv", f"{TOY} --mode fixed --epsilon -1", "epsilon"),
-    (
-        "generate_adv",
-        f"{TOY} --mode fixed --epsilon 1e-9 --attack bim --samples 20",
-        "bim changed the decision on none",
-    ),
     ("dare", f"{TOY} --lr_rate 0", "learning rate above 0"),
-    ("dare", f"{TOY} --lr_rate -1", "learning rate above 0"),
-    ("dare", f"{TOY} --lr_rate nan", "learning rate above 0"),
-    ("dare", f"{TOY} --epoch 0", "epoch"),
     ("dare", f"{TOY} --per 0.3", "slice_0.3.h5 is missing.*nnslicer.py.*--per 0.3"),
     ("dare", f"{TOY} --choose_layer dense1", "ats_dense1.h5 is missing.*get_ats.py"),
-    ("controls", f"{TOY} --control nothing", "nothing.*self, single"),
-    ("controls", f"{TOY} --control noise", "model.010.weights.h5 is missing.*dare/dare.py"),
+    ("controls", f"{TOY} --control nothing", "nothing.*self, random"),
     ("fintune_adv", f"{TOY} --attack cw", "cw.h5 is missing.*generate_adv.py"),
-    ("fintune_adv", f"{TOY} --attack sticker", "sticker"),
     ("test", f"{TOY} --seed 3", "toy_tiny_seed3 is missing"),
-    ("test", f"{TOY} --restarts 0", "restarts"),
     ("tables", "--dataset toy --model tiny", "robustness.csv is missing"),
     ("tables", "--paper --dataset toy", "leave out --dataset and --model"),
     ("prepare", "--dataset unheard", "unknown data set"),
-    ("prepare", "--dataset digits --limit 3", "limit"),
-    ("prepare", "--dataset digits --limit 5000", "limit"),
-    ("prepare", "--dataset digits --source /nowhere", "not a folder"),
-    ("prepare", "--dataset svhn --source /tmp", "train_32x32.mat"),
 ]
 
 
@@ -121,164 +98,88 @@ def data_part(home, letter, change):
     np.save(path, change(np.load(path)))
 
 
+# case: (how to spoil it, script, what it says)
 BROKEN = {
-    "slice corrupt": (
-        lambda home, f: corrupt(f / "slice_0.95.h5"),
-        "dare",
-        TOY,
-        "slice_0.95.h5 is corrupt",
-    ),
-    "targets corrupt": (
-        lambda home, f: corrupt(f / "ats_conv2.h5", 0),
-        "dare",
-        TOY,
-        "ats_conv2.h5 is corrupt",
-    ),
-    "samples corrupt": (
-        lambda home, f: corrupt(f / "adv/fgsm.h5"),
-        "fintune_adv",
-        f"{TOY} --attack fgsm",
-        "fgsm.h5 is corrupt",
-    ),
-    "scores corrupt": (
-        lambda home, f: (f / "scores.h5").write_bytes(b"version https://git-lfs.github.com/spec"),
-        "test",
-        TOY,
-        "scores.h5 is corrupt",
-    ),
+    "slice corrupt": (lambda _, f: corrupt(f / "slice_0.95.h5"), "dare", "slice_0.95.h5 is corr"),
+    "targets empty": (lambda _, f: corrupt(f / "ats_conv2.h5", 0), "dare", "ats_conv2.h5 is corr"),
     "checkpoint corrupt": (
-        lambda home, f: corrupt(f / "checkpoints/model.008.weights.h5", 3000),
-        "nnslicer",
-        TOY,
+        lambda _, f: corrupt(f / "checkpoints/model.008.weights.h5", 3000), "nnslicer",
         "model.008.weights.h5",
     ),
-    "model corrupt": (
-        lambda home, f: corrupt(f / "model.keras"),
-        "nnslicer",
-        TOY,
-        "model.keras is not a Keras model",
-    ),
+    "model corrupt": (lambda _, f: corrupt(f / "model.keras"), "nnslicer", "is not a Keras model"),
     "slice of another per": (
-        lambda home, f: attribute(f / "slice_0.95.h5", "per", 0.5),
-        "dare",
-        TOY,
-        "per 0.5, not 0.95",
+        lambda _, f: attribute(f / "slice_0.95.h5", "per", 0.5), "dare", "per 0.5, not 0.95",
     ),
     "slice of another model": (
-        lambda home, f: attribute(f / "slice_0.95.h5", "checkpoint_sha256", "f" * 64),
-        "dare",
-        TOY,
-        "ffffffffffff, not",
-    ),
-    "targets of another model": (
-        lambda home, f: attribute(f / "ats_conv2.h5", "checkpoint_sha256", "f" * 64),
-        "dare-s",
-        TOY,
+        lambda _, f: attribute(f / "slice_0.95.h5", "checkpoint_sha256", "f" * 64), "dare",
         "ffffffffffff, not",
     ),
     "targets of another layer": (
-        lambda home, f: attribute(f / "ats_conv2.h5", "choose_layer", "conv1"),
-        "dare",
-        TOY,
+        lambda _, f: attribute(f / "ats_conv2.h5", "choose_layer", "conv1"), "dare",
         "conv1, not conv2",
     ),
     "targets of other data": (
-        lambda home, f: data_part(home, "x", lambda x: x[::-1]),
-        "dare",
-        TOY,
+        lambda home, _: data_part(home, "x", lambda x: x[::-1]), "dare",
         "data_sha256 [0-9a-f]{12}, not [0-9a-f]{12}",
     ),
     "samples of another model": (
-        lambda home, f: attribute(f / "adv/pgd.h5", "checkpoint_sha256", "f" * 64),
-        "test",
-        TOY,
+        lambda _, f: attribute(f / "adv/pgd.h5", "checkpoint_sha256", "f" * 64), "test",
         "pgd.h5 was made from",
     ),
     "float images": (
-        lambda home, f: data_part(home, "x", lambda x: x / 255),
-        "get_ats",
-        TOY,
-        "float64 images",
+        lambda home, _: data_part(home, "x", lambda x: x / 255), "get_ats", "float64 images",
     ),
-    "NaN images": (
-        lambda home, f: data_part(home, "x", lambda x: x * np.nan),
-        "get_ats",
-        TOY,
-        "float64 images",
-    ),
-    "other image size": (
-        lambda home, f: data_part(home, "x", lambda x: x[:, :8]),
-        "get_ats",
-        TOY,
-        "takes",
-    ),
+    "other image size": (lambda home, _: data_part(home, "x", lambda x: x[:, :8]), "dare", "takes"),
     "label too large": (
-        lambda home, f: data_part(home, "y", lambda y: y + 7),
-        "get_ats",
-        TOY,
-        "has 4 classes",
-    ),
-    "fewer labels": (
-        lambda home, f: data_part(home, "y", lambda y: y[:5]),
-        "get_ats",
-        TOY,
-        "labels of shape",
+        lambda home, _: data_part(home, "y", lambda y: y + 7), "get_ats", "has 4 classes",
     ),
     "pickled labels": (
-        lambda home, f: np.save(home / "data/toy/y_validation.npy", np.array([{}, 1], object)),
-        "get_ats",
-        TOY,
-        "cannot be read",
-    ),
-    "empty data": (
-        lambda home, f: corrupt(home / "data/toy/x_train.npy", 0),
-        "nnslicer",
-        TOY,
-        "cannot be read",
-    ),
-    "no checkpoints": (
-        lambda home, f: [p.unlink() for p in f.glob("checkpoints/*")],
-        "nnslicer",
-        TOY,
-        "no checkpoint",
+        lambda home, _: np.save(home / "data/toy/y_validation.npy", np.array([{}, 1], object)),
+        "get_ats", "cannot be read",
     ),
     "missing history": (
-        lambda home, f: (f / "checkpoints/model.005.weights.h5").unlink(),
-        "get_ats",
-        TOY,
-        "model.005.weights.h5 is missing",
+        lambda _, f: [(f / "checkpoints/model.005.weights.h5").unlink(), new_targets(f)],
+        "get_ats", "model.005.weights.h5 is missing",
     ),
     "training unfinished": (
-        lambda home, f: (f / "checkpoints/model.008.weights.h5").unlink(),
-        "nnslicer",
-        TOY,
-        "7 of 8 epochs",
+        lambda _, f: (f / "checkpoints/model.008.weights.h5").unlink(), "nnslicer", "7 of 8 epochs",
     ),
-}
+}  # fmt: skip
+
+
+def new_targets(folder):
+    (folder / "ats_conv2.h5").unlink()
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_and_stale_artifacts(study, case):
     home, folder, _ = study
-    spoil, script, flags, message = BROKEN[case]
+    spoil, script, message = BROKEN[case]
     spoil(home, folder)
     before = snapshot(home)
     with pytest.raises(UserError, match=message) as error:
-        call(script, flags)
+        call(script, TOY)
     assert "\n" not in str(error.value)
     after = snapshot(home)
     assert {p: after.get(p) for p in before} == before
 
 
-def test_full_disk_is_seen_before_training(home, monkeypatch):
-    from train.train import train as train_network
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BlockingIOError(11, "unable to lock file"), "locked.*HDF5_USE_FILE_LOCKING=FALSE"),
+        (OSError(37, "No locks available"), "locked.*HDF5_USE_FILE_LOCKING=FALSE"),
+        (PermissionError(13, "Permission denied"), "may not be read: change its permissions"),
+    ],
+)
+def test_what_is_whole_is_never_called_corrupt(study, monkeypatch, error, message):
+    def refuse(*_):
+        raise error
 
-    write_data(home)
-    full = type("usage", (), {"free": 1000})
-    monkeypatch.setattr(train.shared.artifacts.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(UserError, match=r"4 epochs of tiny take .* GB free"):
-        train_network("toy", "tiny", 0, 4)
-    assert not list(home.glob("models/*/checkpoints/*"))
+    monkeypatch.setattr(train.shared.artifacts.h5py, "File", refuse)
+    with pytest.raises(UserError, match=message) as sentence:
+        call("nnslicer", TOY)
+    assert "delete" not in str(sentence.value)
 
 
 def test_nan_loss_in_tuning_keeps_what_was_good(study):
@@ -314,9 +215,5 @@ def test_logs_record_the_stage(study):
 
     *_, folder, _ = study
     entry = json.loads((folder / "nnslicer.log").read_text().splitlines()[-1])
-    assert (
-        entry["ended"] == "done"
-        and entry["settings"]["per"] == 0.95
-        and entry["peak_memory_gb"] > 0
-    )
+    assert entry["ended"] == "done" and entry["settings"]["per"] == 0.95
     assert {"start", "version", "packages", "device", "backend", "command", "seconds"} <= set(entry)

@@ -61,3 +61,23 @@ def test_no_file_can_grow(study, script):
     after = snapshot(home)
     assert {p: after.get(p) for p in before} == before
     assert not [p for p in after if p not in before and p.suffix != ".log"]
+
+
+PICTURE = """
+import sys
+import numpy as np
+from train.shared.figures import plt  # first: Keras imports Matplotlib, too
+from adv.attacks.picture import draw_samples
+x = np.zeros((2, 4, 4, 1)), np.ones((2, 4, 4, 1))
+draw_samples(sys.argv[1], "pgd", *x, (["$10^{$", "a_b"], ["\\udcff", "_"]))
+"""
+
+
+@pytest.mark.parametrize("backend", ["inline", "module://not_there"])
+def test_pictures_do_not_depend_on_the_users_matplotlib(tmp_path, backend):
+    """Nor on what the classes are called: LaTeX, or no UTF-8."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True")
+    environment = os.environ | {"MPLBACKEND": backend, "MPLCONFIGDIR": str(tmp_path)}
+    command = [sys.executable, "-c", PICTURE, str(tmp_path / "pgd.png")]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and (tmp_path / "pgd.png").exists(), result.stderr

@@ -37,24 +37,13 @@ class FineTuning:
         return f"{self.loss}, {self.frozen} frozen layers, batch {self.batch}"
 
 
-@dataclass
-class LabelledImages:
-    """Images (n, h, w, c) and labels (n,) to tune on, and the provenance that they add.
-
-    images: an array, or anything that is indexed like one with sorted rows.
-    """
-
-    images: object
-    labels: np.ndarray
-    provenance: dict
-
-
-def fine_tune(classifier, data, tuning, run):
+def fine_tune(classifier, images, labels, tuning, run):
     """Tune a classifier in place with Adam.
 
     Args:
         classifier: Keras softmax classifier on pixels in [0, 1].
-        data: LabelledImages. tuning: FineTuning. run: train.fit.Run.
+        images: (n, h, w, c), an array or anything that is indexed like one with sorted rows.
+        labels: int (n,). tuning: FineTuning. run: train.fit.Run.
 
     Returns:
         True if anything was left to do.
@@ -68,9 +57,9 @@ def fine_tune(classifier, data, tuning, run):
     one_hot = np.eye(classifier.output_shape[-1], dtype="float32")
 
     def make_batch(rows, _):
-        return pixels(data.images[rows]), one_hot[data.labels[rows]]
+        return pixels(images[rows]), one_hot[labels[rows]]
 
-    batches = Batches(len(data.labels), make_batch, tuning.batch, (*tuning.seed, 1))
+    batches = Batches(len(labels), make_batch, tuning.batch, (*tuning.seed, 1))
     return fit(trained, batches, run, classifier)
 
 
@@ -91,18 +80,19 @@ def drop_penalties(model):
         layer.activity_regularizer = None
 
 
-def fine_tune_study(study, data, settings, tuning, epochs):
+def fine_tune_study(study, images, labels, made_from, settings, tuning, epochs):
     """Fine-tune a study's network into the folder that the settings name.
 
     Args:
-        study: train.shared.study.Study. data: LabelledImages.
+        study: train.shared.study.Study. images, labels: as in fine_tune.
+        made_from: the provenance of the images.
         settings: the method, and the settings that the folder's name spells out.
         tuning: FineTuning, with the seed of the run.
         epochs: a larger number than before continues the earlier run.
     """
     folder = tuned_folder(study.folder, **settings)
-    provenance = study.provenance | settings | data.provenance | {"recipe": tuning.recipe}
+    provenance = study.provenance | settings | made_from | {"recipe": tuning.recipe}
     logged = study.names | settings | {"epochs": epochs}
     with stage(folder / "tune.log", settings["method"], logged) as log:
         run = Run(folder, epochs, provenance, extendable=True)
-        log.idle = not fine_tune(study.original(), data, tuning, run)
+        log["idle"] = not fine_tune(study.original(), images, labels, tuning, run)

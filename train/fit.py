@@ -1,6 +1,6 @@
 """Training that keeps every epoch and can be killed at any moment."""
 
-import csv
+import shlex
 import sys
 import time
 import zipfile
@@ -9,13 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.shared.artifacts import (
-    atomic_write,
-    attributes,
-    refuse_other_settings,
-    remove_temporary_files,
-    write_text,
-)
+from train.shared.artifacts import atomic_write, attributes, check_settings, read_csv, write_text
 from train.shared.backend import keras
 from train.shared.checkpoints import load_weights, save_weights
 from train.shared.flags import UserError
@@ -153,54 +147,42 @@ class EpochKeeper(keras.callbacks.Callback):
         self.synchronise = synchronise or (lambda from_model, to_model: None)
 
     def resume(self):
-        """Restore model and optimizer after the last whole epoch; returns that epoch, or 0."""
+        """Restore model and optimizer after the last whole epoch; returns that epoch, or 0.
+
+        Raises UserError if the folder holds a training with other settings.
+        """
         run = self.run
         run.folder.mkdir(parents=True, exist_ok=True)
-        remove_temporary_files(run.folder)
         epochs = epochs_in(run.folder)
-        if not epochs:
-            return 0
-        last_epoch = epochs[-1]
-        self.refuse_other_run(last_epoch)
-        self.delete_optimizers(last_epoch)
-        if last_epoch >= run.epochs:
-            return last_epoch
-        if not run.optimizer_path(last_epoch).exists():
-            raise self.optimizer_error(last_epoch, "missing")
-        load_weights(self.classifier, run.weights_path(last_epoch))
-        self.synchronise(self.classifier, self.trained_model)
-        self.load_optimizer(last_epoch)
-        print(f"{run.folder}: resuming after epoch {last_epoch} of {run.epochs}.", flush=True)
-        return last_epoch
-
-    def refuse_other_run(self, epoch):
-        """Raise UserError if the folder's checkpoints were made with other settings."""
-        wanted = dict(self.run.provenance)
-        # Earlier versions had only float32, and recorded neither precision nor recipe.
-        unrecorded = {"precision": "float32", "recipe": wanted.get("recipe")}
-        found = unrecorded | attributes(self.run.weights_path(epoch))
-        if not self.run.extendable:
-            wanted["epochs"] = self.run.epochs
-        refuse_other_settings(self.run.folder, found, wanted, make="begin")
-
-    def optimizer_error(self, epoch, problem):
-        """The UserError where the state of the optimizer is "missing" or "corrupt"."""
-        return UserError(
-            f"{self.run.optimizer_path(epoch)} is {problem}, so epoch {epoch} cannot be continued: "
-            f"move {self.run.folder} away to start again."
-        )
+        if epochs:
+            wanted = run.provenance if run.extendable else run.provenance | {"epochs": run.epochs}
+            check_settings(run.folder, attributes(run.weights_path(epochs[-1])), wanted)
+            if epochs[-1] >= run.epochs:
+                self.delete_optimizers(epochs[-1])
+                return epochs[-1]
+        self.logged_epochs()  # a broken log.csv is refused before an epoch is trained
+        for epoch in reversed(epochs):
+            if self.load_optimizer(epoch):
+                load_weights(self.classifier, run.weights_path(epoch))
+                self.synchronise(self.classifier, self.trained_model)
+                print(f"{run.folder}: resuming after epoch {epoch} of {run.epochs}.", flush=True)
+                return epoch
+        if epochs:
+            print(f"{run.folder} has no state of the optimizer: it begins again.", flush=True)
+        return 0
 
     def load_optimizer(self, epoch):
+        """Restore the optimizer's state after an epoch; False if there is none that can be read."""
         optimizer = self.trained_model.optimizer
         optimizer.build(self.trained_model.trainable_variables)
-        path = self.run.optimizer_path(epoch)
         try:
-            with np.load(path, allow_pickle=False) as saved:
+            with np.load(self.run.optimizer_path(epoch), allow_pickle=False) as saved:
                 values = [saved[str(i)] for i in range(len(optimizer.variables))]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            raise self.optimizer_error(epoch, "corrupt") from None
+        except (FileNotFoundError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
         for variable, value in zip(optimizer.variables, values, strict=True):
             variable.assign(value)
+        return True
 
     def save_optimizer(self, epoch):
         variables = enumerate(self.trained_model.optimizer.variables)
@@ -230,7 +212,7 @@ class EpochKeeper(keras.callbacks.Callback):
         self.delete_optimizers(epoch)
         for earlier in epochs_in(self.run.folder):
             if earlier < min(epoch, self.run.keep_from):
-                self.run.weights_path(earlier).unlink()
+                self.run.weights_path(earlier).unlink(missing_ok=True)
 
     def write_log(self, epoch, logs):
         """Add a row to log.csv, in place of any later rows of an interrupted run."""
@@ -238,14 +220,23 @@ class EpochKeeper(keras.callbacks.Callback):
         row |= {name: f"{logs[name]:.6g}" for name in LOG_COLUMNS if name in logs}
         row["lr"] = f"{float(self.model.optimizer.learning_rate):.6g}"
         row["seconds"] = f"{time.time() - self.start_time:.1f}"
-        text = self.run.log.read_text() if self.run.log.exists() else ""
-        earlier = [r for r in csv.DictReader(text.splitlines()) if int(r["epoch"]) < epoch]
+        earlier = [r for r in self.logged_epochs() if int(r["epoch"]) < epoch]
         lines = [",".join(str(r[name]) for name in row) for r in [*earlier, row]]
         write_text(self.run.log, "\n".join([",".join(row), *lines]) + "\n")
 
+    def logged_epochs(self):
+        """The rows of log.csv, dicts of text; UserError if it cannot be read."""
+        if not self.run.log.exists():
+            return []
+        command = shlex.join(["python", *sys.argv])
+        return read_csv(self.run.log, command, ["epoch", "lr"], dtype=str).to_dict("records")
+
     def delete_optimizers(self, epoch):
-        """Delete the states of the optimizer that are not needed after `epoch`."""
+        """Delete the states of the optimizer that are not needed after `epoch`.
+
+        Later ones are kept, since they may be of the same training in another process.
+        """
         ended = epoch == self.run.epochs and not self.run.extendable
         for path in self.run.folder.glob("optimizer.*.npz"):
-            if path != self.run.optimizer_path(epoch) or ended:
-                path.unlink()
+            if path < self.run.optimizer_path(epoch) or ended:
+                path.unlink(missing_ok=True)

@@ -17,11 +17,12 @@ import numpy as np
 
 from train import params
 from train.fit import Run, fit
+from train.fused_batch_norm import faster_class
 from train.models import NETWORKS, build_model, statistics
-from train.precision import copy_weights, in_precision, precision_of
-from train.shared.artifacts import atomic_write, data_sha256, require_space
+from train.shared.artifacts import atomic_write, data_sha256
 from train.shared.backend import keras
 from train.shared.flags import UserError, options, run_script
+from train.shared.graph import is_normalisation, layers_by_path, output_layer
 from train.shared.log import stage
 from train.shared.paths import epochs_in, study_folder
 from train.utils import Batches, load_data, pixels, selection_images, set_seed
@@ -120,24 +121,50 @@ def compiled(network):
     return network
 
 
+def training_copy(network, precision):
+    """A copy of the network, with its weights, that trains in "float32" or "bfloat16".
+
+    In bfloat16, by Keras's policy mixed_bfloat16, the weights, the normalisation of the pixels and
+    the softmax stay float32. Batch normalisation has its faster class, where there is one.
+    """
+    stay = [*filter(is_normalisation, layers_by_path(network).values()), output_layer(network)]
+
+    def copy_layer(layer):
+        if not isinstance(layer, keras.layers.Layer):  # an operation, such as a sum of tensors
+            return layer
+        config = layer.get_config()
+        if precision == "bfloat16" and layer not in stay:
+            config["dtype"] = "mixed_bfloat16"
+        return faster_class(layer).from_config(config)
+
+    copy = keras.models.clone_model(network, clone_function=copy_layer, recursive=True)
+    copy_weights(network, copy)
+    return copy
+
+
+def copy_weights(source, target):
+    """Copy all weights between a network and its copy, in either direction."""
+    target.set_weights(source.get_weights())
+
+
 def save_architecture(network, model, path):
     """Save the network without its optimizer as model.keras."""
     with atomic_write(path, ".keras") as temporary:
         keras.Model(network.inputs[0], network.outputs[0], name=model).save(temporary)
 
 
-def train(dataset, model, seed, epochs, keep_from=1, precision=None):
+def train(dataset, model, seed, epochs, keep_from=1, precision=params.precision):
     """Train a network into its study's folder, or continue an interrupted training.
 
     Args:
         dataset: name of a prepared data set. model: a key of NETWORKS. seed: training seed.
         epochs: length of the training. keep_from: earlier checkpoints are not kept.
-        precision: "float32", "bfloat16", or None: bfloat16 where the hardware has it. Checkpoints
-            are float32. val_accuracy in log.csv is that of the network as it trains.
+        precision: "float32" or "bfloat16". Checkpoints are float32 in both. val_accuracy in log.csv
+            is that of the network as it trains.
 
     Raises:
-        UserError: an unknown network, missing data, too little space, or other settings than those
-            of the training in the folder.
+        UserError: an unknown network, missing data, or other settings than those of the training in
+            the folder.
     """
     if model not in NETWORKS:
         raise UserError(
@@ -149,17 +176,11 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
     classes = class_count(dataset, y, y_test)
     folder = study_folder(dataset, model, seed)
     checkpoints = folder / "checkpoints"
-    precision = precision_of(precision, checkpoints)
     settings = {"dataset": dataset, "seed": seed, "epochs": epochs, "keep_from": keep_from}
     settings |= {"images": len(x), "precision": precision}
     with stage(folder / "train.log", f"train {model}", settings) as log:
         set_seed(seed)
         network, mean = new_network(model, x, classes)
-        kept = range(min(keep_from, epochs), epochs + 1)
-        if to_come := len(set(kept) - set(epochs_in(checkpoints))):
-            # With the optimizer's state of two epochs while the later is written.
-            size = network.count_params() * 4 * (to_come + 4)
-            require_space(folder, size, f"{to_come} epochs of {model}")
         if not (folder / "model.keras").exists() or not epochs_in(checkpoints):
             save_architecture(network, model, folder / "model.keras")
         batches = train_batches(x, y, model, dataset, seed, mean)
@@ -178,9 +199,9 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=None):
             schedule=params.learning_rate_schedule(model, epochs, len(batches)),
             log=folder / "log.csv",
         )
-        trained = compiled(in_precision(network, precision))
+        trained = compiled(training_copy(network, precision))
         validation = validation_batches(x_test, y_test, dataset)
-        log.idle = not fit(trained, batches, run, network, copy_weights, validation)
+        log["idle"] = not fit(trained, batches, run, network, copy_weights, validation)
 
 
 def main(argv=None):

@@ -1,6 +1,8 @@
 """Images, batches, seeds and predictions, which every step needs."""
 
+import contextlib
 import math
+import random
 
 import numpy as np
 
@@ -9,7 +11,6 @@ from train.shared.artifacts import data_info
 from train.shared.backend import keras
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
-from train.shared.graph import output_layer
 from train.shared.paths import data_folder
 
 __all__ = ["Batches", "Rows", "load_classifier", "load_data", "pixels", "predict", "set_seed"]
@@ -35,7 +36,7 @@ def load_data(dataset, part):
     Raises:
         UserError: a file is missing, broken, or not what prepare.py writes.
     """
-    step = f"python data/prepare.py --dataset {dataset}"
+    step = artifacts.prepare_command(dataset)
     folder = data_folder(dataset)
     x, y = (artifacts.load_array(folder / f"{letter}_{part}.npy", step) for letter in "xy")
     are_images = x.ndim == 4 and x.dtype == np.uint8 and len(x)
@@ -76,6 +77,23 @@ def class_names(dataset, classes):
 def set_seed(*seed):
     """Seed Python, NumPy and the backend with a tuple of numbers; the one way to set a seed."""
     keras.utils.set_random_seed(seed_number(*seed))
+
+
+@contextlib.contextmanager
+def kept_random_numbers():
+    """Leave the global random numbers as they were; Keras draws the seeds of layers from them."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    of_torch = contextlib.nullcontext()
+    if keras.backend.backend() == "torch":
+        import torch
+
+        of_torch = torch.random.fork_rng()
+    try:
+        with of_torch:
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def seed_number(*seed):
@@ -143,16 +161,15 @@ def predict(model, x):
 
 
 def predict_batches(model, batches):
-    """A model's outputs for Batches of (images,).
+    """A model's outputs for Batches of (images,), float32, whatever the model computes in.
 
     Unlike model.predict it does not build a new data set for every call.
     """
     outputs = [model.predict_on_batch(*batches[i]) for i in range(len(batches))]
-    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
+    join = lambda *parts: np.asarray(np.concatenate(parts), "float32")  # noqa: E731
+    return keras.tree.map_structure(join, *outputs)
 
 
-def ends_in_softmax(model):
-    """Whether a classifier's outputs are probabilities, not logits."""
-    last = output_layer(model)
-    softmax = keras.activations.softmax
-    return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is softmax
+def is_softmax(outputs):
+    """Whether a classifier's outputs (n, classes) are probabilities, not logits."""
+    return outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=0.01)

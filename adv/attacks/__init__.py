@@ -18,9 +18,9 @@ from adv.attacks.fixed import attack_at_epsilons
 from adv.attacks.losses import norms
 from adv.attacks.saliency_map import jsma
 from adv.attacks.search import bim, fgsm, pgd
-from train.shared.arrays import check_arrays
+from train.shared.door import check_arrays, checked
 from train.shared.flags import UserError
-from train.utils import pixels, set_seed
+from train.utils import pixels
 
 __all__ = ["attack", "norms"]
 
@@ -34,36 +34,36 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
 
     Args:
         name: fgsm, bim, pgd, cw or jsma.
-        model: a Keras classifier of pixels in [0, 1], with a softmax or with logits as its output,
-            or a BatchedModel of one.
-        x: images (n, h, w, c), float32 in [0, 1] or uint8. y: int labels (n,). Images that the
-            model gets wrong are returned unchanged, as successes.
+        model, x, y: as train.shared.door takes them, or a BatchedModel, with pixels in [0, 1].
+            Images that the model gets wrong are returned unchanged, as successes.
         mode: "minimal" or "fixed".
-        epsilons: in mode fixed the size of the perturbation (fgsm, bim, pgd: Linf; cw: L2; jsma:
-            number of features). If there are several, the first that succeeds counts.
+        epsilons: in mode fixed the size of the perturbation of pixels in [0, 1] (fgsm, bim, pgd:
+            Linf; cw: L2; jsma: number of features). If there are several, the first that succeeds
+            counts.
         seed: of random starts and random target classes.
         steps: number of iterations; None: the attack's own.
         progress: called with the work done since the last call, in images, or None.
 
     Returns:
-        Adversarial images, float32 (n, h, w, c), where an attack failed the image itself, and
-        success, bool (n,).
+        Adversarial images, float32 (n, h, w, c) as the model takes them, where an attack failed the
+        image itself, and success, bool (n,).
 
     Raises:
-        UserError: an unknown name or mode, mode fixed without epsilon, or what check_arrays
-            refuses.
+        UserError: an unknown name or mode, mode fixed without epsilon, gradients that are not
+            finite, or what `checked` refuses.
     """
     if name not in ATTACKS:
         raise UserError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}.")
     check_mode(mode, epsilons)
-    check_arrays(x, y, None if isinstance(model, BatchedModel) else model)
-    x = pixels(x)
-    y = np.asarray(y, "int64")
-    model = BatchedModel.of(model)
-    set_seed(seed)
-    start = StartingPoint.at(model, x, y, seed)
+    highest = 1
+    if isinstance(model, BatchedModel):
+        x, y = check_arrays(x, y)
+    else:
+        model, x, y, highest = checked(model, x, y)
+        model = BatchedModel.of(model, highest)
+    result = np.array(pixels(x))
+    start = StartingPoint.at(model, result / np.float32(highest), y, seed)
     is_right = start.logits.argmax(axis=1) == y
-    result = x.copy()
     success = ~is_right
     if progress is not None:
         progress(int(success.sum()))
@@ -72,8 +72,9 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
         if mode == "fixed":
             run = partial(attack_at_epsilons, name, run, np.atleast_1d(epsilons))
         adversarial, has_succeeded = run(start.of(is_right), steps=steps, progress=progress)
-        result[is_right] = adversarial
-        success[is_right] = has_succeeded
+        hit = np.flatnonzero(is_right)[has_succeeded]
+        result[hit] = adversarial[has_succeeded] * np.float32(highest)
+        success[hit] = True
     return result, success
 
 

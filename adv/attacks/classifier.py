@@ -15,16 +15,16 @@ from adv.attacks.losses import log_odds, margin
 from train.shared.backend import accelerators, keras, ops
 from train.shared.flags import UserError
 from train.shared.graph import calls_of, part_of
-from train.utils import ends_in_softmax
+from train.utils import is_softmax
 
 # ------------------------------------------------------------------------------ the Foolbox model
 
 
 class _WithoutSoftmax(keras.layers.Layer):
-    """The last dense layer without its softmax, on the same weights."""
+    """The last dense layer without its softmax, on the same weights, in float32."""
 
     def __init__(self, dense):
-        super().__init__()
+        super().__init__(dtype="float32")
         self.dense = dense
 
     def call(self, x):
@@ -35,29 +35,29 @@ class _WithoutSoftmax(keras.layers.Layer):
 def logits_model(model):
     """The Keras model of a classifier's logits, on the same layers.
 
-    Raises UserError for a model that ends in neither a softmax nor a dense layer of logits.
+    Outputs that are no softmax are logits. Of a softmax in a layer of another kind than these, the
+    logits are its logarithm.
     """
     last = calls_of(model)[-1]
-    kind = type(last.layer).__name__
-    if kind == "Dense" and ends_in_softmax(model):
-        return part_of(model, _WithoutSoftmax(last.layer)(last.inputs[0]))
-    if ends_in_softmax(model):
-        return part_of(model, last.inputs[0])
-    if kind == "Dense" and last.layer.activation is keras.activations.linear:
+    images = np.random.default_rng(0).random((4, *model.input_shape[1:]), "float32")
+    if not is_softmax(ops.convert_to_numpy(ops.cast(model(images, training=False), "float32"))):
         return part_of(model, last.output)
-    raise UserError(
-        f"attacks need a classifier that ends in a softmax or in a dense layer of logits; this one "
-        f"ends in {last.path}, a {kind}: add keras.layers.Softmax()."
-    )
+    kind = type(last.layer).__name__
+    if kind == "Dense":
+        return part_of(model, _WithoutSoftmax(last.layer)(last.inputs[0]))
+    if kind in ("Softmax", "Activation"):
+        return part_of(model, last.inputs[0])
+    return part_of(model, ops.log(ops.maximum(ops.cast(last.output, "float32"), 1e-30)))
 
 
-def foolbox_model(model):
-    """The Foolbox 3 model of a Keras classifier on pixels in [0, 1], compiled.
+def foolbox_model(model, highest=1):
+    """The Foolbox 3 model on pixels in [0, 1] of a Keras classifier of [0, highest], compiled.
 
     On TensorFlow and PyTorch it follows the weights of the classifier. On JAX it keeps those of the
     moment at which it is made (see reads_weights_anew).
     """
-    logits = logits_model(model)
+    images = keras.Input(model.input_shape[1:], dtype="float32")
+    logits = keras.Model(images, ops.cast(logits_model(model)(images * highest), "float32"))
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -152,11 +152,14 @@ class BatchedModel:
         self.gradients = 0
 
     @classmethod
-    def of(cls, classifier):
-        """The BatchedModel of a Keras classifier, in batches that suit the device; or itself."""
+    def of(cls, classifier, highest=1):
+        """The BatchedModel of a Keras classifier, in batches that suit the device; or itself.
+
+        highest: of the pixels that the classifier takes; the BatchedModel takes those in [0, 1].
+        """
         if isinstance(classifier, cls):
             return classifier
-        return cls(foolbox_model(classifier), batch=attack_batch_size(classifier))
+        return cls(foolbox_model(classifier, highest), batch=attack_batch_size(classifier))
 
     def _padded(self, array):
         size = min((s for s in self.SIZES if s >= len(array)), default=self.batch)
@@ -172,7 +175,10 @@ class BatchedModel:
         return np.concatenate(parts)
 
     def gradient(self, x, y, loss):
-        """Logits (n, classes), and the loss's gradient with respect to the images (n, h, w, c)."""
+        """Logits (n, classes), and the loss's gradient with respect to the images (n, h, w, c).
+
+        Raises UserError if they are NaN or infinite.
+        """
         if loss not in self.compiled:
             self.compiled[loss] = compiled_gradient(self.fmodel, loss)
         parts = []
@@ -182,7 +188,13 @@ class BatchedModel:
             n = len(x[rows])
             parts.append((z.numpy()[:n], gradient.numpy()[:n]))
         self.gradients += len(x)
-        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+        z, gradient = (np.concatenate(part) for part in zip(*parts, strict=True))
+        if not (np.isfinite(z).all() and np.isfinite(gradient).all()):
+            raise UserError(
+                "logits or gradients of the model are NaN or infinite: attack an earlier "
+                "checkpoint, or in float32."
+            )
+        return z, gradient
 
 
 def in_full_batches(n, batch, step, progress=None, share_done=None):

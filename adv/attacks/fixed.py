@@ -1,5 +1,7 @@
 """Mode fixed: attacks at given epsilons; fgsm, bim and pgd are Foolbox 3's own attacks."""
 
+from functools import partial
+
 import eagerpy as ep
 import foolbox
 import numpy as np
@@ -28,6 +30,8 @@ def attack_at_epsilons(name, minimal_attack, epsilons, start, steps=None, progre
         foolbox_attack = foolbox.attacks.LinfBasicIterativeAttack(steps=steps or 10)
     else:
         foolbox_attack = foolbox.attacks.LinfPGD(steps=steps or 40)
+        rng = np.random.default_rng(start.seed)
+        foolbox_attack.get_random_start = partial(random_start, rng)
     return run_foolbox_attack(on_log_odds(foolbox_attack), epsilons, start, progress)
 
 
@@ -51,6 +55,12 @@ def run_foolbox_attack(foolbox_attack, epsilons, start, progress=None):
         if progress is not None:
             progress(len(hits[0]))
     return result, success
+
+
+def random_start(rng, x, epsilon):
+    """Images in the Linf ball around x, by random numbers that nobody else draws from."""
+    noise = rng.uniform(-epsilon, epsilon, x.shape)
+    return x + ep.from_numpy(x, noise.astype("float32"))
 
 
 def on_log_odds(foolbox_attack):

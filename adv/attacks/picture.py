@@ -1,13 +1,10 @@
 """A picture of adversarial samples."""
 
-import matplotlib
 import numpy as np
 
 from adv.attacks.losses import per_image
 from train.shared.artifacts import atomic_write
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from train.shared.figures import plt
 
 
 def draw_samples(path, name, original, adversarial, captions):
@@ -38,7 +35,8 @@ def draw_samples(path, name, original, adversarial, captions):
         for axis, image, text in zip(row, images, texts, strict=True):
             axis.imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-            axis.set_title(text, fontsize=7)
+            drawn = text.encode(errors="replace").decode()  # of a folder whose name is no UTF-8
+            axis.set_title(drawn, fontsize=7, parse_math=False)
     with atomic_write(path, ".png") as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)

@@ -1,288 +1,284 @@
-"""The figures of the report. Every function returns a Matplotlib figure."""
+"""The figures of the report. Every function returns a Matplotlib figure, or None without data."""
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from adv import ATTACKS
-from dare.evaluation.claims import ALL, OTHERS
-from dare.evaluation.comparisons import COMPARISONS
-from dare.evaluation.runs import labels_in_order
-from dare.evaluation.scores import LOSS_ALLOWED
-from dare.methods import FAMILIES, family
-from train.shared.artifacts import command_of, open_artifact
+from dare.evaluation.compare import ALL, COMPARISONS
+from dare.evaluation.results import NETWORK, in_order, of_network
+from dare.evaluation.tables import AVERAGED, first_rows, name_of
+from dare.methods import FAMILIES, METHODS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-plt.rcParams |= {"font.size": 9, "svg.hashsalt": "dare", "axes.grid": True, "grid.alpha": 0.3}
+plt.rcParams |= {
+    "font.size": 9, "svg.hashsalt": "dare", "axes.grid": True, "grid.alpha": 0.3,
+    "axes.titlesize": 10, "figure.titlesize": 11, "axes.spines.top": False,
+    "axes.spines.right": False, "legend.frameon": False,
+}  # fmt: skip
 
-# A colour for each family, from the colour-blind safe palette of Okabe and Ito. Within a family
-# methods are told apart by their place and their label.
+# From the colour-blind safe palette of Okabe and Ito: a colour for each family, and for the methods
+# in the figure of adaptive attacks.
 COLOURS = dict(zip(FAMILIES, ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73"), strict=True))
-CURVES = ("dare", "control-finetune")  # of accuracy_curves
-LEGEND_BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
-NORMS = {"linf": "Linf", "l2": "L2"}
-MAY_LOSE = {c.component for c in COMPARISONS if c.quantity == "clean"}  # LOSS_ALLOWED
-MAX_DISTANCE = 12  # points of clean accuracy below the best, where the trade-off picture ends
+SHAPES = dict(zip(FAMILIES, "DosPX", strict=True))
+CURVES = {
+    "original": "#000000", "dare": "#0072B2", "control-finetune": "#009E73",
+    "at-pgd": "#D55E00", "control-seed": "#CC79A7",
+}  # fmt: skip
+TICKS = (-80, -40, -20, -10, -5, -2, 0, 2, 5)
+LINEAR = 5  # points of clean accuracy; a larger loss is drawn on a logarithmic scale
+METRIC = "empirical robustness (%)"
+RULE = "last epochs, each method's own learning rate"
 
 
-def robustness(cells):
-    """Robustness with its interval: a row for each method, a panel for each attack.
+def trade_off(cells, rule=RULE):
+    """Clean accuracy change against robustness: a point a method, the mean over networks.
 
-    cells: of robustness_table. Hollow: loses more than 1 point of clean accuracy.
+    Thin lines: the range over networks. cells: of robustness_table.
     """
-    cells = cells[cells["method"] != "original"]
-    attacks = [attack for attack in (*ATTACKS, "mean") if attack in set(cells["attack"])]
-    labels = labels_in_order(cells)[::-1]
-    figure, axes = plt.subplots(
-        1, len(attacks), sharey=True, squeeze=False, layout="constrained",
-        figsize=(1.5 + 1.6 * len(attacks), 0.9 + 0.23 * len(labels)),
-    )  # fmt: skip
-    for axis, attack in zip(axes[0], attacks, strict=True):
-        for row in cells[cells["attack"] == attack].itertuples():
-            colour = COLOURS[family(row.method)]
-            y = labels.index(row.label)
-            low, high = row.low, row.high
-            if not np.isfinite(low):
-                low, high = row.mean - row.std, row.mean + row.std
-            axis.plot([low, high], [y, y], color=colour, lw=1.2)
-            axis.plot(row.mean, y, "o", color=colour, mfc="white" if row.loses else colour, ms=5)
-        axis.set(xlim=(-3, 103), xticks=(0, 50, 100), yticks=range(len(labels)))
-        axis.set_yticklabels(labels)
-        axis.set_title(attack, fontsize=9)
-    figure.supxlabel("empirical robustness (%)", fontsize=9)
-    present = set(map(family, cells["method"]))
-    for name in [name for name in FAMILIES if name in present]:
-        axes[0, 0].plot([], [], "o", color=COLOURS[name], label=name)
-    figure.legend(loc="outside upper right", ncols=len(present), frameon=False, fontsize=8)
-    return figure
-
-
-def claims(table):
-    """A row for each comparison, by the rule that decides: over the paper's cells, and every cell.
-
-    table: of claims_table. A cell has the colour of its network and the shape of its data set.
-    Hollow: the two methods cannot be compared in it; outside the axes it is drawn at the edge.
-    Dotted: the clean accuracy that may be lost.
-    """
-    table = table[table["decides"] & table["difference"].notna() & (table["model"] != OTHERS)]
-    rows = [*dict.fromkeys(zip(table["component"], table["setting"], strict=True))][::-1]
-    cells = sorted(set(zip(table["model"], table["dataset"], strict=True)) - {(ALL, ALL)})
-    lines = [(ALL, ALL), *cells]  # of every comparison, from above
-    heights = dict(zip(lines, np.linspace(0.38, -0.38, len(lines)), strict=True))
-    models, datasets = (sorted(set(names)) for names in zip(*cells, strict=True))
-    hues = dict(zip(models, plt.colormaps["tab10"].colors * len(models), strict=False))
-    shapes = dict(zip(datasets, "os^vPX*" * len(datasets), strict=False))
-    is_comparable = table["conclusion"] != "not comparable"
-    visible = table[is_comparable] if is_comparable.any() else table
-    edges = visible["low"].min() - 3, visible["high"].max() + 3
-    height = max(0.5, 0.06 * len(lines))  # of a comparison, in inches
-    figure, axis = plt.subplots(figsize=(10, 1 + height * len(rows)), layout="constrained")
-    for row in table.itertuples():
-        number = rows.index((row.component, row.setting))
-        y = number + heights[row.model, row.dataset]
-        colour, shape = hues.get(row.model, "black"), shapes.get(row.dataset, "D")
-        size, width = (6, 2.2) if row.model == ALL else (3.8, 0.9)
-        axis.plot(np.clip([row.low, row.high], *edges), [y, y], color=colour, lw=width)
-        face = "white" if row.conclusion == "not comparable" else colour
-        x = np.clip(row.difference, *edges)
-        axis.plot(x, y, shape, color=colour, mfc=face, ms=size, clip_on=False)
-        if row.component in MAY_LOSE:
-            loss = [-LOSS_ALLOWED, -LOSS_ALLOWED]
-            axis.plot(loss, [number - 0.5, number + 0.5], ":", color="#555555", lw=1)
-    axis.axvline(0, color="#555555", lw=1)
-    for number in range(1, len(rows)):
-        axis.axhline(number - 0.5, color="#cccccc", lw=0.8)
-    for model, dataset in cells:
-        shape, colour = shapes[dataset], hues[model]
-        axis.plot([], [], shape, color=colour, label=f"{model}, {dataset}", ms=4.5)
-    axis.plot([], [], "D", color="black", label="over the paper's cells")
-    others = table.drop_duplicates("component").set_index("component")["compared_with"]
-
-    def label(component, setting):
-        title = f"{component}, {setting}" if setting else component
-        return f"{title}\n(DARE minus {others[component]})"
-
-    axis.set(xlim=edges, ylim=(-0.5, len(rows) - 0.5), yticks=range(len(rows)))
-    axis.set_yticklabels([label(*row) for row in rows], fontsize=8)
-    axis.set_xlabel("points")
-    axis.grid(axis="y", visible=False)
-    axis.legend(**LEGEND_BESIDE)
-    return figure
-
-
-def trade_off(cells):
-    """Clean accuracy against mean robustness: a labelled point for each method."""
-    points = cells[cells["attack"] == "mean"].sort_values("mean")
-    left = max(points["clean"].max() - MAX_DISTANCE, points["clean"].min() - 1)
-    right = points["clean"].max() + 0.8
-    bottom = -4
-    top = max(points["mean"].max() * 1.06, 10)
-    height = max(3.6, 0.24 * len(points) + 0.8)
-    line_height = 0.2 * (top - bottom) / (height - 0.8)  # of a line of text
-    figure, axis = plt.subplots(figsize=(8, height), layout="constrained")
-    arrow = {"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.6, "relpos": (0, 0.5)}
-    is_outside = points["clean"] < left
-    # Points outside get their labels at the left edge, the others at the right.
-    for side, label_x in (points[is_outside], left + 0.5), (points[~is_outside], right + 0.25):
-        label_y = spread(side["mean"].to_numpy(), line_height, bottom, top)
-        for row, y in zip(side.itertuples(), label_y, strict=True):
-            colour = COLOURS[family(row.method)]
-            x = max(row.clean, left)
-            marker, note = ("<", f" ({row.clean:.1f}% clean)") if row.clean < left else ("o", "")
-            axis.plot(x, row.mean, marker, color=colour, ms=6)
-            axis.annotate(
-                row.label + note, (x, row.mean), (label_x, y), color=colour, va="center",
-                fontsize=8, annotation_clip=False, arrowprops=arrow,
-            )  # fmt: skip
-    original = points.loc[points["method"] == "original", "clean"]
-    if len(original):
-        axis.axvline(original.iloc[0] - LOSS_ALLOWED, color="#555555", ls=":", lw=1)
-        axis.set_title("dotted: 1 point below the original", fontsize=8, loc="left")
-    axis.set(xlim=(left - 0.3, right), ylim=(bottom, top))
-    axis.set(xlabel="clean accuracy (%)", ylabel="mean empirical robustness (%)")
-    return figure
-
-
-def accuracy_curves(rows):
-    """Robustness against clean accuracy, epoch by epoch, of DARE and of fine-tuning.
-
-    rows: of RecordedRuns.rows, of one network; both axes are what selection saw. A line for each
-    learning rate, run and source model. Filled circles: selected; squares: selected within 1 point
-    of clean accuracy. Returns None if either method was not run.
-    """
-    keys = ["label", "method", "lr_rate", "folder", "run", "epoch"]
-    seen = rows[(rows["split"] == "validation") & rows["method"].isin((*CURVES, "original"))]
-    marks = ["selection_accuracy", "selected", "selected_within_1"]
-    points = seen.groupby([*keys, *marks], dropna=False)["empirical_robustness"].mean()
-    points = points.reset_index().sort_values("epoch")
-    if not set(CURVES) <= set(points["method"]):
+    points = cells[(cells["attack"] == AVERAGED) & (cells["method"] != "original")]
+    if points.empty:
         return None
-    originals = points[points["method"] == "original"].set_index("folder")["selection_accuracy"]
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    lines = points[points["method"] != "original"].groupby(["method", "label", "lr_rate"])
-    styles = {method: iter(("-", "--", ":", "-.") * len(lines)) for method in CURVES}
-    for (method, label, rate), of_rate in lines:
-        colour, style = COLOURS[family(method)], next(styles[method])
-        axis.plot([], [], style, color=colour, label=f"{label}, rate {rate:g}")
-        for (folder, _), line in of_rate.groupby(["folder", "run"]):
-            line = line.assign(change=line["selection_accuracy"] - originals[folder])
-            at = line["change"], line["empirical_robustness"]
-            axis.plot(*at, style, marker="o", color=colour, lw=1, ms=3, mfc="white")
-            for mark, shape, size in ("selected_within_1", "s", 8), ("selected", "o", 5):
-                best = line[line[mark]]
-                at = best["change"], best["empirical_robustness"]
-                axis.plot(*at, shape, color=colour, ms=size, mec="white", mew=0.5)
-    axis.axvline(-LOSS_ALLOWED, color="#555555", ls=":", lw=1)
-    axis.set(xlabel="change of clean accuracy, selection half (points)")
-    axis.set(ylabel="mean empirical robustness, validation part (%)")
-    axis.legend(**LEGEND_BESIDE)
+    networks = len(points[NETWORK].drop_duplicates())
+    found = points.groupby("method")[["change", "robustness"]].agg(["mean", "min", "max"])
+    found = found.sort_values(("robustness", "mean"))
+    figure, axis = plt.subplots(figsize=(8.5, 5.2), layout="constrained")
+    for method, row in found.iterrows():
+        colour, shape = style(method)
+        x, y = row["change"], row["robustness"]
+        axis.plot([x["min"], x["max"]], [y["mean"]] * 2, color=colour, lw=0.7, alpha=0.4)
+        axis.plot([x["mean"]] * 2, [y["min"], y["max"]], color=colour, lw=0.7, alpha=0.4)
+        axis.plot(x["mean"], y["mean"], shape, color=colour, ms=8, mec="white", mew=0.6)
+    low, high = points["robustness"].min(), points["robustness"].max()
+    margin = 0.04 * (high - low) + 1
+    axis.set(ylim=(low - margin, high + margin))
+    clean_axis(axis, points["change"], room=5)  # for the labels at the left
+    # Labels stand in two columns, at the left for methods that lose much, in the points' order.
+    is_left = found["change", "mean"] < -0.6 * LINEAR
+    columns = (found[is_left], 0.02, "left"), (found[~is_left], 1.03, "left")
+    arrow = {"arrowstyle": "-", "color": "#999999", "lw": 0.6, "shrinkB": 4}
+    for column, place, side in columns:
+        heights = spread(column["robustness", "mean"].to_numpy(), (high - low + 8) / 24)
+        for (method, row), height in zip(column.iterrows(), heights, strict=True):
+            at = row["change", "mean"], row["robustness", "mean"]
+            axis.annotate(
+                method, at, (place, height), textcoords=axis.get_yaxis_transform(), ha=side,
+                color=style(method)[0], va="center", annotation_clip=False, arrowprops=arrow,
+                bbox={"fc": "white", "ec": "none", "pad": 1},
+            )  # fmt: skip
+    axis.set(xlabel=clean_label(axis), ylabel=f"mean {METRIC} over attacks")
+    spans = "mean, and thin lines the range, over" if networks > 1 else "one point a method in"
+    title = f"Robustness and what it costs: {spans} {counted(networks, 'network')}\n{rule}"
+    axis.set_title(title, loc="left")
+    family_legend(axis, found.index)
     return figure
 
 
-def spread(values, gap, low, high):
-    """Ascending values moved apart to at least `gap`, as little as possible, in [low, high]."""
-    steps = gap * np.arange(len(values))
-    if not len(values):
-        return steps
-    # Least squares under the order: neighbours that are too close move together.
-    places = isotonic_regression(values - steps).x
-    return np.clip(places, low + gap / 2, max(high - steps[-1] - gap / 2, low + gap / 2)) + steps
+def trade_offs(cells, networks):
+    """The same, a small panel for each network."""
+    points = cells[(cells["attack"] == AVERAGED) & (cells["method"] != "original")]
+    if points.empty or len(networks) < 2:
+        return None
+    figure, axes = panels(networks, share=True)
+    for axis, network in zip(axes, networks, strict=False):
+        here = of_network(points, network)
+        for row in here.itertuples():
+            colour, shape = style(row.method)
+            axis.plot(row.change, row.robustness, shape, color=colour, ms=6, mec="white", mew=0.5)
+            if row.method in ("dare", "control-seed"):
+                axis.annotate(row.method, (row.change, row.robustness), (-6, 5), fontsize=7,
+                              textcoords="offset points", color=colour, ha="right")  # fmt: skip
+        clean_axis(axis, points["change"], ticks=(-80, -20, -5, -2, 0, 2))
+        axis.set(ylim=(-5, 109))
+        axis.set_title(f"{name_of(network)}, n {here['n'].max():.0f}")
+    figure.supxlabel(clean_label(axes[0]))
+    figure.supylabel(f"mean {METRIC}")
+    figure.suptitle(f"Robustness and clean accuracy in each network ({RULE}; n samples an attack)")
+    handles = family_handles(points["method"])
+    figure.legend(handles=handles, loc="outside right center")
+    return figure
 
 
-def adaptive_curves(table):
-    """Worst-case robust accuracy over epsilon under adaptive attack, a panel for each norm.
+def comparisons(table):
+    """A row for each comparison: a dot a network, and their mean as a diamond with its interval."""
+    rows = first_rows(table)
+    cells = rows[rows["dataset"] != ALL]
+    if cells.empty:
+        return None
+    named = [(c.component, c.other) for c in COMPARISONS]
+    named = [n for n in named if ((rows["component"] == n[0]) & (rows["other"] == n[1])).any()]
+    networks = list(cells[NETWORK].drop_duplicates().itertuples(index=False, name=None))
+    models, datasets = (sorted({n[i] for n in networks}) for i in (1, 0))
+    hues = dict(zip(models, plt.colormaps["Dark2"].colors * len(models), strict=False))
+    shapes = dict(zip(datasets, "os^vPX*" * len(datasets), strict=False))
+    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.42 * len(named)), layout="constrained")
+    for row in rows.itertuples():
+        if (row.component, row.other) not in named:
+            continue
+        y = len(named) - 1 - named.index((row.component, row.other))
+        if row.dataset == ALL:
+            axis.plot([row.low, row.high], [y, y], color="black", lw=1.5, zorder=3)
+            axis.plot(row.difference, y, "D", color="black", ms=7, mec="white", zorder=4)
+        else:
+            offset = 0.3 - 0.6 * networks.index((row.dataset, row.model)) / max(len(networks), 2)
+            colour = hues[row.model]
+            fill = {"mfc": "none"} if row.originals else {"mec": "white", "mew": 0.4}
+            axis.plot(row.difference, y + offset, shapes[row.dataset], color=colour, ms=5, **fill)
+    for dataset, model in networks:
+        axis.plot([], [], shapes[dataset], color=hues[model], label=f"{model} {dataset}")
+    if (rows["dataset"] == ALL).any():
+        axis.plot([], [], "D-", color="black", label="mean, Student's 95%\ninterval over networks")
+    if cells["originals"].any():
+        axis.plot(
+            [],
+            [],
+            "o",
+            color="#555555",
+            mfc="none",
+            label="hollow: the other model\nis the original itself",
+        )
+    axis.axvline(0, color="#555555", lw=1)
+    axis.set(yticks=range(len(named)), xlabel="DARE minus the other method (points)")
+    axis.set_yticklabels([f"{c}: {other}" for c, other in reversed(named)])
+    title = f"DARE minus other methods in {counted(len(networks), 'network')} ({RULE})"
+    axis.set_title(title, loc="left", x=-0.3)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
 
-    table: of adaptive_table. Named are DARE, the original, the best control and at-pgd.
+
+def adaptive(table, networks, is_last):
+    """Robust accuracy against epsilon, the worst case over the attacks, a panel a network.
+
+    table: of adaptive_table. is_last: whether last epochs were attacked.
     """
-    norms = [norm for norm in NORMS if norm in set(table["norm"])]
-    curves = table.groupby(["norm", "label", "epsilon"])[["robust_accuracy", "low", "high"]].mean()
-    areas = curves["robust_accuracy"].groupby("label").mean()
-    families = {
-        row.label: family(row.method) for row in table.drop_duplicates("label").itertuples()
-    }
-    controls = [label for label in areas.index if families[label] == "controls"]
-    best_control = [areas[controls].idxmax()] if controls else []
-    dare = [label for label in labels_in_order(table) if families[label] == "dare"][:1]
-    named = [name for name in (*dare, "original", *best_control, "at-pgd") if name in areas.index]
+    networks = [n for n in networks if len(table) and len(of_network(table, n))]
+    if not networks:
+        return None
+    figure, axes = panels(networks)
+    for axis, network in zip(axes, networks, strict=False):
+        here = of_network(table, network)
+        sizes = sorted(here["epsilon"].unique())
+        for method, rows in here.groupby("method"):
+            if method in CURVES:
+                rows = rows.set_index("epsilon")["robust_accuracy"].reindex(sizes)
+                axis.plot(range(len(sizes)), rows, "o-", ms=3, color=CURVES[method])
+        axis.set(xticks=range(len(sizes)), ylim=(-2, 102))
+        axis.set_xticklabels([f"{size:.2g}" for size in sizes])
+        axis.set_title(f"{name_of(network)}, n {here['n'].max():.0f}")
+    figure.supxlabel("epsilon (Linf, pixels in [0, 1])")
+    figure.supylabel("robust accuracy (%)")
+    rule = "last epochs" if is_last else "the most robust epochs"
+    figure.suptitle(f"Every model attacked itself: worst case over the attacks ({rule}; n images)")
+    present = [method for method in CURVES if method in set(table["method"])]
+    handles = [plt.Line2D([], [], color=CURVES[m], marker="o", ms=3, label=m) for m in present]
+    figure.legend(handles=handles, loc="outside right center")
+    return figure
+
+
+def mined_epochs(table, networks):
+    """How many of the mined images take their target from each epoch, a panel a network."""
+    networks = [n for n in networks if len(table) and len(of_network(table, n))]
+    if not networks:
+        return None
+    figure, axes = panels(networks)
+    for axis, network in zip(axes, networks, strict=False):
+        rows = of_network(table, network)
+        rows = rows[rows["layer"] == rows["layer"].iloc[0]]  # every layer has the same images
+        counts = rows.groupby("epoch")["images"].sum()
+        axis.bar(counts.index, 100 * counts / counts.sum(), color=COLOURS["dare"])
+        axis.set_title(f"{name_of(network)}, n {counts.sum()}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.supxlabel("epoch of the original's training")
+    figure.supylabel("share of the mined images (%)")
+    figure.suptitle("The earlier epochs that mined images take their targets from (n images)")
+    return figure
+
+
+def sensitivity(table):
+    """Robustness against a setting, a line a method; a panel for each study and setting."""
+    if table.empty:
+        return None
+    kinds = list(table[["study", "setting"]].drop_duplicates().itertuples(index=False, name=None))
+    figure, axes = panels(kinds)
+    methods = in_order(table["method"])
+    colours = dict(zip(methods, plt.colormaps["tab20"].colors * len(methods), strict=False))
+    for axis, (study, setting) in zip(axes, kinds, strict=False):
+        rows = table[(table["study"] == study) & (table["setting"] == setting)]
+        values = sorted(rows["value"].unique())
+        for method, line in rows.groupby("method"):
+            line = line.set_index("value")["robustness"].reindex(values)
+            axis.plot(range(len(values)), line, "o-", ms=4, color=colours[method])
+        axis.set(xticks=range(len(values)), ylim=(-2, 102), xlabel=setting)
+        axis.set_xticklabels([v if isinstance(v, str) else f"{v:g}" for v in values])
+        axis.set_title(f"{study}, n {rows['n'].max():.0f}", fontsize=8)
+    figure.supylabel(f"mean {METRIC}")
+    figure.suptitle("Influence of a setting (last epochs; n samples an attack)")
+    handles = [plt.Line2D([], [], color=colours[m], marker="o", ms=4, label=m) for m in methods]
+    figure.legend(handles=handles, loc="outside right center")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+def style(method):
+    """Colour and marker of a method: those of its family."""
+    family = METHODS[method].family
+    return COLOURS[family], SHAPES[family]
+
+
+def family_handles(methods):
+    present = {METHODS[method].family for method in methods}
+    return [
+        plt.Line2D([], [], ls="", marker=SHAPES[f], color=COLOURS[f], label=f)
+        for f in FAMILIES if f in present
+    ]  # fmt: skip
+
+
+def family_legend(axis, methods):
+    axis.legend(handles=family_handles(methods), loc="lower left")
+
+
+def counted(count, noun):
+    return f"{count} {noun}{'s' if count > 1 else ''}"
+
+
+def panels(networks, share=False):
+    """A figure with a panel for each network, three in a row; returns it and the axes."""
+    columns = min(3, len(networks))
+    rows = -(-len(networks) // columns)
     figure, axes = plt.subplots(
-        1, len(norms), figsize=(3.6 * len(norms) + 2, 3.4), sharey=True, squeeze=False,
-        layout="constrained",
+        rows, columns, figsize=(max(3.2 * columns, 6), 2.4 * rows + 1.2), squeeze=False,
+        sharex=share, sharey=share, layout="constrained",
     )  # fmt: skip
-    for axis, norm in zip(axes[0], norms, strict=True):
-        sizes = np.unique(table.loc[table["norm"] == norm, "epsilon"])
-        places = range(len(sizes))  # at even distances, so that small epsilons can be told apart
-        of_norm = curves.loc[norm]
-        for label in [label for label in areas.index if label in of_norm.index.unique("label")]:
-            curve = of_norm.loc[label].reindex(sizes)
-            values = curve["robust_accuracy"].to_numpy()
-            if label not in named:
-                axis.plot(values, color="#cccccc", lw=0.8, zorder=1)
-                continue
-            colour = COLOURS[families[label]]
-            axis.plot(values, "o-", ms=3, color=colour, label=label)
-            axis.fill_between(places, curve["low"], curve["high"], color=colour, alpha=0.15, lw=0)
-        axis.set(title=NORMS[norm], xlabel="epsilon", xticks=places, ylim=(-2, 102))
-        axis.set_xticklabels([f"{size:.3g}" for size in sizes])
-    axes[0, 0].set_ylabel("robust accuracy, worst case (%)")
-    axes[0, -1].plot([], [], color="#cccccc", label="other methods")
-    axes[0, -1].legend(**LEGEND_BESIDE)
-    return figure
+    for axis in axes.flat[len(networks) :]:
+        axis.set_axis_off()
+    return figure, axes.flat
 
 
-def history(folder):
-    """Training history, and below it how many mined images take their target from each epoch."""
-    log = pd.read_csv(folder / "log.csv")
-    mined = sorted(folder.glob("ats_*.h5"))[:1]
-    figure, axes = plt.subplots(
-        1 + len(mined), 1, figsize=(8, 2.6 + 1.4 * len(mined)), sharex=True, squeeze=False,
-        layout="constrained", height_ratios=[2, 1][: 1 + len(mined)],
-    )  # fmt: skip
-    top = axes[0, 0]
-    top.plot(log["epoch"], 100 * log["accuracy"], color="#0072B2", label="training images")
-    top.plot(
-        log["epoch"], 100 * log["val_accuracy"], color="#D55E00", ls="--", label="selection images"
-    )
-    top.set_ylabel("accuracy (%)")
-    top.legend(**LEGEND_BESIDE)
-    for path in mined:
-        with open_artifact(path, command_of("dare/get_ats.py")) as file:
-            epochs, counts = np.unique(file["epoch"][()], return_counts=True)
-        axes[1, 0].bar(epochs, counts, color="#009E73", label="targets of\nmined images")
-        axes[1, 0].set_ylabel("images")
-        axes[1, 0].legend(**LEGEND_BESIDE)
-    axes[-1, 0].set_xlabel("epoch")
-    axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
-    return figure
+def clean_axis(axis, changes, ticks=TICKS, room=1.5):
+    """The axis of changes in clean accuracy, logarithmic for losses that are larger than LINEAR.
+
+    room: how far a logarithmic one goes beyond the largest loss, as a factor.
+    """
+    axis.axvline(0, color="#555555", lw=0.8)
+    if changes.min() < -3 * LINEAR:
+        axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
+        ticks = [t for t in ticks if 1.2 * changes.min() < t <= max(changes.max(), 2)]
+        axis.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+        axis.minorticks_off()
+    low, high = changes.min(), max(changes.max(), 0)
+    is_log = axis.get_xscale() == "symlog"
+    axis.set_xlim((room if is_log else 1.5) * low - 0.3, 1.15 * high + 0.3)
 
 
-def slice_shares(path):
-    """For every layer, the share of synapses in all class slices, in the model's, and in any."""
-    with open_artifact(path, command_of("dare/nnslicer.py")) as file:
-        layers = sorted(file, key=lambda name: file[name].attrs["order"])
-        shares = [layer_shares(file[name]) for name in layers]
-    figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
-    bars = {
-        "the slices of all classes": "#E69F00",
-        "the model's slice": "#0072B2",
-        "the slice of any class": "#56B4E9",
-    }
-    for i, (title, colour) in enumerate(bars.items()):
-        places = np.arange(len(layers)) + (i - 1) * 0.28
-        axis.bar(places, [share[i] for share in shares], 0.28, label=title, color=colour)
-    axis.set(ylabel="share of synapses (%)", xticks=range(len(layers)))
-    axis.set_xticklabels(layers, rotation=45, ha="right")
-    axis.legend(title="synapses in", **LEGEND_BESIDE)
-    return figure
+def clean_label(axis):
+    text = "change of clean accuracy (points"
+    return text + (f", logarithmic below -{LINEAR})" if axis.get_xscale() == "symlog" else ")")
 
 
-def layer_shares(group):
-    """Shares in % of a layer's synapses in all class slices, in the model's slice and in any."""
-    class_masks = group["class_mask"]
-    in_all = in_any = class_masks[0]
-    for c in range(1, len(class_masks)):  # one at a time: a layer of VGG has 16 million synapses
-        in_all = in_all & class_masks[c]
-        in_any = in_any | class_masks[c]
-    return [100 * mask.mean() for mask in (in_all, group["mask"][()], in_any)]
+def spread(values, gap):
+    """Ascending values moved apart to at least `gap`, as little as possible (least squares)."""
+    steps = gap * np.arange(len(values))
+    return isotonic_regression(np.asarray(values) - steps).x + steps

@@ -1,65 +1,51 @@
-"""The small part of a study that its tables need, kept beside the code in dare/results/.
+"""What the tables of some studies need, kept beside the code in dare/results/.
 
-Called by `python dare/tables.py --record NAME`. For every study it keeps robustness.csv, log.csv
-and adaptive.csv, and for the reported models scores.h5 (which images each gets right) and the worst
-cases of adaptive.h5. commands.csv holds the recorded commands, with versions, device and times, and
-facts.json what warnings and the table of networks need. No weights and no images are kept.
+Called by `python dare/tables.py --record NAME`. Every table of Results is one file there, with the
+rows of all studies, and scores.h5 has a group for each: the models that are compared and the worst
+cases of adaptive attacks. No weights and no images are kept.
 """
 
-import json
-import shutil
+from pathlib import Path
 
 import h5py
+import pandas as pd
 
-from dare.evaluation.facts import FACTS_FILE, facts
-from dare.evaluation.runs import ROOT, RecordedRuns, commands
-from dare.evaluation.scores import SELECTION_RULES, Scores, arrays_in
-from train.shared.artifacts import (
-    atomic_write,
-    command_of,
-    open_artifact,
-    set_attributes,
-    write_text,
-)
+from dare.evaluation.results import TABLES, read_recorded
+from train.shared.artifacts import atomic_write, set_attributes
 
-RESULTS = ROOT / "dare" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
-def record(folders, name):
-    """Copy the small part of the studies in `folders` to dare/results/<name>/<study>/.
+def record(results, folder):
+    """Add studies to a folder of dare/results; returns the Results of all that it holds.
 
-    Other studies that were recorded under this name stay. Of an earlier run of the same study
-    nothing stays.
+    Other studies that it holds stay. Of an earlier record of the same study nothing stays.
     """
-    rows = RecordedRuns(folders).rows
-    reported = set(rows.loc[rows[[*SELECTION_RULES]].any(axis=1), "sha256"])
-    for folder in folders:
-        target = RESULTS / name / folder.name
-        target.mkdir(parents=True, exist_ok=True)
-        for path in [*target.glob("*.csv"), target / "adaptive.h5"]:
-            if not (folder / path.name).exists():  # of an earlier run
-                path.unlink(missing_ok=True)
-        for path in folder.glob("*.csv"):
-            shutil.copyfile(path, target / path.name)
-        with atomic_write(target / "commands.csv") as temporary:
-            commands(folder, versions=True).to_csv(temporary, index=False)
-        write_text(target / FACTS_FILE, json.dumps(facts(folder), indent=1) + "\n")
-        scores = Scores(folder / "scores.h5")
-        scores.path = target / "scores.h5"
-        scores.packed = {model: bits for model, bits in scores.packed.items() if model in reported}
-        scores.save()
-        if (folder / "adaptive.h5").exists():
-            copy_worst_cases(folder / "adaptive.h5", target / "adaptive.h5", reported)
-
-
-def copy_worst_cases(source, target, reported):
-    """Copy the worst cases of the reported models from one adaptive.h5 to another."""
-    step = command_of("dare/test.py --adaptive")
-    with open_artifact(source, step) as file, atomic_write(target) as temporary:
-        with h5py.File(temporary, "w") as copy:
-            set_attributes(copy, file.attrs)
-            copy["index"] = file["index"][()]
-            for model in sorted(reported & set(file)):
-                for name, result in arrays_in(file[model]).items():
-                    if "/worst/" in name:
-                        copy[f"{model}/{name}"] = result
+    new, studies = dict(results.tables), {*results.rows["study"]}
+    rows = results.tables["robustness"]
+    new["robustness"] = rows[rows["last"] | rows["best"]]
+    kept = set(new["robustness"]["sha256"])
+    scores = dict(results.scores)
+    if (folder / "robustness.csv").exists():
+        earlier = read_recorded(folder)
+        for name in TABLES:
+            old = earlier.tables[name]
+            if len(old):
+                old = old[~old["study"].isin(studies)]
+                new[name] = pd.concat([old, new[name]], ignore_index=True)
+                kept |= set(old["sha256"]) if name == "robustness" else set()
+        scores = earlier.scores | scores
+    for name in TABLES:
+        if len(new[name]):
+            with atomic_write(folder / f"{name}.csv") as temporary:
+                new[name].to_csv(temporary, index=False)
+        else:
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+    with atomic_write(folder / "scores.h5") as temporary:
+        with h5py.File(temporary, "w", libver="latest") as file:
+            set_attributes(file, {})
+            for study, of_study in sorted(scores.items()):
+                single_attacks = ("unknown", *(f"adaptive {a}" for a in ("fgsm", "pgd", "rays")))
+                parts = [part for part in of_study.index if not part.startswith(single_attacks)]
+                of_study.write(file.create_group(study), kept, parts)
+    return read_recorded(folder)

@@ -1,178 +1,233 @@
 """The report: tables and figures as one HTML file, and the tables as CSV, Markdown and LaTeX."""
 
+import base64
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 import markupsafe
+import matplotlib.pyplot as plt
 import pandas as pd
 
-from dare.evaluation.checks import warnings
-from dare.evaluation.claims import claims_table
-from dare.evaluation.claims_sections import claims_sections
-from dare.evaluation.comparisons import verdict, verdict_sentences
-from dare.evaluation.differences import differences_table, paper_differences
-from dare.evaluation.networks import models_table, networks_table
-from dare.evaluation.pictures import FigureFolder, claims_pictures, network_pictures, study_pictures
-from dare.evaluation.runs import NETWORK, TABLE_RULES, RecordedRuns, of_network, paper_runs
-from dare.evaluation.sections import (
-    LEARNING_RATES_NOTE,
-    OPTIMISM_NOTE,
-    PAPER_DIFFERENCES_NOTE,
-    PAPER_NOTE,
-    Content,
-    Section,
-    differences_section,
-    network_sections,
-    networks_section,
-    robustness_section,
-    text_table,
-    wins_sentence,
-)
-from dare.evaluation.tables import (
-    learning_rates_table,
-    optimism_table,
-    published_means,
-    robustness_table,
-    wins,
-)
+from dare.evaluation import figures, networks, tables
+from dare.evaluation.compare import agreement, comparisons_table, scenario_means, wilcoxon_table
+from dare.evaluation.results import NETWORK, of_network, paper_rows
+from dare.evaluation.tables import Section, name_of
 from train.shared.artifacts import atomic_write, write_text
 
+COMPARISONS_NOTE = (
+    "DARE minus another method in points, image by image, with Student's 95% interval. This "
+    "describes these runs and tests nothing; several networks share images."
+)
+OVER_NOTE = (
+    " Mean over networks; range: of theirs; ahead: in how many DARE is; images: their sum. "
+    "†: in some of them the other model is the original itself, with 0 by construction."
+)
+PAPER_NOTE = (
+    "Mean robustness over the attacks and change of clean accuracy, the paper's in brackets (four "
+    "attacks). Only here every method has its most robust epoch and learning rate, chosen on the "
+    "validation part of the samples; the test part is shown."
+)
+ATTACKS_NOTE = (
+    "Empirical robustness in % (± standard deviation over runs) at last epochs, on all samples "
+    "that a method was not tuned on; clean accuracy in % and its change in points."
+)
+ADAPTIVE_NOTE = (
+    "Robust accuracy in %, the worst case over the attacks on each model itself, at the two "
+    "largest epsilons. *: the original keeps more than 5% at the largest; there the attacks have "
+    "not converged."
+)
+COST_NOTE = (
+    "Seconds for all that a method needs (DARE: slice, mine, tune; at-*: attack, tune), and how "
+    "many epochs of the network's own training take as long."
+)
 
-def make_report_of_paper(target, command):
-    """All tables and figures from dare/paper alone; returns the report's path.
 
-    target: folder. command: the command line, which the report shows.
-    """
-    runs = paper_runs()
-    cells = robustness_table(runs)
-    differences = paper_differences(runs)
-    networks = {}
-    for network in runs[NETWORK].drop_duplicates().itertuples(index=False, name=None):
-        table = robustness_section(of_network(cells, *network), "paper", None, PAPER_NOTE)
-        compared = of_network(differences, *network)
-        networks[network] = [table, differences_section(compared, PAPER_DIFFERENCES_NOTE)]
-    write_csv(target, {"table": cells, "table_differences": differences})
-    sentences = ["The paper's own figures (doi 10.1145/3630011).", wins_sentence(wins(cells))]
-    return write_report(target, Content(sentences, [], networks, [], command), cells)
+@dataclass
+class Content:
+    """What a report shows. overview: the first Section. figures: {name: (caption, figure)}."""
+
+    title: str
+    command: str
+    overview: Section
+    sentences: list
+    warnings: list = field(default_factory=list)
+    sections: list = field(default_factory=list)
+    figures: dict = field(default_factory=dict)
+    samples: list = field(default_factory=list)
+    csv: dict = field(default_factory=dict)
 
 
-def make_report_of_runs(target, folders, command):
-    """All tables and figures from the recorded runs in `folders`; returns the report's path."""
-    recorded = RecordedRuns(folders)
-    networks = recorded.networks()
-    cells = {rule: robustness_table(recorded.chosen[rule], recorded) for rule in TABLE_RULES}
-    differences = {rule: differences_table(recorded, rule) for rule in TABLE_RULES}
-    verdicts = {network: rounded(verdict(recorded, *network)) for network in networks}
-    published = published_means()
-    claims, beside_paper, overview = pd.DataFrame(), pd.DataFrame(), []
-    if len(networks) > 1:
-        claims = rounded(claims_table(recorded, published))
-        beside_paper = networks_table(recorded, cells["selected"], published)
-        overview = [networks_section(beside_paper), *claims_sections(claims)]
-    write_csv(
-        target,
-        {
-            "table": pd.concat([table.assign(rule=rule) for rule, table in cells.items()]),
-            "table_differences": pd.concat(differences.values()),
-            "table_verdict": pd.concat(
-                [rows.assign(dataset=d, model=m) for (d, m), rows in verdicts.items()]
-            ),
-            "table_claims": claims,
-            "table_networks": beside_paper,
-        },
-    )
-    sentences = [f"{m} on {d}: {verdict_sentences(rows)}" for (d, m), rows in verdicts.items()]
-    count = wins(cells["selected"])
-    sentences.append(wins_sentence(count, wins(robustness_table(paper_runs()))))
-    models = text_table(models_table(recorded), **{"parameters (M)": "{:.2f}", "images": "{:.0f}"})
-    rates = text_table(learning_rates_table(recorded), lr_rate="{:g}")
-    optimism = text_table(optimism_table(recorded), candidates="{:.0f}", optimism="{:+.1f}")
+def report_of_paper(target, command):
+    """All tables and figures from dare/paper alone; returns the report's path."""
+    rows = paper_rows()
+    cells = tables.robustness_table(rows)
+    tests = wilcoxon_table(rows)
+    means = scenario_means(rows)
+    best = int((means.idxmax(axis=1) == "dare").sum())
+    sections = attack_sections(cells, "Mean ± standard deviation over nine runs, in %.")
     content = Content(
-        sentences=sentences,
-        warnings=warnings(recorded),
-        networks={
-            network: network_sections(network, cells, differences, verdicts[network], published)
-            for network in networks
+        "the paper's runs", command, wilcoxon_section(tests),
+        [f"DARE has the highest mean in {best} of {len(means)} scenarios (doi 10.1145/3630011)."],
+        sections=sections, csv={"table": cells, "table_wilcoxon": tests},
+        figures={"trade_off": figures.trade_off(cells, "the paper's runs")},
+    )  # fmt: skip
+    return write_report(target, content)
+
+
+def report_of_runs(target, results, command):
+    """All tables and figures from Results; returns the report's path."""
+    compared = comparisons_table(results)
+    # Without scores it is a record of several settings, whose networks may share a name.
+    compared_rows = tables.unseen(results.last) if results.scores else results.last[:0]
+    last = tables.robustness_table(compared_rows)
+    best, theirs = (tables.robustness_table(rows) for rows in (results.best, paper_rows()))
+    trained = networks.networks_table(results)
+    swept, cost = networks.sensitivity_table(results), networks.cost_table(results)
+    attacked = networks.adaptive_table(results)
+    tests = wilcoxon_table(results.best)
+    agreed = agreement(scenario_means(results.best), scenario_means(paper_rows()))
+    names = results.networks
+    several = len(names) > 1
+    note = COMPARISONS_NOTE + (OVER_NOTE if several else "")
+    content = Content(
+        {"models": "all runs"}.get(target.name, target.name), command,
+        Section("What each component of DARE is worth", note, tables.comparisons_text(compared)),
+        agreement_sentences(agreed), networks.warnings(results, trained),
+        csv={
+            "table_comparisons": compared, "table_networks": trained, "table_cost": cost,
+            "table": pd.concat([last.assign(rule="last"), best.assign(rule="best")]),
+            "table_sensitivity": swept, "table_adaptive": attacked, "table_wilcoxon": tests,
+            "table_agreement": pd.DataFrame([agreed] if agreed else []),
         },
-        common=[
-            Section("Trained networks, beside the authors' table", models),
-            Section("Learning rates and selected epochs", rates, LEARNING_RATES_NOTE, folded=True),
-            Section("Optimism of the selection", optimism, OPTIMISM_NOTE, folded=True),
-        ],
-        command=command,
-        overview=overview,
-        claims=claims,
-    )
-    compared = robustness_table(recorded.all_compared, recorded)
-    return write_report(target, content, compared, recorded)
+    )  # fmt: skip
+    by_network = tables.by_network(compared, names)
+    content.sections = [
+        Section("The comparisons in each network", COMPARISONS_NOTE, by_network),
+        Section("The comparisons in each seed", "In points.", tables.by_seed(compared), True),
+        Section("Beside the paper", PAPER_NOTE, tables.beside_paper_text(
+            best, theirs, names, networks.training_samples(results))),
+        Section("Networks", "Clean accuracy in %, on the reporting half of the test images.",
+                networks.networks_text(trained)),
+        *attack_sections(last, ATTACKS_NOTE),
+    ]  # fmt: skip
+    if len(attacked):
+        text = networks.adaptive_text(attacked, names)
+        content.sections.append(Section("Every model attacked itself", ADAPTIVE_NOTE, text))
+    if len(swept):
+        note = "Last epochs; mean robustness over the attacks in %, n samples an attack."
+        text = networks.sensitivity_text(swept)
+        content.sections.append(Section("Influence of a setting", note, text))
+    if len(cost):
+        text = networks.cost_text(cost, names)
+        content.sections.append(Section("Cost", COST_NOTE, text, folded=True))
+    if len(tests):
+        content.sections.append(wilcoxon_section(tests))
+    content.figures = {
+        "trade_off": figures.trade_off(last),
+        "comparisons": figures.comparisons(compared),
+        "trade_off_networks": figures.trade_offs(last, names),
+        "adaptive": figures.adaptive(attacked, names, bool(results.attacked["last"].all())),
+        "mined_epochs": figures.mined_epochs(results.tables["mined"], names),
+        "sensitivity": figures.sensitivity(swept),
+    }
+    study = next(iter(results.rows["study"]))
+    content.samples = sorted((results.folder / study / "adv").glob("*.png"))
+    return write_report(target, content)
 
 
-def rounded(table):
-    """A table with the digits of its CSV file, so that the file gives the same text."""
-    return table.round(6)
+def attack_sections(cells, note):
+    networks = cells[NETWORK].drop_duplicates().itertuples(index=False, name=None)
+    return [
+        Section(
+            f"{name_of(n)}: every attack", note, tables.attacks_text(of_network(cells, n)), True
+        )
+        for n in networks
+    ]
 
 
-def write_csv(target, tables):
-    """Write {name: DataFrame} as CSV files, those with rows."""
-    for name, table in tables.items():
+def wilcoxon_section(tests):
+    text = tests.assign(
+        difference=[tables.points(value) for value in tests["difference"]],
+        p_value=[f"{p:.2g}" for p in tests["p_value"]],
+    ).astype(str)
+    note = "The paper's own test: Wilcoxon's signed-rank test of DARE over runs, one-sided."
+    return Section("DARE minus other methods over runs", note, text, folded=True)
+
+
+def agreement_sentences(agreed):
+    """What agreement with the paper was found, in three sentences."""
+    if not agreed:
+        return []
+    return [
+        f"The {agreed['means']} means that we and the paper have (data set, network, attack and "
+        f"method) have a rank correlation of {agreed['rank_correlation']:.2f}.",
+        f"In {agreed['same_winner']} of {agreed['scenarios']} scenarios (data set, network and "
+        f"attack) the same method of DARE and adversarial training is best.",
+        f"DARE is best in {agreed['dare_ours']} of them, in the paper in {agreed['dare_theirs']}.",
+    ]
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def write_report(target, content):
+    """Print the first tables, write all files; returns the path of report.html."""
+    for name, table in content.csv.items():
+        path = target / f"{name}.csv"
         if len(table):
-            with atomic_write(target / f"{name}.csv") as temporary:
-                rounded(table).to_csv(temporary, index=False)
-
-
-def write_report(target, content, cells, recorded=None):
-    """Print the tables, and write table.md, table.tex and report.html; returns its path.
-
-    Args:
-        target: folder. content: Content. cells: of robustness_table, for the figures.
-        recorded: RecordedRuns; None: the paper's.
-    """
-    of_networks = [section for sections in content.networks.values() for section in sections]
-    sections = content.overview + of_networks + content.common
-    for warning in content.warnings:
-        print(f"Warning: {warning}")
+            with atomic_write(path) as temporary:
+                table.round(6).to_csv(temporary, index=False)
+        else:
+            path.unlink(missing_ok=True)
+    sections = [s for s in (content.overview, *content.sections) if len(s.table)]
     for section in sections:
         if not section.folded:
             print(f"\n{section.title}\n\n{markdown(section.table)}")
-    print("\n" + "\n".join(content.sentences) + "\n")
-    head = [f"**Warning**: {warning}" for warning in content.warnings] + content.sentences
+    print("\n" + "\n".join(content.warnings + content.sentences) + "\n")
+    head = "\n".join(f"- {text}" for text in content.warnings + content.sentences)
     parts = [f"## {s.title}\n\n{s.note}\n\n{markdown(s.table)}" for s in sections]
-    write_text(target / "table.md", "\n\n".join([*head, *parts]) + "\n")
+    write_text(target / "table.md", "\n\n".join([head, *parts]).strip() + "\n")
     write_text(target / "table.tex", "\n\n".join(map(latex, sections)) + "\n")
-    return write_html(target, content, cells, recorded)
-
-
-def write_html(target, content, cells, recorded):
-    """Write figures/ and report.html; returns its path."""
-    folder = FigureFolder(target / "figures")
+    drawn = {name: save(figure, target / "figures" / name)
+             for name, figure in content.figures.items() if figure is not None}  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["table_html"] = table_html
-    titles = {"models": "all recorded runs", "paper": "the paper's runs"}
-    study_folders = recorded.folders.values() if recorded else ()
+    samples = {path.stem: data_uri(path) for path in content.samples}
     text = environment.get_template("report.html.j2").render(
-        title=titles.get(target.name, target.name),
-        content=content,
-        overview=claims_pictures(folder, content.claims),
-        figures={n: network_pictures(folder, cells, *n, recorded) for n in content.networks},
-        studies=[study_pictures(folder, study_folder) for study_folder in study_folders],
+        content=content, sections=sections[1:], figures=drawn, samples=samples
     )
-    path = target / "report.html"
-    write_text(path, text + "\n")
-    return path
+    write_text(target / "report.html", text + "\n")
+    return target / "report.html"
+
+
+def save(figure, path):
+    """Save a figure as PNG and SVG; returns the SVG as a data URI."""
+    for kind in "png", "svg":
+        with atomic_write(path.with_suffix(f".{kind}"), f".{kind}") as temporary:
+            metadata = {"Date": None} if kind == "svg" else None
+            figure.savefig(temporary, dpi=110, metadata=metadata)
+    plt.close(figure)
+    return data_uri(path.with_suffix(".svg"))
+
+
+def data_uri(path):
+    kind = "svg+xml" if path.suffix == ".svg" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def table_html(table):
-    """A table of strings as HTML; ** around a text makes it bold."""
-    text = table.to_html(index=False, border=0, escape=True)
-    return markupsafe.Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text))
+    return markupsafe.Markup(table.to_html(index=False, border=0, escape=True))
 
 
 def markdown(table):
-    return table.to_markdown(index=False, disable_numparse=True)
+    """A table as Markdown, without padding, which would make the rows very long."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def latex(section):
@@ -181,4 +236,4 @@ def latex(section):
     text = section.table.to_latex(
         index=False, escape=True, caption=section.title, column_format=columns
     )
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    return re.sub("†", r"\\dag{}", text)

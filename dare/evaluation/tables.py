@@ -1,151 +1,190 @@
-"""The tables of the report, as numbers: robustness, learning rates, optimism."""
+"""The tables of the report: numbers as data frames, which are the CSV files, and as text."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from dare.evaluation.intervals import bootstrap, wilson
-from dare.evaluation.runs import (
-    NETWORK,
-    TABLE_RULES,
-    dare_rows,
-    models_of,
-    of_network,
-    paper_accuracy,
-    paper_runs,
-)
-from dare.evaluation.scores import loses_too_much
-from dare.methods import family
+from adv import ATTACKS
+from dare.evaluation.compare import ALL, COMPARISONS
+from dare.evaluation.results import NETWORK, in_order
+from dare.methods import unseen_splits
+
+AVERAGED = "mean"  # the row over attacks
 
 
-def robustness_table(runs, recorded=None):
-    """The robustness tables: a row for each network, method and attack.
+@dataclass
+class Section:
+    """A table of strings with its title and one or two sentences of notes.
 
-    Args:
-        runs: selected rows of the test part.
-        recorded: RecordedRuns, for the intervals of the mean; None: without these.
+    folded: the report shows its title only, until it is opened.
+    """
+
+    title: str
+    note: str
+    table: pd.DataFrame
+    folded: bool = False
+
+
+def name_of(network):
+    """ "vgg16 cifar10", as networks are called in tables and figures."""
+    return " ".join(reversed(network))
+
+
+def number(value, form="{:.1f}"):
+    """A number as text, nothing for NaN; no "-0.0"."""
+    return "" if pd.isna(value) else form.format(round(value, 6) + 0.0).replace("-0.0", "0.0")
+
+
+def points(value):
+    return number(value, "{:+.1f}").replace("+0.0", "0.0")
+
+
+def marked(row):
+    """ "+7.3 [-2.9, 17.6]" of a row of comparisons; † if the other model is the original itself."""
+    text = points(row.difference)
+    text += "" if pd.isna(row.low) else f" [{number(row.low)}, {number(row.high)}]"
+    return text + (" †" if row.originals > 0 else "")
+
+
+# ------------------------------------------------------------------------------------- comparisons
+
+
+def comparisons_text(table):
+    """Table (a), a row for each of COMPARISONS; table: of comparisons_table.
+
+    Over networks, or of the network if there is only one.
+    """
+    rows = table[table["dataset"] == ALL] if (table["dataset"] == ALL).any() else first_rows(table)
+    others = [(c.component, c.other) for c in COMPARISONS]
+    rows = rows.set_index(["component", "other"]).reindex(others).dropna(subset="difference")
+    text = pd.DataFrame([*rows.index], columns=["component", "DARE minus"])
+    text["points"] = [marked(row) for row in rows.itertuples()]
+    if rows["cells"].notna().any():
+        text["ahead"] = [f"{row.ahead:.0f} of {row.cells:.0f}" for row in rows.itertuples()]
+        text["range"] = [f"{number(r.lowest)} to {number(r.highest)}" for r in rows.itertuples()]
+    text["images"] = [f"{images:.0f}" for images in rows["images"]]
+    text["clean accuracy"] = [points(value) for value in rows["clean_difference"]]
+    if rows["heldout_difference"].notna().any():
+        text["held-out samples"] = [points(value) for value in rows["heldout_difference"]]
+    return text
+
+
+def first_rows(table):
+    """Of a table of comparisons, the rows of whole networks, without those of single seeds."""
+    return table.drop_duplicates(["component", "other", *NETWORK])
+
+
+def by_network(table, networks):
+    """Every comparison in every network: "+7.3 [-2.9, 17.6]"."""
+    rows = first_rows(table[table["dataset"] != ALL])
+    rows = rows.assign(
+        text=[marked(row) for row in rows.itertuples()],
+        network=[name_of(n) for n in rows[NETWORK].itertuples(index=False, name=None)],
+    )
+    return pivoted(rows, [name_of(n) for n in networks])
+
+
+def by_seed(table):
+    """Every comparison in every training seed, of networks with several."""
+    rows = table[(table["dataset"] != ALL) & table.duplicated(["component", "other", *NETWORK])]
+    rows = rows.assign(
+        text=[points(value) for value in rows["difference"]],
+        network=[f"{r.model} {r.dataset} {r.seeds}" for r in rows.itertuples()],
+    )
+    return pivoted(rows, rows["network"].unique())
+
+
+def pivoted(rows, columns):
+    index = ["component", "other"]
+    order = rows.drop_duplicates(index).set_index(index).index
+    table = rows.pivot(index=index, columns="network", values="text").reindex(order)
+    table = table.reindex(columns=[c for c in columns if c in table]).fillna("").reset_index()
+    return table.rename(columns={"other": "DARE minus"}).rename_axis(None, axis=1)
+
+
+# -------------------------------------------------------------------------------------- robustness
+
+
+def robustness_table(rows):
+    """Robustness of every method in every network under every attack, and its mean over attacks.
+
+    rows: of Results (a row a model, attack and split), or the paper's. Splits count as one, by the
+    number of their samples.
 
     Returns:
-        DataFrame with the columns dataset, model, label, method, setting, batches, attack (also
-        "mean", over the attacks), runs, n, mean, std (over runs), low, high (95%: Wilson's of a
-        single run; of "mean" by bootstrap over images), clean, change (of clean accuracy, points),
-        loses (more than 1 point), best (of the rows that do not lose more). In %.
+        DataFrame with the columns dataset, model, method, attack, runs (of all seeds), n (samples
+        of a run), robustness, std (over runs), clean, change. In %; change in points.
     """
-    keys = [*NETWORK, "label", "method", "setting", "batches"]
-    runs = runs.assign(n=runs.get("n", np.nan))
-    averaged = runs if recorded is None else runs[is_shared_attack(runs, recorded)]
-    by_run = averaged.groupby([*keys, "folder", "run"], sort=False, dropna=False)
-    means = by_run["empirical_robustness"].mean().reset_index().assign(attack="mean", n=np.nan)
-    cells = pd.concat([runs, means]).groupby([*keys, "attack"], sort=False, dropna=False)
-    cells = cells.agg(
-        runs=("empirical_robustness", "count"), n=("n", "mean"),
-        mean=("empirical_robustness", "mean"), std=("empirical_robustness", "std"),
+    rows = rows.assign(n=rows.get("n", pd.Series(1, rows.index))).dropna(
+        subset="empirical_robustness"
+    )
+    rows["right"] = rows["n"] * rows["empirical_robustness"]
+    run = [*NETWORK, "method", "study", "run", "test_accuracy", "change"]
+    run += [name for name in ("sha256",) if name in rows]
+    runs = rows.groupby([*run, "attack"], sort=False, dropna=False)[["right", "n"]].sum()
+    runs = runs.assign(robustness=runs["right"] / runs["n"]).reset_index()
+    means = runs.groupby(run, sort=False, dropna=False)[["robustness", "n"]].mean().reset_index()
+    runs = pd.concat([runs, means.assign(attack=AVERAGED)])
+    cells = runs.groupby([*NETWORK, "method", "attack"], sort=False)
+    return cells.agg(
+        runs=("robustness", "count"), n=("n", "mean"), robustness=("robustness", "mean"),
+        std=("robustness", "std"), clean=("test_accuracy", "mean"), change=("change", "mean"),
     ).reset_index()  # fmt: skip
-    models = runs.drop_duplicates([*keys, "folder", "run"]).groupby(keys, dropna=False)
-    clean = models[["test_accuracy", "change"]].mean().rename(columns={"test_accuracy": "clean"})
-    cells = cells.merge(clean, on=keys)
-    add_intervals(cells, runs, recorded)
-    cells["loses"] = loses_too_much(cells["change"])
-    may_win = cells["mean"].where(~cells["loses"] & (cells["method"] != "original"))
-    best = may_win.groupby([cells[key] for key in (*NETWORK, "attack")]).transform("max")
-    cells["best"] = may_win.eq(best)
-    return cells
 
 
-def is_shared_attack(runs, recorded):
-    """Whether all studies of a row's network have samples of its attack, bool (rows,)."""
-    shared = {network: recorded.attacks(*network) for network in recorded.networks()}
-    columns = (runs[name] for name in (*NETWORK, "attack"))
-    return [attack in shared[tuple(network)] for *network, attack in zip(*columns, strict=True)]
+def unseen(rows):
+    """The rows of the splits that each method was not tuned on."""
+    seen = {m: unseen_splits(m) for m in rows["method"].unique()}
+    is_unseen = [s in seen[m] for m, s in zip(rows["method"], rows["split"], strict=True)]
+    return rows[is_unseen]
 
 
-def add_intervals(cells, runs, recorded):
-    """Set the columns low and high of the robustness table."""
-    low, high = wilson(cells["mean"] * cells["n"] / 100, cells["n"])
-    is_single = (cells["runs"] == 1) & (cells["method"] != "original")
-    cells["low"] = np.where(is_single, 100 * low, np.nan)
-    cells["high"] = np.where(is_single, 100 * high, np.nan)
-    if recorded is None:
-        return
-    for row in cells[cells["attack"] == "mean"].itertuples():
-        if row.method != "original":
-            rows = of_network(runs[runs["label"] == row.label], row.dataset, row.model)
-            interval = mean_interval(recorded, rows, row.dataset, row.model)
-            cells.loc[row.Index, ["low", "high"]] = interval
+def attacks_text(cells):
+    """Table (d) of one network: a row a method, a column an attack; cells: of robustness_table."""
+    methods = in_order(cells["method"])
+    wide = cells.set_index(["method", "attack"])
+    first = cells.drop_duplicates("method").set_index("method").loc[methods]
+    table = pd.DataFrame({"method": methods})
+    table["clean"] = [number(value) for value in first["clean"]]
+    table["change"] = [points(value) for value in first["change"]]
+    for attack in [a for a in (*ATTACKS, AVERAGED) if a in set(cells["attack"])]:
+        table[attack] = [
+            mean_and_std(wide.loc[(m, attack)]) if (m, attack) in wide.index else ""
+            for m in methods
+        ]
+    return table
 
 
-def mean_interval(recorded, rows, dataset, model):
-    """95% interval in % of the mean over attacks of a method's models, over images and runs."""
-    attacks = recorded.attacks(dataset, model)
-    if not attacks:
-        return [np.nan, np.nan]
-    sources = [
-        np.stack([recorded.right(folder, digest, attacks) for digest in runs.values()])
-        for folder, runs in models_of(rows).items()
+def mean_and_std(cell):
+    return number(cell["robustness"]) + ("" if pd.isna(cell["std"]) else f" ± {cell['std']:.1f}")
+
+
+def beside_paper_text(ours, theirs, networks, samples):
+    """Table (b), methods by networks: "57.4 (64.5), -0.3 (+0.6)".
+
+    Mean robustness and change in clean accuracy, the paper's in brackets. ours, theirs: of
+    robustness_table. samples: {network: [how many each adversarial training was tuned on]}.
+    """
+    ours, theirs = (
+        t[t["attack"] == AVERAGED].set_index([*NETWORK, "method"])[["robustness", "change"]]
+        for t in (ours, theirs)
+    )
+    methods = [m for m in in_order(ours.index.unique("method")) if m != "original"]
+    table = pd.DataFrame({"method": methods})
+
+    def both(key, column, form):
+        text = form(ours[column].get(key, np.nan))
+        return text + (f" ({form(theirs[column][key])})" if key in theirs.index else "")
+
+    for network in networks:
+        keys = [(*network, method) for method in methods]
+        texts = [f"{both(k, 'robustness', number)}, {both(k, 'change', points)}" for k in keys]
+        table[name_of(network)] = [
+            t if key in ours.index else "" for t, key in zip(texts, keys, strict=True)
+        ]
+    table.loc[len(table)] = ["samples for each at-*"] + [
+        "-".join(str(n) for n in sorted({min(found), max(found)})) if found else ""
+        for found in (samples.get(network, []) for network in networks)
     ]
-    _, low, high = bootstrap(sources)
-    return [100 * low[-1], 100 * high[-1]]
-
-
-def wins(cells):
-    """(scenarios that DARE wins, all scenarios).
-
-    A scenario is a network, an attack and a setting of DARE. DARE wins if its mean is higher than
-    that of every adversarial training.
-    """
-    cells = cells[cells["attack"] != "mean"]
-    scenario = [*NETWORK, "attack"]
-    dare = dare_rows(cells).set_index(scenario)["mean"]
-    baselines = cells[cells["method"].map(family) == "adversarial training"]
-    best = baselines.groupby(scenario)["mean"].max().rename("best")
-    both = dare.to_frame("dare").join(best, how="inner").dropna()
-    return int((both["dare"] > both["best"]).sum()), len(both)
-
-
-def published_means():
-    """{(dataset, model, method, attack): the paper's mean}; attack also "clean" and "mean"."""
-    cells = robustness_table(paper_runs())
-    means = cells.set_index([*NETWORK, "method", "attack"])["mean"].to_dict()
-    return means | {(*key, "clean"): value for key, value in paper_accuracy().items()}
-
-
-def learning_rates_table(recorded):
-    """Every method and learning rate at its most robust epoch, and the selected epochs.
-
-    Mean robustness over attacks and clean accuracy, as selection saw them and as they are reported.
-    Only selected epochs are reported.
-    """
-    keys = [*NETWORK, "source", "label", "run", "lr_rate", "epoch"]
-    clean = {"selection_accuracy": "clean, selection", "test_accuracy": "clean, reported"}
-    rows = recorded.rows[recorded.rows["method"] != "original"]
-    by_model = rows.groupby([*keys, "split"], sort=False, dropna=False)["empirical_robustness"]
-    models = by_model.mean().unstack("split").reindex(columns=["validation", "test"])
-    marks = rows.drop_duplicates(keys)[[*keys, *clean, *TABLE_RULES]]
-    models = models.reset_index().merge(marks, on=keys)
-    is_selected = models[[*TABLE_RULES]].any(axis=1)
-    models.loc[~is_selected, ["test", "test_accuracy"]] = np.nan
-    best = models.groupby(keys[:-1], sort=False, dropna=False)["validation"].transform("max")
-    table = models[models["validation"].eq(best) | is_selected]
-    for rule in TABLE_RULES:
-        table = table.assign(**{rule: np.where(table[rule], "yes", "")})
-    return table.rename(columns={"label": "method", "test": "reported"} | clean)
-
-
-def optimism_table(recorded):
-    """How much better the most robust epoch is where it was selected than where it is reported.
-
-    A method with many candidates gains more from the luck of the validation part.
-
-    Returns:
-        DataFrame with the columns dataset, model, method (its label), candidates (epochs and rates,
-        mean over runs), validation, test (mean robustness of the selected epoch, in %), optimism
-        (their difference in points).
-    """
-    rows = recorded.rows[recorded.rows["method"] != "original"]
-    of_run = [*NETWORK, "label", "folder", "run"]
-    seen = rows[rows["split"] == "validation"]
-    candidates = seen.groupby(of_run, sort=False)["sha256"].nunique().rename("candidates")
-    selected = rows[rows["selected"]].groupby([*of_run, "split"])["empirical_robustness"].mean()
-    table = selected.unstack("split").join(candidates).groupby([*NETWORK, "label"]).mean()
-    table = table.reset_index().rename(columns={"label": "method"})
-    table["optimism"] = table["validation"] - table["test"]
-    return table[[*NETWORK, "method", "candidates", "validation", "test", "optimism"]]
+    return table

@@ -1,6 +1,9 @@
 """The configuration of the Snakefile: from text to values, checked by schema.yaml."""
 
+import contextlib
 import json
+import os
+import tempfile
 from itertools import product
 from pathlib import Path
 
@@ -11,16 +14,30 @@ from snakemake.exceptions import WorkflowError
 from adv import ATTACKS
 from dare.methods import CONTROLS, METHODS
 from train import params
+from train.shared.flags import FOLDER_NAME, PLAIN_NAME
 from train.shared.paths import epochs_in, study_folder
 
 SCHEMA = yaml.safe_load(Path(__file__).with_name("schema.yaml").read_text())
 PROPERTIES = SCHEMA["properties"]
 TUNED = [name for name, method in METHODS.items() if method.script]
 METHOD_NAMES = [*TUNED, "controls", "at"]  # the last two stand for several
-NAMES = {"attacks": ATTACKS, "methods": METHOD_NAMES, "adaptive_methods": list(METHODS)}
+NAMES = {
+    "attacks": ATTACKS,
+    "heldout_attacks": ATTACKS,
+    "methods": METHOD_NAMES,
+    "adaptive_methods": list(METHODS),
+}
 for key, names in NAMES.items():
     PROPERTIES[key]["items"] = {"enum": list(names)}
     PROPERTIES[key]["description"] = f"{key} among {', '.join(names)}, each once"
+FOLDERS = {
+    "dataset": "names of data sets, each a",
+    "model": "names of networks, each a",
+    "record": "null, or a",
+}
+for key, wanted in FOLDERS.items():
+    PROPERTIES[key].get("items", PROPERTIES[key])["pattern"] = rf"\A{FOLDER_NAME}\Z"
+    PROPERTIES[key]["description"] = f"{wanted} {PLAIN_NAME}"
 
 
 def checked(config):
@@ -49,9 +66,21 @@ def checked(config):
     defaults = {key: typed(getattr(params, key), PROPERTIES[key]) for key in shared}
     return config | {
         "methods": methods_of(config),
-        "source": config["source"] and str(Path(config["source"]).absolute()),
+        "source": config["source"] and str(Path(config["source"]).expanduser().absolute()),
         **{key: config[key] or default for key, default in defaults.items()},
     }
+
+
+def names_as_written(workflow):
+    """The names in a workflow's configuration as text: Snakemake reads 007 as the number 7."""
+    found = {}
+    for path in workflow.config_settings.configfiles:
+        found |= yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader) or {}
+    for entry in workflow.config_settings.config_args:
+        key, text = entry.split("=", 1)
+        value = workflow.config[key]
+        found[key] = text if isinstance(value, int | float) else value
+    return {key: found[key] for key in FOLDERS if key in found}
 
 
 def refuse_fewer_epochs(config):
@@ -66,6 +95,28 @@ def refuse_fewer_epochs(config):
                 f"--config epochs={config['epochs']}, but {folder} was trained for {trained}: ask "
                 f"for {trained}, or move this folder away to train again."
             )
+
+
+def refuse_unwritable(home):
+    """Raise WorkflowError if Snakemake and the steps cannot write to this folder."""
+    with contextlib.suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+    for folder in home, *home.glob(".snakemake"):
+        if not os.access(folder, os.W_OK):
+            raise WorkflowError(
+                f"{folder} cannot be written: change its permissions, or set DARE_HOME to a folder "
+                f"of your own."
+            )
+
+
+def links_to(home):
+    """A TemporaryDirectory with links to what a dry run reads, where Snakemake writes its notes."""
+    folder = tempfile.TemporaryDirectory()
+    (Path(folder.name) / ".snakemake").mkdir()
+    for name in "data", "models", ".snakemake/metadata", ".snakemake/incomplete":
+        if (home / name).exists():
+            (Path(folder.name) / name).symlink_to(home / name)
+    return folder
 
 
 def training_seeds(config):
@@ -86,8 +137,7 @@ def methods_of(config):
 def typed(value, schema):
     """A value in the type that its schema asks for, from text for a list, a number, true or null.
 
-    Snakemake reads "2024" as a number even where it is a name. Null in a list is dropped, so that a
-    list of nothing else is empty.
+    Null in a list is dropped, so that a list of nothing else is empty; but "null" may be a name.
     """
     kinds = schema.get("type", ())
     if kinds == "array":
@@ -95,7 +145,7 @@ def typed(value, schema):
         values = value if isinstance(value, list) else [value]
         return [v for v in (typed(v, schema["items"]) for v in values) if v is not None]
     text = str(value)
-    if value is None or text.lower() == "null":
+    if value is None or (text.lower() == "null" and kinds != "string"):
         return None
     if "string" in kinds:
         return text

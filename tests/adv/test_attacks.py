@@ -180,15 +180,16 @@ def constant_logits(value):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("value", [0.0, np.nan])
-def test_attacks_end_without_a_gradient_and_on_nan(subject, name, value):
+def test_attacks_end_without_a_gradient_and_on_nan(subject, name):
     """The predicted class is 0 all the time."""
     x = subject[1][:10]
-    batched = constant_logits(value)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        attack(name, constant_logits(np.nan), x, np.zeros(10, int), steps=20)
+    batched = constant_logits(0.0)
     adversarial, success = attack(name, batched, x, np.zeros(10, int), steps=20)
     assert not success.any()
     np.testing.assert_array_equal(adversarial, x)
-    if name != "cw" and value == 0:
+    if name != "cw":
         assert batched.gradients <= 3 * len(x)  # they give up at once
 
 

@@ -94,52 +94,6 @@ def test_chunks_of_other_settings_are_not_used(study, monkeypatch):
     assert len(calls) == 4  # a chunk, an interruption, both chunks again
 
 
-def test_a_failing_picture_does_not_cost_the_samples(study, monkeypatch, capsys):
-    _, folder, flags = study
-    path = folder / "adv/fgsm.h5"
-    path.unlink()
-    flags = [*flags, "--attack", "fgsm", "--samples", "60"]
-
-    def fail(*args):
-        raise ValueError("no fonts")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("adv.attacks.picture.draw_samples", fail)
-        generate_adv.main(flags)
-    assert "fgsm.png was not drawn: no fonts" in capsys.readouterr().out
-    samples = path.read_bytes()
-    generate_adv.main(flags)
-    assert path.read_bytes() == samples and path.with_suffix(".png").exists()
-
-
-def test_samples_of_test_images(study, capsys):
-    home, folder, flags = study
-    x, y = (np.load(home / f"data/toy/{letter}_test.npy") for letter in "xy")
-    flags = [*flags, "--attack", "fgsm", "--part", "test"]
-    generate_adv.main([*flags, "--samples", "30"])
-    path = folder / "adv/fgsm_test.h5"
-    assert attributes(path)["part"] == "test" and path.with_suffix(".png").exists()
-    samples = arrays_of(path)
-    index = samples["index"]
-    model = load_classifier(folder)
-    selection, reporting = halves_of_test("toy", len(y))
-    assert len(index) == 30 and set(index) <= set(reporting) and not set(index) & set(selection)
-    assert (samples["split"] == 2).all()
-    np.testing.assert_array_equal(samples["label"], y[index])
-    assert (predict(model, x[index]).argmax(axis=1) == y[index]).all()
-    change = np.abs(samples["image"] - x[index].astype("float32") / 255)
-    np.testing.assert_allclose(samples["linf"], change.max(axis=(1, 2, 3)), rtol=1e-5)
-    with pytest.raises(UserError, match="samples 30, not 5000"):
-        generate_adv.main(flags)
-    # There are fewer than 5,000: all that are right.
-    path.unlink()
-    generate_adv.main(flags)
-    right = predict(model, x[reporting]).argmax(axis=1) == y[reporting]
-    np.testing.assert_array_equal(arrays_of(path)["index"], reporting[right])
-    text = f"5000 is more than the {right.sum()} of 60 images of x_test that the model gets right"
-    assert text in capsys.readouterr().out
-
-
 def test_samples_of_other_settings_are_refused_and_kept(study, capsys):
     _, folder, flags = study
     path = folder / "adv/pgd.h5"
@@ -180,6 +134,39 @@ def test_sample_files(study):
     np.testing.assert_allclose(fgsm["linf"], change.max(axis=(1, 2, 3)), rtol=1e-5)
     wanted = {"attack", "mode", "samples", "checkpoint_sha256", "data_sha256", "version"}
     assert wanted <= set(attributes(folder / "adv/fgsm.h5"))
+
+
+def test_samples_of_test_images(study, capsys):
+    """Files of their own, from the reporting half of x_test, all in the split test."""
+    home, folder, flags = study
+    before = (folder / "adv/fgsm.h5").read_bytes()
+    generate_adv.main([*flags, "--attack", "fgsm", "--part", "test", "--samples", "100"])
+    assert (folder / "adv/fgsm.h5").read_bytes() == before
+    found = arrays_of(folder / "adv/fgsm_test.h5")
+    y = np.load(home / "data/toy/y_test.npy")
+    _, reporting = halves_of_test("toy", len(y))
+    assert set(found["index"]) <= set(reporting) and len(found["index"]) <= len(reporting) == 60
+    assert (
+        f"gets {len(found['index'])} of 60 images of the test part right" in capsys.readouterr().out
+    )
+    assert set(found["split"]) == {2}
+    np.testing.assert_array_equal(found["label"], y[found["index"]])
+    assert attributes(folder / "adv/fgsm_test.h5")["part"] == "test"
+
+
+def test_a_picture_that_fails_costs_no_result(study, monkeypatch, capsys):
+    """The next run draws it."""
+    _, folder, flags = study
+    path = folder / "adv/fgsm.h5"
+    path.unlink()
+    flags = [*flags, "--attack", "fgsm", "--samples", "60"]
+    with monkeypatch.context() as patch:
+        patch.setattr("adv.attacks.picture.draw_samples", lambda *_: 1 / 0)
+        generate_adv.main(flags)
+    assert "fgsm.png was not drawn" in capsys.readouterr().out
+    samples = path.read_bytes()
+    generate_adv.main(flags)
+    assert path.read_bytes() == samples and path.with_suffix(".png").exists()
 
 
 def test_adversarial_training_learns_its_own_samples(study):

@@ -12,7 +12,7 @@ from train.shared.backend import keras, ops
 
 pytest_plugins = ["attack_cases"]
 SHAPE = (6, 6, 1)
-EPSILONS = {"linf": (0.004, 0.01, 0.02, 0.04), "l2": (0.02, 0.05, 0.1, 0.2)}
+EPSILONS = (0.004, 0.01, 0.02, 0.04)
 
 
 def how(restarts):
@@ -39,7 +39,7 @@ def linear(scale=1.0, kernel=None, first=()):
 
 def linear_images(n=60):
     """Grey images that no perturbation here takes to 0 or 1, labels, a tenth of them wrong, and
-    the distance of every image to the boundary: {norm: (n,)}."""
+    the distance (n,) of every image to the boundary in Linf."""
     rng = np.random.default_rng(1)
     x = (0.5 + 0.08 * rng.standard_normal((n, *SHAPE))).clip(0.3, 0.7).astype("float32")
     kernel = np.random.default_rng(0).standard_normal((36, 2))
@@ -47,15 +47,14 @@ def linear_images(n=60):
     margin = (x.reshape(n, -1) - 0.5) @ difference
     y = (margin > 0).astype(int)
     y[::10] = 1 - y[::10]
-    size = {"linf": np.abs(difference).sum(), "l2": np.linalg.norm(difference)}
-    return x, y, {norm: np.abs(margin) / length for norm, length in size.items()}
+    return x, y, np.abs(margin) / np.abs(difference).sum()
 
 
 def test_an_independent_attack_breaks_hardly_more(subject):
     """A momentum attack on the probabilities' margin, with 60 steps from four starts (Linf)."""
     _, x, y, batched = subject
     x, y, sizes = x[:40], y[:40], (0.02, 0.05, 0.1)
-    settings = WorstCase({"linf": sizes, "l2": (0.5,)}, restarts=1)
+    settings = WorstCase(sizes, restarts=1)
     results = attack_model(batched, x, y, settings)
 
     def margin_of_probabilities(z, labels):
@@ -79,7 +78,7 @@ def test_an_independent_attack_breaks_hardly_more(subject):
                 step_size = size * 0.5 * (1 - step / 60)
                 moved = moved + step_size * np.sign(velocity)
                 moved = np.clip(np.clip(moved, x - size, x + size), 0, 1).astype("float32")
-        ours = results[f"linf/worst/{size:g}"] == ROBUST
+        ours = results["worst", size] == ROBUST
         assert ours.sum() <= (~is_broken).sum() + 2
     assert 3 < is_broken.sum()  # and it is an attack
 
@@ -93,26 +92,23 @@ def plain():
 def test_linear_classifier_is_as_robust_as_its_margin_says(plain):
     _, y, distance, results = plain
     wrong = np.arange(len(y)) % 10 == 0
-    for norm, sizes in EPSILONS.items():
-        for epsilon in sizes:
-            sure = np.abs(distance[norm] / epsilon - 1) > 0.01
-            expected = np.where(~wrong & (distance[norm] > epsilon), ROBUST, BROKEN)
-            assert 0.1 < expected.mean() < 0.9 or epsilon == sizes[-1]
-            for attack in ("fgsm", "pgd", "worst") if norm == "linf" else ("fgsm", "worst"):
-                result = results[f"{norm}/{attack}/{epsilon:g}"]
-                np.testing.assert_array_equal(result[sure], expected[sure], f"{norm} {attack}")
+    for epsilon in EPSILONS:
+        sure = np.abs(distance / epsilon - 1) > 0.01
+        expected = np.where(~wrong & (distance > epsilon), ROBUST, BROKEN)
+        assert 0.1 < expected.mean() < 0.9 or epsilon == EPSILONS[-1]
+        for attack in "fgsm", "pgd", "worst":
+            np.testing.assert_array_equal(results[attack, epsilon][sure], expected[sure], attack)
 
 
 def test_epsilon_0_is_clean_accuracy_and_results_fall_with_epsilon(plain):
     x, y, _, results = plain
     clean = linear().predict(x, verbose=0).argmax(axis=1) == y
-    for norm, sizes in EPSILONS.items():
-        for attack in ("fgsm", "pgd", "rays", "worst"):
-            rows = np.stack([results[f"{norm}/{attack}/{e:g}"] for e in (0, *sizes)])
-            np.testing.assert_array_equal(rows[0], clean)
-            assert (np.diff(rows.astype(int), axis=0) <= 0).all()
-        attacks = [results[f"{norm}/{a}/{sizes[2]:g}"] for a in ("fgsm", "pgd", "rays")]
-        assert (results[f"{norm}/worst/{sizes[2]:g}"] == np.min(attacks, axis=0)).all()
+    for attack in ("fgsm", "pgd", "rays", "worst"):
+        rows = np.stack([results[attack, epsilon] for epsilon in (0, *EPSILONS)])
+        np.testing.assert_array_equal(rows[0], clean)
+        assert (np.diff(rows.astype(int), axis=0) <= 0).all()
+    attacks = [results[attack, 0.02] for attack in ("fgsm", "pgd", "rays")]
+    assert (results["worst", 0.02] == np.min(attacks, axis=0)).all()
 
 
 def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
@@ -121,7 +117,7 @@ def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
     model = BatchedModel(foolbox_model(linear()))
     adversarial, success = Rays(model, x[right], y[right]).run()
     assert success.all() and (model.logits(adversarial).argmax(axis=1) != y[right]).all()
-    ratio = np.abs(adversarial - x[right]).max(axis=(1, 2, 3)) / distance["linf"][right]
+    ratio = np.abs(adversarial - x[right]).max(axis=(1, 2, 3)) / distance[right]
     assert ratio.min() > 0.999 and ratio.max() < 1.05
 
 
@@ -140,25 +136,25 @@ def test_rays_gives_up_what_is_out_of_reach_and_stops_at_what_is_enough():
 def test_confident_logits_do_not_make_a_classifier_robust(plain):
     x, y, _, results = plain
     sure = attack_model(linear(scale=3000), x, y, how(2))
-    for name in (name for name in results if "worst" in name):
+    for name in (name for name in results if name[0] == "worst"):
         assert np.mean(sure[name] == ROBUST) <= np.mean(results[name] == ROBUST) + 0.02
     # Foolbox's own attack, up the cross-entropy, is fooled.
     fmodel = foolbox_model(linear(scale=3000))
     images, labels = (ep.from_numpy(fmodel.dummy, a) for a in (x, y))
     attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=0.125, random_start=False)
     _, _, hit = attack(fmodel, images, labels, epsilons=0.02)
-    assert np.mean(~hit.numpy()) > np.mean(sure["linf/worst/0.02"] == ROBUST) + 0.2
+    assert np.mean(~hit.numpy()) > np.mean(sure["worst", 0.02] == ROBUST) + 0.2
 
 
 def test_hidden_gradients_are_found_out_by_decisions(plain):
     x, y, distance, _ = plain
     hidden = linear(first=[HiddenGradient()])
     results = attack_model(hidden, x, y, how(2))
-    right = results["linf/worst/0"] == ROBUST
-    assert (results["linf/pgd/0.01"][right] == UNKNOWN).all()
-    expected = distance["linf"] < 0.038  # 5% short of 0.04
-    assert (results["linf/worst/0.04"][right & expected] == BROKEN).all()
-    assert (results["linf/worst/0.04"] != ROBUST).all() and (right & expected).sum() > 30
+    right = results["worst", 0] == ROBUST
+    assert (results["pgd", 0.01][right] == UNKNOWN).mean() > 0.95  # a random start may break one
+    expected = distance < 0.038  # 5% short of 0.04
+    assert (results["worst", 0.04][right & expected] == BROKEN).all()
+    assert (results["worst", 0.04] != ROBUST).all() and (right & expected).sum() > 30
 
 
 def test_what_cannot_be_attacked_is_unknown_and_not_robust():
@@ -167,8 +163,8 @@ def test_what_cannot_be_attacked_is_unknown_and_not_robust():
     constant.layers[-1].set_weights([np.zeros((36, 2)), np.array([1.0, 0.0])])
     results = attack_model(constant, x, y, how(1))
     for name, result in results.items():
-        unknown = ROBUST if name.endswith("/0") else UNKNOWN
-        np.testing.assert_array_equal(result, np.where(y == 0, unknown, BROKEN), name)
+        unknown = ROBUST if name[1] == 0 else UNKNOWN
+        np.testing.assert_array_equal(result, np.where(y == 0, unknown, BROKEN), str(name))
 
 
 def test_worst_of_several_and_no_right_image():

@@ -18,12 +18,12 @@ class Naive:
     def __init__(self, model, x, y, per):
         self.model, self.x, self.y, self.per = model, x, y, per
         self.classes = model.output_shape[-1]
-        self.contribution = {}  # {(id of a tensor, class, neuron): CONTRIB}
+        self.contributions = {}  # {id of a tensor: CONTRIB (classes, neurons)}
         self.slices = {}
         self.calls = calls_of(model)
         output = self.calls[-1].output
         for c in range(self.classes):
-            self.contribution[id(output), c, c] = self.relative(output)[c][c]
+            self.of(output)[c, c] = self.relative(output)[c][c]
         for call in reversed(self.calls):
             {
                 **dict.fromkeys(SYNAPSES, self.synapses),
@@ -33,39 +33,28 @@ class Naive:
                 **dict.fromkeys(("Flatten", "Reshape", "Permute"), self.move),
             }.get(type(call.layer).__name__, self.pass_on)(call)
 
+    def of(self, tensor):
+        """CONTRIB of a tensor's neurons, to which the layers that take it add."""
+        nothing = np.zeros((self.classes, tensor.shape[-1]))
+        return self.contributions.setdefault(id(tensor), nothing)
+
     def relative(self, tensor):
         """D of every neuron, a list for every class."""
         activation = values(part_of(self.model, tensor)(self.x, training=False))
         means = activation.reshape(len(self.x), -1, activation.shape[-1]).mean(axis=1)
         return [means[self.y == c].mean(axis=0) - means.mean(axis=0) for c in range(self.classes)]
 
-    def of(self, tensor, c, n):
-        return self.contribution.get((id(tensor), c, n), 0.0)
-
-    def add(self, tensor, c, n, value):
-        self.contribution[id(tensor), c, n] = self.of(tensor, c, n) + value
-
     def synapses(self, call):
         (x,) = call.inputs
-        contribution = self.contributions(call.output)
-        connected = connected_inputs(call.layer, x.shape[1:])
-        below = self.slice(
-            call.path, connected, contribution, self.relative(call.output), self.relative(x)
-        )
-        for (c, j), value in below.items():
-            self.add(x, c, j, value)
+        self.slice(call.path, connected_inputs(call.layer, x.shape[1:]), x, call.output)
 
-    def contributions(self, tensor):
-        neurons = range(tensor.shape[-1])
-        return [[self.of(tensor, c, n) for n in neurons] for c in range(self.classes)]
-
-    def slice(self, path, connected, contribution, d_out, d_in):
-        """connected: a list {input: weight} for every neuron. Returns {(class, input): CONTRIB}."""
+    def slice(self, path, connected, x, output):
+        """connected: a list {input: weight} for every neuron of the output."""
         inputs, neurons = len(connected[0]), len(connected)
+        contribution, d_out, d_in = self.of(output), self.relative(output), self.relative(x)
         mask = np.zeros((inputs, neurons), bool)
         class_mask = np.zeros((self.classes, inputs, neurons), bool)
         keep = math.ceil(self.per * inputs)
-        below = {}
         for i, weight_of in enumerate(connected):
             votes, ties = np.zeros(inputs), np.zeros(inputs)
             for c in range(self.classes):
@@ -76,42 +65,28 @@ class Naive:
                 votes += np.sign(local)
                 ties += np.array(local) / (max(map(abs, local)) or 1)
                 for j, value in zip(weight_of, local, strict=True):
-                    below[c, j] = below.get((c, j), 0) + np.sign(value)
+                    self.of(x)[c, j] += np.sign(value)
             best = sorted(range(inputs), key=lambda k: (-votes[k], -ties[k], k))[:keep]
             mask[best, i] = True
-        self.slices[path] = mask, class_mask, np.array(contribution), np.array(d_out)
-        return below
+        if path:
+            self.slices[path] = mask, class_mask, contribution, np.array(d_out)
 
     def separable(self, call):
         layer, (x,) = call.layer, call.inputs
-        depthwise, pointwise = (values(kernel) for kernel in layer.get_weights()[:2])
-        between = keras.layers.DepthwiseConv2D(
+        depthwise = keras.layers.DepthwiseConv2D(
             layer.kernel_size, layer.strides, layer.padding, layer.depth_multiplier, use_bias=False
         )
-        middle = between(x)
-        between.set_weights([depthwise])
-        connected = [dict(enumerate(column)) for column in pointwise[0, 0].T]
-        contribution = self.contributions(call.output)
-        below = self.slice(
-            call.path, connected, contribution, self.relative(call.output), self.relative(middle)
-        )
-        for (c, j), value in below.items():
-            self.add(middle, c, j, value)
-        taps = depthwise.sum(axis=(0, 1))
-        d_in, d_middle = self.relative(x), self.relative(middle)
-        for c in range(self.classes):
-            for j in range(taps.shape[0]):
-                for m in range(taps.shape[1]):
-                    n = j * taps.shape[1] + m
-                    local = self.of(middle, c, n) * d_middle[c][n] * taps[j, m] * d_in[c][j]
-                    self.add(x, c, j, np.sign(local))
+        between = depthwise(x)
+        depthwise.set_weights(layer.get_weights()[:1])
+        connected = [dict(enumerate(column)) for column in values(layer.pointwise_kernel)[0, 0].T]
+        self.slice(call.path, connected, between, call.output)
+        self.slice(None, connected_inputs(depthwise, x.shape[1:]), x, between)
 
     def merge(self, call):
         for tensor in call.inputs:
-            for c in range(self.classes):
-                for n in range(call.output.shape[-1]):
-                    channel = n if tensor.shape[-1] > 1 else 0
-                    self.add(tensor, c, channel, self.of(call.output, c, n))
+            for n in range(call.output.shape[-1]):
+                channel = n if tensor.shape[-1] > 1 else 0
+                self.of(tensor)[:, channel] += self.of(call.output)[:, n]
 
     def concatenate(self, call):
         if call.layer.axis == 1:  # rows of an image
@@ -120,8 +95,7 @@ class Naive:
         n = 0
         for tensor in call.inputs:
             for channel in range(tensor.shape[-1]):
-                for c in range(self.classes):
-                    self.add(tensor, c, channel, self.of(call.output, c, n))
+                self.of(tensor)[:, channel] += self.of(call.output)[:, n]
                 n += 1
 
     def move(self, call):
@@ -129,17 +103,14 @@ class Naive:
         shape = x.shape[1:]
         source = values(call.layer(np.arange(math.prod(shape)).reshape(1, *shape)))[0]
         for index in np.ndindex(source.shape):
-            for c in range(self.classes):
-                share = self.of(call.output, c, index[-1]) / math.prod(source.shape[:-1])
-                self.add(x, c, int(source[index]) % shape[-1], share)
+            share = self.of(call.output)[:, index[-1]] / math.prod(source.shape[:-1])
+            self.of(x)[:, int(source[index]) % shape[-1]] += share
 
     def pass_on(self, call):
-        for c in range(self.classes):
-            for n in range(call.output.shape[-1]):
-                self.add(call.inputs[0], c, n, self.of(call.output, c, n))
+        self.of(call.inputs[0])[:] += self.of(call.output)
 
 
-SYNAPSES = ("Dense", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "SpectralNormalization")
+SYNAPSES = ("Dense", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose")
 
 
 def connected_inputs(layer, shape):
@@ -150,25 +121,14 @@ def connected_inputs(layer, shape):
     """
     if isinstance(layer, keras.layers.Dense):
         return [dict(enumerate(column)) for column in values(layer.kernel).T]
+    activation, layer.activation = layer.activation, keras.activations.linear
     neurons = []
-    zero = values(linear(layer)(np.zeros((1, *shape), "float32")))
+    zero = values(layer(np.zeros((1, *shape), "float32")))
     for j in range(shape[-1]):
         pixel = np.zeros((1, *shape), "float32")
         pixel[(0, *(size // 2 for size in shape[:-1]), j)] = 1
-        change = values(linear(layer)(pixel)) - zero
+        change = values(layer(pixel)) - zero
         neurons.append(change.reshape(-1, change.shape[-1]).sum(axis=0))
+    layer.activation = activation
     weights = np.array(neurons).T
     return [{j: w for j, w in enumerate(row) if abs(w) > 1e-6} for row in weights]
-
-
-def linear(layer):
-    """A layer without its activation."""
-    layer = getattr(layer, "layer", layer)
-
-    def call(x):
-        activation, layer.activation = layer.activation, keras.activations.linear
-        result = layer(x)
-        layer.activation = activation
-        return result
-
-    return call

@@ -1,8 +1,8 @@
 """Files in the official formats and folders of images, made for the tests."""
 
 import gzip
-import json
 import pickle
+import shutil
 import struct
 import tarfile
 import zlib
@@ -16,6 +16,8 @@ from data import prepare
 from train.utils import load_data
 
 PARTS = ("train", "validation", "test")
+X, Y = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+BATCHES = "cifar-10-batches-py"
 
 
 def images(n, shape, seed=0):
@@ -30,14 +32,14 @@ def idx(array):
     return gzip.compress(header + array.astype("uint8").tobytes())
 
 
-def write_fashion(folder, n=40):
+def write_fashion(folder, n=200):
     for name, seed, size in ("train", 0, n), ("t10k", 1, n // 2):
         x, y = images(size, (28, 28), seed)
         (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(x))
         (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(y))
 
 
-def write_svhn(folder, n=40):
+def write_svhn(folder, n=200):
     for name, seed in ("train", 0), ("test", 1):
         x, y = images(n, (32, 32, 3), seed)
         labels = np.where(y == 0, 10, y)[:, None]
@@ -50,22 +52,19 @@ def cifar_batch(n, seed):
     return pickle.dumps({b"data": planes, b"labels": y.tolist()}, protocol=2)
 
 
-def write_cifar(folder, n=20):
-    inside = folder / "cifar-10-batches-py"
-    inside.mkdir()
-    for seed, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"]):
-        (inside / name).write_bytes(cifar_batch(n, seed))
+def write_cifar(folder, n=40):
+    (folder / BATCHES).mkdir()
+    for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        (folder / BATCHES / name).write_bytes(cifar_batch(n, seed))
 
 
-def write_tar(folder):
+def write_tar(folder, without=None):
     write_cifar(folder)
-    inside = folder / "cifar-10-batches-py"
-    names = {b"label_names": [b"name%d" % i for i in range(10)]}
-    (inside / "batches.meta").write_bytes(pickle.dumps(names, protocol=2))
     with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as tar:
-        tar.add(inside, "cifar-10-batches-py")
-    for path in inside.iterdir():
-        path.unlink()
+        for path in (folder / BATCHES).iterdir():
+            if path.name != without:
+                tar.add(path, f"{BATCHES}/{path.name}")
+    shutil.rmtree(folder / BATCHES)
 
 
 def write_folder(folder, n=3):
@@ -90,10 +89,6 @@ def prepared(name, source=None, **settings):
     return {part: load_data(name, part) for part in PARTS}
 
 
-def info_of(home, name):
-    return json.loads((home / "data" / name / "info.json").read_text())
-
-
 @pytest.fixture
 def source(tmp_path):
     folder = tmp_path / "source"
@@ -101,22 +96,15 @@ def source(tmp_path):
     return folder
 
 
-def png(pixels, colour, depth, extra=b""):
-    """A PNG file as the standard has it, made without Pillow. pixels: (h, w) or (h, w, channels).
+def png_16(pixels):
+    """A PNG file of 16 bits a channel, grey (h, w) or RGB (h, w, 3), which Pillow cannot write."""
 
-    colour: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGB and alpha. extra: chunks.
-    """
+    def chunk(name, content):
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
     height, width = pixels.shape[:2]
-    kind = ">u2" if depth == 16 else "uint8"
-    rows = b"".join(b"\0" + row.astype(kind).tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
-
-
-def chunk(name, content):
-    checksum = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + checksum
-
-
-X, Y = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body

@@ -1,223 +1,149 @@
 """Folders of images."""
 
 import io
-import struct
 
 import numpy as np
 import pytest
-from data_files import chunk, images, png, prepared, write_folder
+from data_files import images, png_16, prepared, write_folder
 from PIL import Image
 
-from data import prepare
-from train import log, params
-from train.models import build_model
+from data.folders import read_folder
+from train import params
 from train.shared.flags import UserError
-from train.utils import class_names, load_data
+from train.utils import class_names
 
 pytest_plugins = ["data_files"]
 
 
-@pytest.fixture(autouse=True)
-def smallest_image(monkeypatch):
-    """Most of these tests are about images that are smaller than any network takes."""
-    size = params.smallest_image
+def read_images(folder, files):
+    """{name: Pillow image or bytes} as read, in the order of their names."""
+    for part in "train", "test":
+        inside = folder / part / "only"
+        inside.mkdir(parents=True)
+        for name, image in files.items():
+            if isinstance(image, bytes):
+                (inside / name).write_bytes(image)
+            else:
+                image.save(inside / name)
+    return read_folder(folder)[1][0]
+
+
+def read_all(folder, *files):
+    return read_images(folder, {f"{i}.png": file for i, file in enumerate(files)})
+
+
+def test_folder_of_images(home, source, monkeypatch):
     monkeypatch.setattr(params, "smallest_image", 1)
-    return size
-
-
-def write_pngs(folder, files):
-    """A data set of one class, `only`, whose training and test images are `files`."""
-    write_images(folder, {f"{i}.png": file for i, file in enumerate(files)})
-
-
-def read_pngs(source):
-    """The test images, in the order of their names."""
-    return np.asarray(prepared("mine", source)["test"][0])
-
-
-def test_folder_of_images(home, source):
     write_folder(source)
-    parts = prepared("leaves", source)
+    x, y = prepared("leaves", source)["test"]
     assert class_names("leaves", 2) == ["ant", "bee"]
-    assert parts["train"][0].shape == (3, 9, 11, 3)
-    expected = [images(1, (9, 11, 3), i)[0][0] for i in (0, 1, 2, 0, 1, 2)]
-    np.testing.assert_array_equal(parts["test"][0], expected)
-    assert parts["test"][1].tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(x, [images(1, (9, 11, 3), i)[0][0] for i in (0, 1, 2, 0, 1, 2)])
+    assert y.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_16_bit_images_keep_their_high_byte(home, tmp_path, source, capsys):
+def test_16_bit_images_keep_their_high_byte(tmp_path, capsys):
     grey, grey2 = np.random.default_rng(0).integers(0, 2**16, (2, 5, 7))
-    write_pngs(source, [png(grey, 0, 16), png(grey2, 0, 16)])
-    np.testing.assert_array_equal(read_pngs(source)[..., 0], np.stack([grey, grey2]) // 256)
+    x = read_all(tmp_path / "grey", png_16(grey), png_16(grey2))
+    np.testing.assert_array_equal(x[..., 0], np.stack([grey, grey2]) // 256)
     colour = np.random.default_rng(1).integers(0, 2**16, (5, 7, 3))
-    write_pngs(tmp_path / "colour", [png(grey, 0, 16), png(colour, 2, 16)])
-    prepare.prepare("colour", tmp_path / "colour")
-    x, _ = load_data("colour", "test")
+    x = read_all(tmp_path / "colour", png_16(grey), png_16(colour))
     np.testing.assert_array_equal(x[0], np.repeat(grey[..., None] // 256, 3, axis=2))
     np.testing.assert_array_equal(x[1], colour // 256)
-    assert "2 grey images of 4 converted to RGB" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2 grey images of 4 converted to RGB" in out and "bits" not in out
 
 
-@pytest.mark.parametrize(("kind", "largest"), [("int32", 255), ("int32", 2**16), ("float32", 1)])
-def test_grey_images_of_other_numbers_are_refused(home, source, kind, largest):
-    """They would all become black, or wrap around."""
-    file = io.BytesIO()
-    Image.fromarray(np.full((5, 7), largest, kind)).save(file, "tiff")
-    write_images(source, {f"{i}.tiff": file.getvalue() for i in range(2)})
-    with pytest.raises(UserError, match="its pixels are"):
-        prepare.prepare("mine", source)
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_16_bit_images_of_fewer_bits(source, tmp_path, capsys, bits):
+    """Of cameras and X-ray: the brightest image says what the range is."""
+    grey = np.random.default_rng(0).integers(0, 2**bits, (5, 7))
+    grey[0, 0] = 2**bits - 1
+    tiff = Image.fromarray((grey // 4).astype("uint16"))
+    x = read_images(source, {"0.png": png_16(grey), "1.tif": tiff})
+    np.testing.assert_array_equal(x[..., 0], np.stack([grey, grey // 4]) >> (bits - 8))
+    assert f"values of {bits} bits: their range is taken as 0 to" in capsys.readouterr().out
+    with pytest.raises(UserError, match="convert the coloured ones to 8 bits"):
+        read_all(tmp_path / "colour", png_16(np.repeat(grey[..., None], 3, axis=2)))
 
 
-def test_a_source_without_folders_of_classes(home, source):
-    for part in "train", "test":
-        (source / part).mkdir(parents=True)
-        (source / part / "0.png").write_bytes(png(np.zeros((5, 7), int), 0, 8))
-    with pytest.raises(UserError, match="train has no folders: put the images of each class"):
-        prepare.prepare("mine", source)
+@pytest.mark.parametrize(("kind", "value"), [("int32", -5), ("float32", 1)])
+def test_grey_images_of_other_numbers_are_refused(source, kind, value):
+    with pytest.raises(UserError, match=r"values below 0|floating-point"):
+        read_images(source, {"0.tiff": Image.fromarray(np.full((5, 7), value, kind))})
 
 
-def test_grey_images_stay_grey_where_all_are(home, source, capsys):
-    bits = np.array([[0b10100000], [0b01000000]])  # 2 rows of 8 pixels
-    grey = np.arange(16).reshape(2, 8) * 16
-    one_bit = png(bits, 0, 1).replace(
-        chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 2, 1, 0, 0, 0, 0)),
-        chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 2, 1, 0, 0, 0, 0)),
-    )
-    write_pngs(source, [one_bit, png(grey, 0, 8)])
-    x = read_pngs(source)
-    assert x.shape == (2, 2, 8, 1)
-    np.testing.assert_array_equal(x[0, :, :3, 0], [[255, 0, 255], [0, 255, 0]])
-    np.testing.assert_array_equal(x[1, ..., 0], grey)
+def test_grey_images_stay_grey_where_all_are(source, capsys):
+    grey = Image.fromarray(np.arange(16).reshape(2, 8).astype("uint8") * 16)
+    x = read_all(source, grey, grey.convert("1", dither=0), grey.convert("LA"))
+    assert x.shape == (3, 2, 8, 1)
+    np.testing.assert_array_equal(x[0, ..., 0], grey)
+    np.testing.assert_array_equal(x[1], 255 * (x[0] >= 128))
+    np.testing.assert_array_equal(x[2], x[0])
     assert "converted" not in capsys.readouterr().out
 
 
-def test_transparent_parts_lie_over_white(home, source):
-    rgba = np.random.default_rng(0).integers(0, 256, (6, 5, 4))
-    grey_alpha = np.random.default_rng(1).integers(0, 256, (6, 5, 2))
-    palette = np.array([[255, 0, 0], [0, 0, 255], [9, 90, 200]])
-    indices = np.random.default_rng(2).integers(0, 3, (6, 5))
-    plte = chunk(b"PLTE", palette.astype("uint8").tobytes())
-    trns = chunk(b"tRNS", bytes([255, 0]))  # the second colour is transparent
-    files = [png(rgba, 6, 8), png(grey_alpha, 4, 8), png(indices, 3, 8, plte)]
-    write_pngs(source, [*files, png(indices, 3, 8, plte + trns)])
-    x = read_pngs(source).astype(float)
+def test_transparent_parts_lie_over_white(source):
+    rgba = images(1, (6, 5, 4), 0)[0][0]
+    grey = images(1, (6, 5, 2), 1)[0][0]
+    palette = np.array([[255, 0, 0], [0, 0, 255], [9, 90, 200]], "uint8")
+    indices = np.random.default_rng(2).integers(0, 3, (6, 5)).astype("uint8")
+    indexed = Image.fromarray(indices, "P")
+    indexed.putpalette(palette.tobytes())
+    indexed.info["transparency"] = bytes([255, 0])  # the second colour
+    x = read_all(source, Image.fromarray(rgba), Image.fromarray(grey, "LA"), indexed).astype(float)
 
     def over_white(colour, alpha):
         share = alpha[..., None] / 255
         return colour * share + 255 * (1 - share)
 
-    grey = np.repeat(grey_alpha[..., :1], 3, axis=2)
     assert np.abs(x[0] - over_white(rgba[..., :3], rgba[..., 3])).max() <= 1
-    assert np.abs(x[1] - over_white(grey, grey_alpha[..., 1])).max() <= 1
-    np.testing.assert_array_equal(x[2], palette[indices])
+    assert np.abs(x[1] - over_white(grey[..., :1], grey[..., 1])).max() <= 1
     palette[1] = 255
-    np.testing.assert_array_equal(x[3], palette[indices])
+    np.testing.assert_array_equal(x[2], palette[indices])
 
 
-def test_hidden_and_other_files_are_ignored_with_a_word(home, source, capsys):
+def test_files_that_are_not_used_are_counted(source, capsys):
     write_folder(source)
-    prepared("plain", source)
-    assert "ignored" not in capsys.readouterr().out
-    for part in "train", "test":
-        (source / part / ".ipynb_checkpoints").mkdir()
-        (source / part / ".ipynb_checkpoints" / "0.png").write_bytes(b"no image")
-        (source / part / ".DS_Store").write_bytes(b"")
-    (source / "train/ant/._0.png").write_bytes(b"of a Macintosh")
-    (source / "test/bee/readme.txt").write_bytes(b"")
-    parts = prepared("leaves", source)
-    assert "6 hidden or other files ignored" in capsys.readouterr().out
-    assert class_names("leaves", 2) == ["ant", "bee"]
-    assert parts["test"][0].shape == (6, 9, 11, 3)
-
-
-def test_says_how_far_it_is_without_a_terminal(home, source, capsys, monkeypatch):
-    assert log.LINES["mininterval"] == 30  # pytest's stderr is no terminal
-    for name in "mininterval", "delay":
-        monkeypatch.setitem(log.LINES, name, 0)
-    write_folder(source)
-    prepared("leaves", source)
+    read_folder(source)
+    assert capsys.readouterr().out == ""
+    for folder in ".ipynb_checkpoints", "__MACOSX", "lost+found", "ant/@eaDir":
+        (source / "train" / folder).mkdir()
+        (source / "train" / folder / "0.png").write_bytes(b"no image")
+    (source / "test/bee/more").mkdir()
+    for name in ("._0.png", "readme.txt", "1.heic", "2.svg", "more/0.png", "more/1.png"):
+        (source / "test/bee" / name).write_bytes(b"")
+    _, (x, y), names = read_folder(source)
+    assert names == ["ant", "bee"] and len(x) == len(y) == 6
     out = capsys.readouterr().out
-    for line in ("headers: 7 of 12", "train: 3 of 6", "test: 6 of 6"):
-        assert line in out
+    assert "Warning: 4 images are not used, first " in out and "folder of a class itself" in out
+    assert "6 hidden or other files ignored" in out
 
 
-def write_images(source, files):
-    """A data set of one class, `only`, of the images {name: Pillow image} or {name: bytes}."""
-    for part in "train", "test":
-        folder = source / part / "only"
-        folder.mkdir(parents=True)
-        for name, image in files.items():
-            if isinstance(image, bytes):
-                (folder / name).write_bytes(image)
-            else:
-                image.save(folder / name)
-
-
-def test_every_format_and_content_counts_not_the_name(home, source, capsys):
+def test_every_format_and_content_counts_not_the_name(source, capsys):
     """A GIF that is called .png is a whole file, and is read."""
     x, _ = images(1, (9, 11, 3))
-    picture = Image.fromarray(x[0])
+    picture, gif = Image.fromarray(x[0]), io.BytesIO()
+    picture.save(gif, "gif")
     names = ["0.png", "1.bmp", "2.gif", "3.tif", "4.webp", "5.ppm", "6.PNG"]
-    files = dict.fromkeys(names, picture)
-    write_images(source, files)
-    picture.save(source / "test/only/7.gif")
-    (source / "test/only/7.gif").rename(source / "test/only/7.png")
-    found = read_pngs(source)
+    found = read_images(source, dict.fromkeys(names, picture) | {"7.png": gif.getvalue()})
     assert len(found) == 8 and "not used" not in capsys.readouterr().out
-    lossless = [0, 1, 3, 5, 6]
-    np.testing.assert_array_equal(found[lossless], np.repeat(x, 5, axis=0))
+    np.testing.assert_array_equal(found[[0, 1, 3, 5, 6]], np.repeat(x, 5, axis=0))  # lossless
     np.testing.assert_array_equal(found[7], found[2])
 
 
-def test_images_of_other_kinds_are_counted_in_a_warning(home, source, capsys):
-    picture = Image.fromarray(images(1, (9, 11, 3))[0][0])
-    write_images(
-        source, {"0.png": picture, "9.png": picture, "1.heic": b"", "2.svg": b"", "notes.txt": b""}
-    )
-    read_pngs(source)
-    out = capsys.readouterr().out
-    assert "Warning: 4 images (.heic, .svg) are not used" in out
-    assert "2 hidden or other files ignored" in out
-
-
 @pytest.mark.parametrize("kind", ["png", "tiff"])  # Pillow turns the size of the second itself
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(home, source, orientation, kind):
+def test_exif_orientation_is_applied(tmp_path, kind):
     """A camera that was held sideways: the image is turned as its viewer would."""
     stored = images(1, (9, 11, 3))[0][0]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    file = io.BytesIO()
-    Image.fromarray(stored).save(file, kind, exif=exif)
-    write_images(source, {f"{i}.{kind}": file.getvalue() for i in range(2)})
     flipped = stored[:, ::-1]
     expected = {
         1: stored, 2: flipped, 3: stored[::-1, ::-1], 4: stored[::-1],
         5: stored.swapaxes(0, 1), 6: np.rot90(stored, -1), 7: stored.swapaxes(0, 1)[::-1, ::-1],
         8: np.rot90(stored, 1),
     }  # fmt: skip
-    np.testing.assert_array_equal(read_pngs(source)[0], expected[orientation])
-
-
-def test_too_many_classes_and_too_small_images(home, source, smallest_image, monkeypatch):
-    monkeypatch.setattr(params, "smallest_image", smallest_image)
-    picture = Image.fromarray(images(1, (8, 8, 3))[0][0])
-    for number in range(257):
-        for part in "train", "test":
-            (source / part / f"{number:03d}").mkdir(parents=True)
-            for name in "0.png", "1.png":
-                picture.save(source / part / f"{number:03d}" / name)
-    with pytest.raises(UserError, match="has 257 classes: at most 256 are possible"):
-        prepared("many", source)
-    small = source.with_name("small")
-    write_images(small, dict.fromkeys(("0.png", "1.png"), picture.resize((7, 9))))
-    with pytest.raises(UserError, match=r"images of 9 x 7 pixels.* less than 8 x 8: enlarge them"):
-        prepared("small", small)
-
-
-def test_the_smallest_image_fits_a_network(smallest_image):
-    size = smallest_image
-    build_model("lenet", (size, size, 1), 2)
-    for name in params.chosen_layer.keys() - {"tiny", "plain"}:
-        with pytest.raises(ValueError, match=r"output size|at least 8x8"):
-            build_model(name, (size - 1, size - 1, 1), 2)
+    for orientation, turned in expected.items():
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        Image.fromarray(stored).save(file, kind, exif=exif)
+        x = read_images(tmp_path / str(orientation), {f"0.{kind}": file.getvalue()})
+        np.testing.assert_array_equal(x[0], turned)

@@ -1,140 +1,158 @@
-"""Splits, and data sets that were prepared before or cut short."""
+"""Splits, checks, and data sets that were prepared before or cut short."""
 
 import json
-import platform
 
 import numpy as np
 import pytest
 from data_files import PARTS, prepared, write_svhn
 
 from data import prepare
+from train import params
+from train.models import build_model
+from train.shared.artifacts import data_info
 from train.shared.flags import UserError
 from train.utils import load_data
 
 pytest_plugins = ["data_files"]
 
 
-def test_limit_is_the_same_for_the_same_seed_and_balanced(home):
-    small = prepared("digits", limit=100)
-    y = np.concatenate([small["train"][1], small["validation"][1]])
-    assert (np.bincount(y) == 10).all()
-    labels = np.random.default_rng(1).integers(0, 5, 300)
-    halves = [prepare.half_split(labels, 5, 60, seed) for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(halves[0][0], halves[1][0])
+def test_digits(home):
+    parts = prepared("digits")
+    assert [len(y) for _, y in parts.values()] == [718, 719, 360]
+    info = json.loads((home / "data/digits/info.json").read_text())
+    assert info["class_names"] == list("0123456789") and info["shape"] == [28, 28, 1]
+    assert info["classes"] == 10 and info["seed"] == 0
+    assert info["images"] == {"train": 718, "validation": 719, "test": 360}
+
+
+def test_halves_are_the_same_for_the_same_seed_and_use_every_image_once():
+    y = np.random.default_rng(1).integers(0, 5, 301)
+    train, validation = prepare.half_split(y, 5, None, 0)
+    assert len(train) == 150 and sorted([*train, *validation]) == list(range(301))
+    halves = [prepare.half_split(y, 5, 100, seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(halves[0], halves[1])
+    assert (np.bincount(y[np.concatenate(halves[0])]) == 20).all()
     assert sorted(np.concatenate(halves[0])) != sorted(np.concatenate(halves[2]))
 
 
 @pytest.mark.parametrize("limit", [6, 7, 20, 21, 61, 110, 111])
-def test_balanced_against_taking_turns(limit):
-    """Classes of 100, 10 and 1 images: each gives one in turn, as long as it has any."""
-    left, expected = [100, 10, 1], [0, 0, 0]
-    while sum(expected) < limit:
-        for label in range(3):
-            if left[label] and sum(expected) < limit:
-                left[label] -= 1
-                expected[label] += 1
-    y = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 10, 1]))
+def test_classes_take_turns_as_long_as_they_have_images(limit):
+    sizes = np.array([100, 10, 1])
+    y = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], sizes))
     chosen = prepare.balanced(y, limit, np.random.default_rng(0))
-    assert len(set(chosen)) == limit
-    # Which class gives the last, incomplete turn is left to chance.
-    assert np.abs(np.bincount(y[chosen], minlength=3) - expected).max() <= 1
+    counts = np.bincount(y[chosen])
+    assert len(set(chosen)) == limit and (counts >= np.minimum(sizes, counts.max() - 1)).all()
 
 
-@pytest.mark.parametrize("n", [2, 3, 40, 41])
-def test_half_split_uses_every_image_once(n):
-    train, validation = prepare.half_split(np.arange(n) % 2, 2, None, 0)
-    assert len(train) == n // 2
-    assert sorted([*train, *validation]) == list(range(n))
-
-
-@pytest.mark.parametrize("limit", [19, 1438])
-def test_limit_outside_the_data_set_is_refused(home, limit):
-    with pytest.raises(UserError, match=rf"--limit {limit}: choose from 20 to 1437"):
-        prepared("digits", limit=limit)
+def test_limits_and_halves_that_training_would_refuse(home):
+    for limit in 19, 1438:
+        with pytest.raises(UserError, match=rf"--limit {limit}: choose from 20 to 1437"):
+            prepared("digits", limit=limit)
+    with pytest.raises(UserError, match=r"no image of class . in the train part.*larger --limit"):
+        prepared("digits", limit=20)
+    labels = [np.array(labels) for labels in ([0, 1], [1, 1], [0, 1])]
+    with pytest.raises(UserError, match="no image of class ant in the validation part"):
+        prepare.check_parts("leaves", labels, ["ant", "bee"])
     assert not list((home / "data/digits").glob("*.npy"))
+
+
+def test_images_that_no_network_learns_from_are_refused():
+    def check(shape=(8, 8, 3), classes=2, value=1):
+        x = np.zeros((classes * 2, *shape), "uint8")
+        x[0] = value
+        part = x, np.repeat(np.arange(classes), 2)
+        prepare.check("mine", part, part, [str(number) for number in range(classes)])
+
+    check(classes=2), check(classes=256)
+    for classes in 1, 257:
+        with pytest.raises(UserError, match=f"has {classes} classes: 2 to 256"):
+            check(classes=classes)
+    with pytest.raises(UserError, match=r"images of 9 x 7 pixels.* less than 8 x 8: enlarge them"):
+        check((9, 7, 3))
+    with pytest.raises(UserError, match="all 4 training images are alike"):
+        check(value=0)
+
+
+def test_the_smallest_image_fits_a_network():
+    size = params.smallest_image
+    build_model("lenet", (size, size, 1), 2)
+    for name in params.chosen_layer.keys() - {"tiny", "plain"}:
+        with pytest.raises(ValueError, match=r"output size|at least 8x8"):
+            build_model(name, (size - 1, size - 1, 1), 2)
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in (*folder.glob("*.npy"), folder / "info.json")}
 
 
-@pytest.mark.parametrize("other", [{"limit": 60}, {"limit": None}, {"seed": 1}])
-def test_other_settings_are_refused_by_name_and_the_same_do_nothing(home, other):
-    folder = home / "data/digits"
-    prepared("digits", limit=100)
+def test_other_settings_are_refused_by_name_and_the_same_do_nothing(home, source):
+    write_svhn(source)
+    folder = home / "data/svhn"
+    prepared("svhn", source, limit=100)
     before = contents(folder)
     times = [path.stat().st_mtime_ns for path in sorted(folder.glob("*.npy"))]
-    with pytest.raises(UserError, match=rf"prepared with {next(iter(other))} .*move it away"):
-        prepared("digits", **{"limit": 100, **other})
-    prepared("digits", limit=100)
+    for name, value in ("limit", 60), ("limit", None), ("seed", 1), ("source", source.parent):
+        with pytest.raises(UserError, match=rf"prepared with {name} .*move it away"):
+            prepared("svhn", **{"source": source, "limit": 100, name: value})
+    prepared("svhn", str(source), limit=100)
     assert contents(folder) == before
     assert [path.stat().st_mtime_ns for path in sorted(folder.glob("*.npy"))] == times
     lines = (folder / "prepare.log").read_text().splitlines()
     assert json.loads(lines[-1])["ended"] == "idle"
 
 
-def test_another_source_is_refused_by_name(home, tmp_path, source):
-    write_svhn(source)
-    prepared("svhn", source)
-    before = contents(home / "data/svhn")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    write_svhn(elsewhere, 60)
-    with pytest.raises(UserError, match=r"prepared with source .*source, not .*elsewhere"):
-        prepared("svhn", elsewhere)
-    prepared("svhn", str(source))
-    assert contents(home / "data/svhn") == before
-
-
-def test_without_info_json_only_the_same_arrays_are_taken(home):
+@pytest.mark.parametrize("lost", ["info.json", "x_test.npy"])
+def test_a_lost_file_is_made_again_with_the_same_settings_only(home, lost):
     folder = home / "data/digits"
     prepared("digits", limit=100)
     before = contents(folder)
-    (folder / "info.json").unlink()
-    with pytest.raises(UserError, match=r"other images, without info\.json"):
+    (folder / lost).unlink()
+    with pytest.raises(UserError, match=r"other images, without info\.json|with seed 0, not 1"):
         prepared("digits", limit=100, seed=1)
-    assert not (folder / "info.json").exists()
+    assert not (folder / lost).exists()
     prepared("digits", limit=100)
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("saves", range(6))
-def test_cut_short_nothing_half_is_taken_for_whole(home, monkeypatch, saves):
-    """Killed twice, with other settings each time: what can be loaded is of the second ones."""
-    folder, real = home / "data/digits", np.save
-    expected = {}
-    for seed in 0, 1:
-        prepared("digits", limit=40, seed=seed)
-        expected[seed] = contents(folder)
-        for path in folder.iterdir():
-            path.unlink()
+@pytest.mark.parametrize("saves", range(7))
+def test_killed_twice_with_other_settings(home, monkeypatch, saves):
+    """Whatever can be loaded is of the second ones, and the same command completes them."""
+    folder = home / "data/digits"
+    prepared("digits", limit=100, seed=1)
+    expected = contents(folder)
+    for path in folder.iterdir():
+        path.unlink()
 
-    def killed_after(count):
-        left = iter(range(count))
-
-        def save(*args, **kwargs):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            real(*args, **kwargs)
-
-        return save
+    def killed(*_):
+        raise KeyboardInterrupt
 
     for seed, count in ((0, 5), (1, saves)):
-        monkeypatch.setattr(np, "save", killed_after(count))
-        with pytest.raises(KeyboardInterrupt):
-            prepare.prepare("digits", limit=40, seed=seed)
-    for part in PARTS:
-        if not (folder / f"y_{part}.npy").exists():
-            with pytest.raises(UserError, match=rf"y_{part}\.npy is missing"):
-                load_data("digits", part)
-            continue
-        for name in (f"x_{part}.npy", f"y_{part}.npy", "info.json"):
-            assert (folder / name).read_bytes() == expected[1][name]
-    assert not (folder / "y_test.npy").exists()  # no script goes on without it
+        steps = iter([np.save] * count)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(np, "save", lambda *args, n=steps, **_: next(n, killed)(*args))
+            patch.setattr(prepare.artifacts, "write_text", killed)
+            prepare.prepare("digits", limit=100, seed=seed)
+    made = PARTS[: max(0, saves - 3)]
+    for name in [f"{letter}_{part}.npy" for part in made for letter in "xy"]:
+        assert (folder / name).read_bytes() == expected[name]
+    for part in PARTS[len(made) :]:
+        with pytest.raises(UserError, match=rf"y_{part}\.npy is missing"):
+            load_data("digits", part)
+    assert not (folder / "info.json").exists()  # the workflow waits for it
+    prepare.prepare("digits", limit=100, seed=1)
+    assert contents(folder) == expected
 
-    killed = f".x_train.npy.{platform.node()}.999999999.tmp.npy"
-    (folder / killed).write_bytes(b"of a killed process")
-    monkeypatch.setattr(np, "save", real)
-    prepare.prepare("digits", limit=40, seed=1)
-    assert contents(folder) == expected[1]
-    assert not list(folder.glob(".*"))
+
+def test_a_broken_info_json_is_named_with_its_step(home):
+    prepared("digits", limit=100)
+    info = home / "data/digits/info.json"
+    whole = info.read_text()
+    info.write_text("\ufeff" + whole, encoding="utf-8")  # as Windows' editor saves it
+    assert data_info("digits") == json.loads(whole)
+    for text in "", "[]", "{", "null":
+        info.write_text(text)
+        with pytest.raises(UserError, match=r"info\.json cannot be read .*prepare\.py --dataset"):
+            prepared("digits", limit=100)
+    info.unlink()  # as the sentence says
+    prepared("digits", limit=100)
+    assert info.read_text() == whole

@@ -5,26 +5,22 @@ settings is refused, never overwritten.
 """
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import platform
-import shutil
 from pathlib import Path
+from shlex import quote
 
 import h5py
 import numpy as np
 
 from train.shared.flags import UserError
-from train.shared.paths import data_folder, epochs_in, weights_path
+from train.shared.paths import data_folder
 
 VERSION = "2.0.0"
-
-
-def command_of(script, dataset="...", model="...", seed="...", **flags):
-    """The command line of a script for a study, for messages; by default only a folder names it."""
-    flags = {"dataset": dataset, "model": model, "seed": seed} | flags
-    return " ".join(["python", script, *(f"--{name} {value}" for name, value in flags.items())])
 
 
 def require(path, step):
@@ -34,19 +30,18 @@ def require(path, step):
     return path
 
 
-# ------------------------------------------------------------------------------------ whole files
+# ---------------------------------------------------------------------------------- whole files
 
 
 @contextlib.contextmanager
 def atomic_write(path, suffix=""):
     """A temporary path to write to, which becomes `path` at the end, or is removed on an error.
 
-    So a file that exists is whole.
+    So a file that exists is whole. Several processes, on several machines, may write the same file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = f"{platform.node()}.{os.getpid()}"  # several machines may share the folder
-    temporary = path.with_name(f".{path.name}.{owner}.tmp{suffix}")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp{suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -61,49 +56,88 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def remove_temporary_files(folder):
-    """Remove the temporary files that killed processes of this machine left in a folder."""
-    for path in Path(folder).glob(f".*.{platform.node()}.*.tmp*"):
-        owner = path.name.split(".tmp")[0].rsplit(".", 1)[1]
-        if owner == str(os.getpid()) or not is_running(int(owner)):
-            path.unlink(missing_ok=True)
+# ---------------------------------------------------------------------- what a file was made from
 
 
-def is_running(pid):
-    """Whether a process of this machine is running; True where that cannot be known."""
-    if os.name == "nt":  # there os.kill would end the process
-        try:
-            import psutil  # a dependency of Snakemake
-        except ImportError:
-            return True
-        return psutil.pid_exists(pid)
+def set_attributes(file, provenance):
+    """Set the root attributes of an artifact: the version and its provenance, without None."""
+    file.attrs["version"] = VERSION
+    file.attrs.update({k: v for k, v in provenance.items() if v is not None})
+
+
+@contextlib.contextmanager
+def open_hdf5(path, advice="delete it and make it again"):
+    """An HDF5 file, open for reading; UserError, one sentence, if it cannot be opened."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise UserError(f"{path} may not be read: change its permissions.") from None
+        if error.errno in (errno.EAGAIN, errno.ENOLCK) or "unable to lock" in str(error):
+            raise UserError(
+                f"{path} is locked by another program, or its file system has no locks: close that "
+                f"program, or set HDF5_USE_FILE_LOCKING=FALSE."
+            ) from None
+        raise UserError(f"{path} is corrupt: {advice}.") from None
+    with file:
+        yield file
+
+
+def attributes(path):
+    """The root attributes of an HDF5 file; {} if it is missing, UserError if it is broken."""
+    if not Path(path).exists():
+        return {}
+    with open_hdf5(path) as file:
+        return {k: v.item() if hasattr(v, "item") else v for k, v in file.attrs.items()}
+
+
+def check(path, expected):
+    """Whether an artifact exists; UserError if it was made from something else than `expected`.
+
+    expected: {name: value} of attributes; None: the file must not have it.
+    """
+    if not path.exists():
         return False
-    except PermissionError:
-        pass  # it belongs to somebody else
+    check_settings(path, attributes(path), expected)
     return True
 
 
-def require_space(folder, needed, what):
-    """Print how much disk space is needed (bytes, for `what`).
-
-    Raises UserError if the folder cannot be written or has less space.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written: change its permissions or set DARE_HOME.")
-    if free < needed:
+def check_settings(path, recorded, expected, made="made"):
+    """Raise UserError if what is recorded about an artifact differs from what is expected."""
+    if difference := other_setting(recorded, expected):
         raise UserError(
-            f"{what} take {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: "
-            f"free some space."
+            f"{path} was {made} with {difference}: it is kept; move it away or delete it to make "
+            f"it again."
         )
-    print(f"{what} take {needed / 1e9:.2f} GB of the {free / 1e9:.0f} GB free.", flush=True)
 
 
-# ---------------------------------------------------------------------- what a file was made from
+def other_setting(recorded, expected):
+    """The first expected setting that differs, as "seed 1, not 0"; None if none does."""
+    for name, value in expected.items():
+        found = recorded.get(name)
+        if found != value:
+            # Twelve characters of a digest are enough to tell two apart.
+            length = 12 if name.endswith("sha256") else None
+            return f"{name} {str(found)[:length]}, not {str(value)[:length]}"
+    return None
+
+
+@contextlib.contextmanager
+def open_artifact(path, step, **expected):
+    """Open an HDF5 artifact for reading, if it was made from what is `expected`.
+
+    Raises UserError if it is missing, cannot be opened or was made from something else.
+    """
+    require(path, step)
+    with open_hdf5(path, f"delete it and make it with `{step}`") as file:
+        if difference := other_setting(file.attrs, expected):
+            raise UserError(
+                f"{path} was made from {difference}: move it away and make it with `{step}`."
+            )
+        yield file
+
+
+# ---------------------------------------------------------------------------------- fingerprints
 
 
 def sha256(*paths):
@@ -112,9 +146,9 @@ def sha256(*paths):
     for path in paths:
         with open(path, "rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 def fingerprint(*arrays):
@@ -125,101 +159,55 @@ def fingerprint(*arrays):
     return digest.hexdigest()
 
 
+# ---------------------------------------------------------------------------------------- tables
+
+
+def read_csv(path, step, columns, dtype=None):
+    """A table that a step wrote, as a DataFrame; data sets named "007" or "NA" stay text.
+
+    columns: some that it must have. dtype: as in pandas.read_csv.
+    Raises UserError if it is missing, empty or cut, or if a spreadsheet has saved it otherwise.
+    """
+    import pandas as pd  # which most steps do not need
+
+    text = require(path, step).read_text(encoding="utf-8-sig", errors="replace")
+    header = text.split("\n")[0].split(",")
+    if not set(columns) <= set(header) or not text.endswith("\n"):
+        raise UserError(
+            f"{path} is empty, cut, or no table with commas any more: move it away and make it "
+            f"again with `{step}`."
+        )
+    texts = dict.fromkeys(("dataset", "model", "sha256"), str)
+    na_values = {column: [""] for column in header if column not in texts}
+    return pd.read_csv(
+        io.StringIO(text), dtype=dtype or texts, keep_default_na=False, na_values=na_values
+    )
+
+
+# ------------------------------------------------------------------------------ a prepared data set
+
+
+def prepare_command(dataset):
+    return f"python data/prepare.py --dataset {quote(dataset)}"
+
+
 def data_sha256(dataset, *parts):
     """Fingerprint of parts of a prepared data set; by default of x_train and x_validation."""
     parts = parts or ("train", "validation")
     paths = [data_folder(dataset) / f"{a}_{part}.npy" for part in parts for a in "xy"]
-    step = f"python data/prepare.py --dataset {dataset}"
-    return sha256(*(require(path, step) for path in paths))
-
-
-def set_attributes(file, provenance):
-    """Set the root attributes of an artifact: the version and its provenance, without None."""
-    file.attrs["version"] = VERSION
-    file.attrs.update({k: v for k, v in provenance.items() if v is not None})
-
-
-def attributes(path):
-    """The root attributes of an HDF5 file; {} where the file is missing or broken."""
-    try:
-        with h5py.File(path, "r") as file:
-            return {k: v.item() if hasattr(v, "item") else v for k, v in file.attrs.items()}
-    except OSError:
-        return {}
-
-
-def recorded_precision(checkpoints):
-    """The precision in which the checkpoints in a folder were trained; None without any."""
-    if epochs := epochs_in(checkpoints):
-        return attributes(weights_path(checkpoints, epochs[-1])).get("precision", "float32")
-    return None
-
-
-def already_made(path, provenance):
-    """Whether `path` exists with this provenance; UserError if it has another one."""
-    if not path.exists():
-        return False
-    recorded = attributes(path)
-    if not recorded:
-        raise UserError(f"{path} is corrupt: delete it and run the same command again.")
-    refuse_other_settings(path, recorded, provenance)
-    return True
-
-
-def refuse_other_settings(path, recorded, wanted, made="made", make="make it"):
-    """Raise UserError if an artifact was made with another setting than the wanted one.
-
-    Args:
-        path: the artifact, for the message.
-        recorded: {name: value} of the settings that it was made with.
-        wanted: {name: value} of the settings that it must have.
-        made: the participle in the message, such as "prepared".
-        make: the verb in the message, such as "prepare it".
-    """
-    if difference := other_setting(recorded, wanted):
-        raise UserError(
-            f"{path} was {made} with {difference}: it is kept; move it away or delete it to {make} "
-            f"again."
-        )
-
-
-def other_setting(recorded, wanted):
-    """The first of the wanted settings that differs, as "seed 1, not 0"; None if none does."""
-    for name, value in wanted.items():
-        if recorded.get(name) != value:
-            return f"{name} {_shown(name, recorded.get(name))}, not {_shown(name, value)}"
-    return None
-
-
-@contextlib.contextmanager
-def open_artifact(path, step, **expected):
-    """Open an HDF5 artifact for reading, if it was made from what is `expected`.
-
-    Raises UserError if it is missing, corrupt or made from something else.
-    """
-    require(path, step)
-    try:
-        file = h5py.File(path, "r")
-    except OSError:
-        raise UserError(f"{path} is corrupt: delete it and make it with `{step}`.") from None
-    with file:
-        wanted = {name: value for name, value in expected.items() if value is not None}
-        if difference := other_setting(file.attrs, wanted):
-            raise UserError(
-                f"{path} was made from {difference}: move it away and make it with `{step}`."
-            )
-        yield file
-
-
-def _shown(name, value):
-    """A setting in a message; digests are cut to twelve characters."""
-    return str(value)[:12] if name.endswith("sha256") else value
+    return sha256(*(require(path, prepare_command(dataset)) for path in paths))
 
 
 def data_info(dataset):
-    """info.json of a prepared data set; {} where there is none."""
+    """info.json of a prepared data set; {} where there is none, UserError where it is broken."""
     path = data_folder(dataset) / "info.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8-sig"))}  # a list is no info either
+    except (ValueError, TypeError) as error:
+        step = prepare_command(dataset)
+        raise UserError(f"{path} cannot be read ({error}): delete it and run `{step}`.") from None
 
 
 def load_array(path, step):
@@ -227,5 +215,5 @@ def load_array(path, step):
     require(path, step)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): make it with `{step}`.") from None

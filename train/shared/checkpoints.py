@@ -4,9 +4,9 @@ from pathlib import Path
 
 import h5py
 
-from train.shared.artifacts import atomic_write, attributes, command_of, require, set_attributes
+from train.shared.artifacts import atomic_write, attributes, open_hdf5, require, set_attributes
 from train.shared.backend import keras
-from train.shared.flags import UserError
+from train.shared.flags import UserError, command_of
 from train.shared.paths import checkpoint_path, epochs_in
 
 
@@ -19,6 +19,7 @@ def load_classifier(folder, epoch=None):
 def load_architecture(folder):
     """The untrained classifier in a study's folder, from model.keras."""
     path = require(Path(folder) / "model.keras", command_of("train/train.py"))
+    path.open("rb").close()  # Keras takes a file that it may not read for a broken one
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -31,41 +32,19 @@ def load_architecture(folder):
 def load_weights(model, path):
     """Load a checkpoint into a model and return the model.
 
-    Raises UserError if the file is missing, corrupt or of another network.
+    Raises UserError if the file is missing, cannot be opened, or is of another network.
     """
     if not Path(path).exists():
         raise UserError(f"{path} is missing: make these weights again, or name others.")
-    try:
-        with h5py.File(path, "r") as file:
-            values = values_by_layer(model, file)
-        if values is None:
+    with open_hdf5(path):  # for its sentences: Keras opens the file itself
+        try:
             model.load_weights(path)
-        else:
-            for layer, variables in values:
-                layer.load_own_variables(variables)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path} does not fit the network or is corrupt ({reason}): make it again."
-        ) from None
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{path} does not fit the network or is corrupt ({reason}): make it again."
+            ) from None
     return model
-
-
-def values_by_layer(model, file):
-    """The arrays of an open checkpoint as [(layer, {"0": array, ...})].
-
-    Keras's own reader takes 0.15 s for seven layers, because it visits every attribute of every
-    layer; a study loads hundreds of checkpoints. Returns None where only Keras's reader will do:
-    layers inside layers, layers that the file does not name, and weights that are not float32.
-    """
-    groups = [group["vars"] for group in file.get("layers", {}).values() if "vars" in group]
-    saved = {group.attrs.get("name"): group for group in groups}
-    layers = [layer for layer in model.layers if layer.weights]
-    if any(len(saved.get(layer.name, ())) != len(layer.weights) for layer in layers):
-        return None
-    if any("dtype" in values.attrs for layer in layers for values in saved[layer.name].values()):
-        return None
-    return [(layer, {k: v[()] for k, v in saved[layer.name].items()}) for layer in layers]
 
 
 def save_weights(classifier, path, provenance):

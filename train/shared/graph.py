@@ -7,7 +7,6 @@ layers have "__" in place of "/", and both are understood.
 import contextlib
 from dataclasses import dataclass
 
-from train.faster import faster_class
 from train.shared.backend import keras
 from train.shared.flags import UserError
 from train.shared.paths import path_text
@@ -41,16 +40,20 @@ def calls_of(model):
     Raises UserError for a model that is not a built Sequential or functional model with one input
     and one output.
     """
-    if not is_graph(model):
-        raise UserError(
-            f"the model {model.name} must be a Sequential or functional model that has been built, "
-            f"with one input and one output."
-        )
+    require_graph(model)
     calls = []
     output = _call_again(model, model.inputs[0], "", calls)
     # Branches that do not lead to the output may come after it.
     last = next(number for number, call in enumerate(calls, 1) if call.output is output)
     return calls[:last]
+
+
+def require_graph(model):
+    if not is_graph(model):
+        raise UserError(
+            f"the model {getattr(model, 'name', model)} must be a Sequential or functional Keras "
+            f"model that has been built, with one input and one output."
+        )
 
 
 def _call_again(model, tensor, prefix, calls):
@@ -118,24 +121,6 @@ def up_to(model, path):
     Raises UserError if the model has no such layer.
     """
     return part_of(model, find_call(model, path).output)
-
-
-def copy_up_to(model, path):
-    """A copy of the model up to a layer, with new weights, all of them trainable.
-
-    Its layers are named by their paths in the model, with "__" in place of "/", and none is inside
-    an inner model. Some have faster classes (train/faster.py).
-    """
-    path_of = {id(call.layer): call.path for call in calls_of(model)}
-
-    def copy_layer(layer):
-        config = layer.get_config() | {"name": path_text(path_of[id(layer)])}
-        return faster_class(layer).from_config(config)
-
-    copy = keras.models.clone_model(up_to(model, path), clone_function=copy_layer)
-    for layer in layers_by_path(copy).values():
-        layer.trainable = True
-    return copy
 
 
 def part_of(model, outputs):

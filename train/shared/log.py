@@ -15,142 +15,69 @@ from tqdm import tqdm
 from train.shared.artifacts import VERSION
 
 
-class StageLog(dict):
-    """What a stage adds to its line in the log; `idle` says that its output was already made."""
-
-    idle = False
-
-
 @contextlib.contextmanager
 def stage(path, title, settings):
     """Log one stage, as a JSON line in `path` and in short on the terminal.
 
-    The line holds start, settings, versions, device, how the stage ended, its duration and peak
-    memory. "ended" is null for a stage that was killed, "idle" for one that had nothing to do, and
-    the error for one that failed.
+    The line holds start, command, settings, versions, device, duration in seconds and how the stage
+    ended: "done", "idle" if it had nothing to do, or the error.
 
     Yields:
-        StageLog.
+        A dict for more of the line; log["idle"] = True says that the output was already made.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     settings = {name: value for name, value in settings.items() if value is not None}
     print(f"{title} ({', '.join(f'{k} {v}' for k, v in settings.items())})", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    start_time = time.time()
-    log = StageLog()
-    backend = backend_name()
-    entry = {
+    log = {
         "stage": title,
         "start": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
-        "settings": settings,
-        "version": VERSION,
-        "python": platform.python_version(),
         "command": sys.argv,
-        "packages": versions("keras", "numpy", "foolbox", backend),
-        "backend": backend,
-        "device": device(),
-        "ended": None,
+        "settings": settings,
+        **environment(),
     }
-
-    def write(**end):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry | log | end, default=str) + "\n")
-
-    def spent():
-        seconds = round(time.time() - start_time, 1)
-        return {"seconds": seconds, "peak_memory_gb": round(peak_memory(), 2) or None}
-
-    write()
+    start_time = time.time()
+    error = None
     try:
         yield log
-    except BaseException as error:
-        write(ended=f"{type(error).__name__}: {error}", **spent())
+    except BaseException as raised:
+        error = f"{type(raised).__name__}: {raised}"
         raise
-    end = spent()
-    write(ended="idle" if log.idle else "done", **end)
-    result = "nothing to do" if log.idle else f"done in {end['seconds']} s"
-    memory = f", peak memory {end['peak_memory_gb']} GB" if end["peak_memory_gb"] else ""
-    print(f"{title}: {result}{memory}", flush=True)
+    finally:
+        is_idle = log.pop("idle", False)
+        log["ended"] = error or ("idle" if is_idle else "done")
+        log["seconds"] = round(time.time() - start_time, 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(log, default=str) + "\n")
+    print(
+        f"{title}: " + ("nothing to do" if is_idle else f"done in {log['seconds']} s"), flush=True
+    )
 
 
-def backend_name():
-    """Name of Keras's backend, from Keras if it is imported."""
-    keras = sys.modules.get("keras")
-    return keras.backend.backend() if keras else os.environ.get("KERAS_BACKEND", "tensorflow")
-
-
-def versions(*packages):
-    """{package: version}, without packages that are installed under another name."""
-    found = {}
-    for package in packages:
+def environment():
+    """Versions, backend and device, from the backend only if it is imported."""
+    packages = {}
+    for name in "keras", "tensorflow", "jax", "torch", "numpy", "foolbox":
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def entries(path):
-    """The lines of a log as dicts, without one that a killed process left unfinished."""
-    found = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
-
-
-def peak_memory():
-    """The most memory that this process has held, in GB; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return windows_peak_memory()
-    # macOS counts in bytes, Linux in KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def windows_peak_memory():
-    """The same on Windows, if psutil is installed."""
-    try:
-        import psutil  # a dependency of Snakemake
-    except ImportError:
-        return 0.0
-    return getattr(psutil.Process().memory_info(), "peak_wset", 0) / 1e9
-
-
-def device():
-    """The accelerators that the backend sees, if it is imported, or the processor."""
+            packages[name] = metadata.version(name)
     backend = sys.modules.get("train.shared.backend")
-    names = backend.accelerators() if backend else []
-    processor = platform.processor() or platform.machine()
-    return ", ".join(names) or f"{processor}, {os.cpu_count()} cores"
+    accelerators = backend.accelerators() if backend else []
+    processor = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return {
+        "version": VERSION,
+        "python": platform.python_version(),
+        "packages": packages,
+        "backend": backend and backend.keras.backend.backend(),
+        "device": ", ".join(accelerators) or processor,
+    }
 
 
 # Without a terminal, a line every half minute takes the place of a progress bar.
 LINES = {"mininterval": 30, "maxinterval": 30, "delay": 10}  # seconds
-LINES |= {"bar_format": "{desc}: {n_fmt} of {total_fmt}, {remaining} left\n"}
-
-
-def whole_updates(bar):
-    """A function that updates a bar by fractions, of which the bar shows whole numbers."""
-    total = 0.0
-
-    def update(amount):
-        nonlocal total
-        total += amount
-        bar.update(int(total + 1e-6) - bar.n)
-
-    return update
+LINES |= {"bar_format": "{desc}: {n:.0f} of {total_fmt}, {remaining} left\n"}
 
 
 def progress(iterable=None, **settings):
     """A tqdm bar on a terminal; elsewhere a line every half minute, from the tenth second on."""
     settings |= {} if sys.stderr.isatty() else LINES | {"file": sys.stdout}
     return tqdm(iterable, **settings)
-
-
-def clock(seconds):
-    """A duration in seconds as text, such as "3 h 05 min"."""
-    minutes = round(seconds / 60)
-    if minutes == 0:
-        return "under a minute"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 # The folder of data/ and models/.
-HOME = Path(os.environ.get("DARE_HOME", Path(__file__).parents[2])).expanduser().absolute()
+HOME = Path(os.environ.get("DARE_HOME") or Path(__file__).parents[2]).expanduser().absolute()
 
 
 def data_folder(dataset):
@@ -25,9 +25,9 @@ def study_folders(models, dataset, model):
 
     Folders with other names, such as one that was renamed to be kept, are left out.
     """
-    pattern = f"{dataset}_{model}_seed*"
-    found = {path: path.name.rsplit("_seed", 1)[1] for path in sorted(Path(models).glob(pattern))}
-    return {path: int(seed) for path, seed in found.items() if re.fullmatch("[0-9]+", seed)}
+    names = "_".join(".+" if name == "*" else re.escape(name) for name in (dataset, model))
+    found = {p: re.fullmatch(f"{names}_seed([0-9]+)", p.name) for p in Path(models).glob("*")}
+    return {path: int(found[path][1]) for path in sorted(found) if found[path]}
 
 
 def weights_path(folder, epoch):

@@ -1,15 +1,12 @@
 """A study: one trained network, and the folder of everything that is made from it."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from train import params
-from train.shared import artifacts
 from train.shared.artifacts import (
     attributes,
-    command_of,
+    data_sha256,
     open_artifact,
     other_setting,
     require,
@@ -17,10 +14,16 @@ from train.shared.artifacts import (
 )
 from train.shared.backend import keras
 from train.shared.checkpoints import final_checkpoint, load_architecture, load_weights
-from train.shared.flags import UserError
+from train.shared.flags import UserError, command_of
 from train.shared.graph import calls_of, find_call
-from train.shared.paths import checkpoint_path, study_folder, study_folders, targets_path
-from train.utils import load_data
+from train.shared.paths import (
+    checkpoint_path,
+    slice_path,
+    study_folder,
+    study_folders,
+    targets_path,
+)
+from train.utils import Rows, load_data
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Study:
             "model": args.model,
             "seed": args.seed,
             "checkpoint_sha256": sha256(checkpoint),
-            "data_sha256": artifacts.data_sha256(args.dataset),
+            "data_sha256": data_sha256(args.dataset),
         }
         classifier = load_weights(load_architecture(folder), checkpoint)
         return cls(args.dataset, args.model, args.seed, folder, checkpoint, classifier, provenance)
@@ -66,32 +69,6 @@ class Study:
         """The classifier with the final checkpoint's weights, all of them trainable."""
         self.classifier.trainable = True
         return load_weights(self.classifier, self.checkpoint)
-
-    def with_weights(self, weights, function):
-        """Call a function with the classifier under several weights.
-
-        Two threads with a classifier each: one prepares its batches while the other computes.
-
-        Args:
-            weights: {key: weights file}.
-            function: called as function(classifier, key).
-
-        Yields:
-            (key, result of the function), in the order in which they are ready.
-        """
-        of_thread = threading.local()
-
-        def call(key):
-            if not hasattr(of_thread, "classifier"):
-                of_thread.classifier = load_architecture(self.folder)
-            return key, function(load_weights(of_thread.classifier, weights[key]), key)
-
-        pool = ThreadPoolExecutor(2)
-        try:
-            for ready in as_completed([pool.submit(call, key) for key in weights]):
-                yield ready.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def data(self, part):
         """One part of the data set, as load_data gives it.
@@ -124,6 +101,43 @@ class Study:
         """open_artifact, for an artifact that must be made from this study's checkpoint."""
         fingerprints = {k: self.provenance[k] for k in ("checkpoint_sha256", "data_sha256")}
         return open_artifact(path, step, **fingerprints, **expected)
+
+    def open_slice(self, per):
+        """The open slice file, for a `with` statement; UserError if it is missing."""
+        path = slice_path(self.folder, per)
+        others = sorted(set(self.folder.glob("slice_*.h5")) - {path})
+        step = self.command("dare/nnslicer.py", per=f"{per:g}")
+        if others and not path.exists():
+            raise UserError(
+                f"{path} is missing, but {others[0].name} exists: pass its --per, or make the "
+                f"missing slice with `{step}`."
+            )
+        newer = [p.name for p in others if p.stat().st_mtime > path.stat().st_mtime]
+        if newer:
+            print(
+                f"Note: this step uses per {per:g}, not the newer {', '.join(newer)} (see --per)."
+            )
+        return self.open_checked(path, step, per=per)
+
+    def open_targets(self, choose_layer, name=None):
+        """The open file of targets of a layer, for a `with` statement.
+
+        It is ats_<layer>.h5 or, for a control that has targets of its own, ats_<layer>_<name>.h5.
+        """
+        path = targets_path(self.folder, choose_layer, name)
+        step = self.command("dare/get_ats.py", choose_layer=choose_layer)
+        return self.open_checked(path, step, choose_layer=choose_layer)
+
+    def mined_images(self, choose_layer=None):
+        """The mined images of a layer (None: of mined_layer): images, labels, and provenance.
+
+        The images are indexed like an array (m, h, w, c); labels are int64 (m,).
+        """
+        with self.open_targets(choose_layer or self.mined_layer()) as file:
+            index = file["index"][()]
+            provenance = {"ats_sha256": sha256(file.filename)}
+        x, y = self.data("validation")
+        return Rows(x, index), y[index], provenance
 
     def layer(self, choose_layer=None):
         """Path of the layer to transform: the one that is asked for, or the network's default.
@@ -168,13 +182,18 @@ class Study:
     def mined_checkpoints(self, layer=None):
         """{epoch: path} of the historical checkpoints that were mined for a layer.
 
-        None: for mined_layer.
+        None: for mined_layer. Raises UserError if one was deleted since.
         """
         layer = layer or self.mined_layer()
-        step = self.command("dare/get_ats.py", choose_layer=layer)
-        with self.open_checked(targets_path(self.folder, layer), step) as file:
+        with self.open_targets(layer) as file:
             epochs = range(int(file.attrs["first"]), int(file.attrs["last"]) + 1)
-        return {epoch: checkpoint_path(self.folder, epoch) for epoch in epochs}
+        paths = {epoch: checkpoint_path(self.folder, epoch) for epoch in epochs}
+        if missing := [path for path in paths.values() if not path.exists()]:
+            raise UserError(
+                f"{missing[0]} is missing: control-random and control-swa need every checkpoint "
+                f"that was mined; leave them out (--control), or put it back."
+            )
+        return paths
 
     def other_seeds(self):
         """{seed: path} of the final checkpoints of the network's other seeds (control-seed).

@@ -1,7 +1,6 @@
 """Made-up studies for the tests of evaluation: scores of models that do not exist."""
 
 import hashlib
-import itertools
 import json
 
 import h5py
@@ -9,34 +8,23 @@ import numpy as np
 import pandas as pd
 from conftest import ROOT
 
-from dare.evaluation import intervals
-from dare.methods import METHODS
+from dare.evaluation.results import SPLITS
+from dare.evaluation.scores import Scores
+from dare.evaluation.scoring import COLUMNS
+from dare.methods import METHODS, unseen_splits
 
 ATTACKS = ("fgsm", "pgd", "cw")
-DEFAULTS = {"per": 0.95, "choose_layer": "conv3", "lr_rate": 1e-3}
-SETTINGS = {
-    "original": {},
-    "dare-s": {"choose_layer": "conv3", "lr_rate": 1e-3},
-    "control-finetune": {"choose_layer": "conv3", "lr_rate": 1e-3},
-    "control-batchnorm": {"choose_layer": "conv3"},
-    "control-checkpoint": {},
-    "control-seed": {},
-    "control-swa": {},
-}
+EPSILONS = (0.01, 0.02)
 PLAIN = {  # method: (robustness, clean accuracy, robust accuracy under adaptive attack)
     "original": (0.0, 0.95, 0.3),
     "dare": (0.7, 0.95, 0.4),
     "dare-s": (0.7, 0.95, 0.4),
+    "at-fgsm": (0.6, 0.9, 0.5),
     "at-pgd": (0.5, 0.95, 0.5),
     "control-self": (0.6, 0.95, 0.3),
-    "control-single": (0.6, 0.95, 0.3),
-    "control-random": (0.6, 0.95, 0.3),
-    "control-batchnorm": (0.5, 0.95, 0.3),
     "control-finetune": (0.6, 0.95, 0.3),
-    "control-checkpoint": (0.5, 0.95, 0.3),
     "control-swa": (0.6, 0.95, 0.3),
-    "control-noise": (0.4, 0.95, 0.3),
-    "control-seed": (0.5, 0.95, 0.3),
+    "control-seed": (0.8, 0.95, 0.3),
 }
 
 
@@ -44,120 +32,84 @@ def sha(number):
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def exactly(share, n, order):
-    """bool (n,): the share of images that come first in `order` are right."""
-    right = np.zeros(n, bool)
-    right[order[: round(share * n)]] = True
-    return right
-
-
 def made_up(
-    home, methods=PLAIN, seed=0, run_count=1, n=300, model="lenet", more=(), dataset="digits",
-    training=True,
+    home, methods=PLAIN, seed=0, runs=1, n=60, model="lenet", dataset="digits", more=(),
+    held_out=True,
 ):  # fmt: skip
-    """A study's folder with robustness.csv, scores.h5, adaptive.h5 and .csv, log.csv and samples.
+    """A study's folder with robustness.csv, scores.h5, adaptive.csv, log.csv, targets and a log.
 
-    Harder images are harder for all methods, but for a quarter of them that are a method's own
-    luck, so that results are paired. more: rows like a method of `methods`, with settings.
-    n: images of every part, but for 3 n in the training part of the samples; training: whether that
-    was scored, except for adversarial training.
+    Every image has a difficulty, and a model errs on the hardest, but for some noise of its own.
+    n: images of every part. more: (method, shares as in PLAIN, settings) of further models.
     """
-    rng = np.random.default_rng([seed, 1])
     folder = home / "models" / f"{dataset}_{model}_seed{seed}"
-    (folder / "adv").mkdir(parents=True)
-    # Of twice as many images, so that some are a sample of one attack and not of another.
-    images = {"validation": range(2 * n), "test": range(2 * n, 4 * n)}
-    images |= {"training": range(4 * n, 10 * n)} if training else {}
-    parts = {f"{a} {s}": np.sort(rng.choice(rows, len(rows) // 2, replace=False))
-             for a in ATTACKS for s, rows in images.items()}  # fmt: skip
-    parts |= {
-        f"clean {half}": np.arange(n) + i * n for i, half in enumerate(("selection", "reporting"))
-    }
-    rows, adaptive, scores, robust = [], [], {}, {}
-    difficulty = rng.random(10 * n)
-    jobs = [(m, v, {}) for m, v in methods.items()] + list(more)
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng([seed, 1])
+    difficulty, scores, rows, adaptive = rng.random(1000), Scores(), [], []
+    for attack in ATTACKS:
+        index = rng.permutation(500)
+        for i, split in enumerate(SPLITS):
+            scores.define(f"{attack} {split}", np.sort(index[i * n : (i + 1) * n]), "samples")
+        if held_out and attack != "cw":
+            scores.define(f"{attack} heldout", np.arange(500, 500 + n), "held out")
+    scores.define("clean reporting", np.arange(600, 600 + n), "test images")
+    for epsilon in EPSILONS:
+        scores.define(f"adaptive worst {epsilon}", np.arange(600, 600 + n), "attacked")
+    jobs = [(method, shares, {}) for method, shares in methods.items()] + list(more)
     for method, (robustness, clean, own), changed in jobs:
-        single = not METHODS[method].has_runs
-        for run in range(1 if single else run_count):
-            digest = sha(len(scores))
-            noise = np.random.default_rng([seed, len(scores), 2])
-            of_image = difficulty + 0.25 * noise.random(10 * n)
-            right = {
-                part: exactly(clean if part.startswith("clean") else robustness, len(index),
-                              np.argsort(of_image[index])) for part, index in parts.items()
-                if not (METHODS[method].trains_on_samples and part.endswith("training"))
-            }  # fmt: skip
-            scores[digest] = right
+        made = METHODS[method]
+        usual = {"choose_layer": "conv3", "per": 0.95, "lr_rate": 1e-3} | made.fixed
+        for run in range(runs if made.has_runs else 1):
+            digest = sha((seed, len(rows), run))
+            noisy = difficulty + 0.25 * np.random.default_rng([seed, len(rows)]).random(1000)
             about = {"dataset": dataset, "model": model, "source": f"M{seed}", "run": run}
             about |= {"seed": seed, "method": method, "epoch": 3, "sha256": digest}
-            about |= {"per": None, "choose_layer": None, "batches": None, "lr_rate": None}
-            about |= SETTINGS.get(method, DEFAULTS) | changed
-            original = scores[sha(0)]["clean selection"].mean()
-            within = right["clean selection"].mean() >= original - 0.01 - 1e-9
-            for attack, split in itertools.product(ATTACKS, ("validation", "test")):
-                rows.append(
-                    about
-                    | {"attack": attack, "split": split, "n": n, "selected": True}
-                    | {"last_epoch": True}
-                    | {"empirical_robustness": 100 * right[f"{attack} {split}"].mean()}
-                    | {"test_accuracy": 100 * right["clean reporting"].mean()}
-                    | {"selection_accuracy": 100 * right["clean selection"].mean()}
-                    | {"selected_within_1": within}
-                )
-            robust[digest] = {}
-            for norm, sizes in {"linf": (0, 0.01, 0.0001), "l2": (0, 0.5)}.items():
-                for size in sizes:
-                    share = own if size else clean
-                    still = exactly(share, n, np.argsort(of_image[:n])).astype("uint8")
-                    robust[digest][f"{norm}/worst/{size:g}"] = still
-                    low, high = (100 * v for v in intervals.wilson(still.sum(), n))
-                    row = {"norm": norm, "attack": "worst", "epsilon": size, "n": n, "unknown": 0}
-                    value = {"robust_accuracy": 100 * still.mean(), "low": low, "high": high}
+            about |= {name: usual[name] for name in (*made.settings, *made.fixed) if name in usual}
+            about |= {"lr_rate": 1e-4} if made.trains_on_samples else {}
+            about |= {"last": True, "best": True} | changed
+            for part, index in scores.index.items():
+                if made.trains_on_samples and part.endswith("training"):
+                    continue
+                share = {"clean": clean, "adaptive": own}.get(part.split()[0], robustness)
+                right = np.zeros(len(index), bool)
+                right[np.argsort(noisy[index])[: round(share * len(index))]] = True
+                scores.add(digest, part, right)
+                if part.startswith("adaptive"):
+                    row = {"attack": "worst", "epsilon": float(part.split()[2]), "n": n}
+                    value = {"unknown": 0, "robust_accuracy": 100 * right.mean()}
                     adaptive.append(about | row | value)
-    pd.DataFrame(rows).to_csv(folder / "robustness.csv", index=False)
-    pd.DataFrame(adaptive).to_csv(folder / "adaptive.csv", index=False)
-    with h5py.File(folder / "scores.h5", "w") as file:
-        for part, index in parts.items():
-            file[f"parts/{part}"] = index.astype("int64")
-            file[f"parts/{part}"].attrs["made_from"] = "0" * 64
-        for digest, of_model in scores.items():
-            for part, right in of_model.items():
-                file[f"models/{digest}/{part}"] = np.packbits(right)
-    with h5py.File(folder / "adaptive.h5", "w") as file:
-        file["index"] = np.arange(n)
-        for digest, of_model in robust.items():
-            for name, still in of_model.items():
-                file[f"{digest}/{name}"] = still
-    others(folder, n)
+            for attack in ATTACKS:
+                for split in (*unseen_splits(method), "heldout"):
+                    if f"{attack} {split}" in scores.index:
+                        row = {"attack": attack, "split": split, "n": n}
+                        percent = scores.percent(digest, f"{attack} {split}")
+                        row |= {"empirical_robustness": percent}
+                        row |= {"test_accuracy": scores.percent(digest, "clean reporting")}
+                        rows.append(about | row)
+    pd.DataFrame(rows).reindex(columns=COLUMNS).to_csv(folder / "robustness.csv", index=False)
+    pd.DataFrame(adaptive).drop(columns=["last", "best"]).to_csv(
+        folder / "adaptive.csv", index=False
+    )
+    scores.save(folder / "scores.h5")
+    epoch = np.arange(1, 21)
+    pd.DataFrame({"epoch": epoch, "loss": 1 / epoch, "seconds": 2.0}).to_csv(
+        folder / "log.csv", index=False
+    )
+    with h5py.File(folder / "ats_conv3.h5", "w") as file:
+        file["index"], file["epoch"] = np.arange(90), rng.integers(10, 20, 90)
+        file.attrs.update(first=10, last=19, choose_layer="conv3")
+    log(folder / "train.log", f"train {model}", 40.0)
+    log(folder / "get_ats.log", "mine", 10.0)
+    log(folder / "nnslicer.log", "slice", 3.0)
+    log(folder / "tuned/dare/tune.log", "dare", 7.0)
     return folder
 
 
-def others(folder, n):
-    """log.csv, samples, targets, slices and a log of a made-up study."""
-    epoch = np.arange(1, 21)
-    log = {"epoch": epoch, "loss": 1 / epoch, "accuracy": 1 - 0.5 / epoch}
-    log |= {"val_loss": 1 / epoch, "val_accuracy": 0.97 - 0.5 / epoch, "lr": 0.01, "seconds": 1.0}
-    pd.DataFrame(log).to_csv(folder / "log.csv", index=False)
-    for attack in ATTACKS:
-        with h5py.File(folder / f"adv/{attack}.h5", "w") as file:
-            file["success"] = np.ones(n, bool)
-    rng = np.random.default_rng(0)
-    with h5py.File(folder / "ats_conv3.h5", "w") as file:
-        file["index"], file["epoch"] = np.arange(200), rng.integers(10, 20, 200)
-        file.attrs["first"] = 10
-    with h5py.File(folder / "slice_0.95.h5", "w") as file:
-        for order, name in enumerate(("conv1", "conv2", "conv3", "dense1", "predictions")):
-            group = file.create_group(name)
-            group.attrs["order"] = order
-            group["class_mask"] = rng.random((10, 20, 20)) < 0.9
-            group["mask"] = rng.random((20, 20)) < 0.95
-    entry = {"stage": "mine", "command": [str(ROOT / "dare/get_ats.py"), "--seed", "0"]}
-    entry |= {"start": "2024-01-01 10:00:00", "peak_memory_gb": 1.0}
-    entry |= {
-        "settings": {"images": 9},
-        "packages": {"tensorflow": "2.21"},
-        "device": "a processor",
-    }
-    ends = [("done", 12.5), ("idle", 0.0), (None, None)]
-    lines = [json.dumps(entry | {"ended": end, "seconds": seconds}) for end, seconds in ends]
-    (folder / "get_ats.log").write_text("\n".join([*lines, '{"stage": "cut o']))
+def log(path, stage, seconds):
+    """A log with an entry of a stage that was run, of one that found it done, and a broken line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {"stage": stage, "command": [str(ROOT / "dare/script.py"), "--seed", "0"]}
+    entry |= {"start": "2024-01-01 10:00:00", "settings": {"images": 718}, "device": "a processor"}
+    entry |= {"packages": {"tensorflow": "2.21"}}
+    ends = [("done", seconds), ("idle", 0.0)]
+    lines = [json.dumps(entry | {"ended": end, "seconds": spent}) for end, spent in ends]
+    path.write_text("\n".join([*lines, '{"stage": "cut o']))

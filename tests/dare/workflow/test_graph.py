@@ -6,19 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from dry_runs import (
-    AT,
-    CONTROLS,
-    DARE,
-    OF_LAYER,
-    OF_RATE,
-    OF_RUN,
-    ONE,
-    SEPARATE,
-    SLICED,
-    counts,
-    jobs,
-)
+from dry_runs import AT, CONTROLS, DARE, OF_LAYER, OF_RATE, OF_RUN, ONE, SLICED, counts, jobs
 
 from adv import ATTACKS
 from train.shared.paths import tuned_name
@@ -44,13 +32,12 @@ SWEEPS = {
     "choose_layer=conv2,conv3": {"mine": 3} | twice(OF_LAYER),
     "runs=1,2": twice(OF_RUN),
     "runs=0,1,2": twice(OF_RUN, 3),
-    # control-noise needs the dare that it imitates
-    "methods=controls": {"mine": 1} | without(DARE, AT) | {"dare": 1},
-    "methods=dare-s,controls": {"mine": 1} | without(DARE, AT) | {"dare": 1, "dare-s": 1},
+    "methods=dare-s,controls": {"mine": 1} | without(DARE, AT) | {"dare-s": 1},
     "methods=control-swa": {"mine": 1, "slice": 0}
     | without(DARE, CONTROLS, AT)
     | {"control-swa": 1},
-    "methods=control-swa,controls": {"mine": 1} | without(DARE, AT) | {"dare": 1},
+    "methods=control-swa,controls": {"mine": 1} | without(DARE, AT),
+    "heldout_attacks=null": {"attack_held_out": 0},
     "lr_rate=1e-3,1e-4": twice(OF_RATE),  # dare-released keeps the rate that was released
     "adv_lr_rate=1e-3,1e-4": twice(AT),
     "methods=dare": {"mine": 1} | without(DARE, CONTROLS, AT) | {"dare": 1},
@@ -75,8 +62,8 @@ SWEEPS = {
     # 2 layers, slices, rates and runs
     "choose_layer=conv2,conv3 per=0.5,0.95 lr_rate=1e-3,1e-4 runs=0,1": {
         **{"mine": 3, "slice": 2, "dare": 16, "dare-released": 8, "dare-s": 8, "dare-last": 8},
-        **{"dare-sl": 4, "control-self": 16, "control-single": 16, "control-random": 16},
-        **{"control-noise": 16, "control-finetune": 8, "control-batchnorm": 4, "control-swa": 1},
+        **{"dare-sl": 4, "control-self": 16, "control-random": 16, "control-finetune": 8},
+        **{"control-batchnorm": 4, "control-swa": 1},
         **twice(AT),
     },
 }
@@ -84,13 +71,13 @@ SWEEPS = {
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep or "demo")
 def test_jobs_of_a_sweep(dry_run, sweep):
-    done, text = dry_run("--config", SEPARATE, *sweep.split())
+    done, text = dry_run("--config", *sweep.split())
     assert done, text
     assert counts(text) == {rule: n for rule, n in (ONE | SWEEPS[sweep]).items() if n}
 
 
 def test_names_like_numbers(dry_run):
-    done, text = dry_run("--config", SEPARATE, "dataset=2024,digits", "record=2025")
+    done, text = dry_run("--config", "dataset=2024,digits", "record=2025")
     assert done, text
     assert counts(text)["prepare"] == 2
     (tables,) = jobs(text, "tables")
@@ -153,7 +140,7 @@ def test_jobs_of_the_papers_grid(dry_run):
 
 def test_commands_say_what_the_paths_say(dry_run):
     sweep = "choose_layer=conv2 per=0.5 lr_rate=1e-5 adv_lr_rate=1e-3 runs=2 seeds=1 limit=300"
-    _, text = dry_run("--config", SEPARATE, *sweep.split(), "adaptive=false", "source=my files")
+    _, text = dry_run("--config", *sweep.split(), "adaptive=false", "source=my files")
     names = "--dataset digits --model lenet --seed 1"
     dare = {"choose_layer": "conv2", "per": 0.5, "lr_rate": 1e-5, "run": 2}
     rate_and_run = {"lr_rate": 1e-5, "run": 2}
@@ -175,7 +162,7 @@ def test_commands_say_what_the_paths_say(dry_run):
         ),
         ("control-swa",): f"controls.py --control swa {names} --epoch 1",
     }
-    for name in ("self", "single", "random", "noise"):
+    for name in ("self", "random"):
         command = f"controls.py --control {name} {names} {chosen} --per 0.5 {run}"
         expected[f"control-{name}", *dare.items()] = command
     for attack in ATTACKS:
@@ -200,7 +187,7 @@ def test_commands_say_what_the_paths_say(dry_run):
 def test_what_waits_for_what(dry_run):
     sweep = "per=0.5,0.95 lr_rate=1e-3,1e-4 runs=0,1 choose_layer=conv2,conv3 seeds=0,1"
     methods = "methods=dare-s,controls,at-bim"
-    _, text = dry_run("--config", SEPARATE, *sweep.split(), methods)
+    _, text = dry_run("--config", *sweep.split(), methods)
     folder = "models/digits_lenet_seed0"
 
     def reads(method, settings, epoch=5):
@@ -213,9 +200,6 @@ def test_what_waits_for_what(dry_run):
     settings = "_conv2_per0.5_lr0.0001_run1"
     targets, slices = "ats_conv2.h5", "slice_0.5.h5"
     assert reads("control-self", settings) == {targets, slices}
-    assert reads("control-single", settings) == {targets, slices}
-    assert reads("control-noise", settings) == {f"tuned/dare{settings}/model.005.weights.h5"}
-    assert reads("dare", settings) == {targets, slices}
     assert reads("dare-s", "_conv2_lr0.0001_run1") == {targets}
     assert reads("control-finetune", "_conv2_lr0.0001_run1") == {targets}
     assert reads("control-batchnorm", "_conv2_run1") == {targets}
@@ -288,16 +272,16 @@ CHANGES = [
 
 @pytest.mark.parametrize(("before", "after", "left"), CHANGES)
 def test_what_is_left_to_do(home, dry_run, monkeypatch, before, after, left):
-    _, text = dry_run("--config", SEPARATE, *before.split())
+    _, text = dry_run("--config", *before.split())
     for rule in ONE:
         for path in [home / path for job in jobs(text, rule) for path in job["output"]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}" if path.suffix == ".json" else "")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "true")  # jobs that do nothing: their files are there
-        done, text = dry_run("--config", SEPARATE, *before.split(), only="--forceall")
+        done, text = dry_run("--config", *before.split(), only="--forceall")
     assert done, text
-    done, text = dry_run("--config", SEPARATE, *after.split())
+    done, text = dry_run("--config", *after.split())
     assert done, text
     if before == after:
         assert "Nothing to be done" in text
@@ -308,7 +292,7 @@ def test_what_is_left_to_do(home, dry_run, monkeypatch, before, after, left):
 def test_resources(dry_run):
     """What every job asks a cluster for: memory in MB, minutes, GPUs."""
     sizes = ["model=vgg16,lenet", "dataset=cifar10", "epochs=200", "gpu=1"]
-    _, text = dry_run("--config", SEPARATE, *sizes)
+    _, text = dry_run("--config", *sizes)
     vgg, lenet = sorted(jobs(text, "train"), key=lambda job: "lenet" in job["command"])
     assert {"runtime=1020", "mem_mb=6000", "gpu=1"} < {*vgg["resources"]}
     assert {"runtime=220", "mem_mb=3000", "gpu=1"} < {*lenet["resources"]}

@@ -1,0 +1,293 @@
+"""The results of some networks as data frames, from models/ or as recorded in dare/results/.
+
+A network with its training seed is a *study*, named as its folder: cifar10_vgg16_seed0. A
+network, dataset and model, has all its training seeds.
+"""
+
+import contextlib
+import functools
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from adv import ATTACKS
+from dare.evaluation.scores import Scores
+from dare.methods import FAMILIES, METHODS, default_rate
+from train import params
+from train.shared.artifacts import attributes
+from train.shared.flags import UserError
+from train.shared.paths import checkpoint_path, epochs_in
+
+PAPER = Path(__file__).resolve().parents[1] / "paper"
+NETWORK = ["dataset", "model"]
+SPLITS = ("training", "validation", "test")  # of the samples, by their code in adv/*.h5
+SETTINGS = ["batches", "choose_layer", "per"]
+TEXTS = dict.fromkeys(("study", *NETWORK, "sha256"), str)  # a data set may be named "2024"
+
+# The tables of a study: a data frame each, and a file of dare/results/<name>/.
+TABLES = ("robustness", "adaptive", "networks", "training", "mined", "commands")
+
+
+class Results:
+    """What is known of some studies.
+
+    folder: where the results come from. tables: {name of TABLES: DataFrame}, each with the columns
+    study, dataset, model and seed; a table may be empty. scores: {study: Scores}.
+
+    rows: robustness.csv, with the columns `change` (clean accuracy minus the original's, in points)
+    and `own` (the method's own setting, as own_settings says).
+    """
+
+    def __init__(self, folder, tables, scores):
+        self.folder = folder
+        self.tables = {name: tables.get(name, pd.DataFrame()) for name in TABLES}
+        self.scores = scores
+        rows = self.tables["robustness"]
+        originals = rows[rows["method"] == "original"].groupby("study")["test_accuracy"].first()
+        self.rows = rows.assign(
+            change=rows["test_accuracy"] - rows["study"].map(originals),
+            own=own_settings(rows, with_rate=True),
+        )
+
+    @functools.cached_property
+    def networks(self):
+        """[(dataset, model)], in the paper's order, others after them."""
+        found = {*self.rows[NETWORK].drop_duplicates().itertuples(index=False, name=None)}
+        return [n for n in paper_networks() if n in found] + sorted(found - {*paper_networks()})
+
+    @functools.cached_property
+    def last(self):
+        """The rows of the models that are compared: every method's last epoch at its own rate."""
+        return self.rows[self.rows["last"] & self.rows["own"]]
+
+    @functools.cached_property
+    def best(self):
+        """The rows that stand beside the paper's: the most robust epochs and rates, test part."""
+        rows = self.rows[self.rows["best"] & (self.rows["split"] == "test")]
+        return rows[own_settings(rows, with_rate=False)]
+
+    @functools.cached_property
+    def attacked(self):
+        """The rows of the models that were attacked themselves: their last epochs.
+
+        Before the rule of the last epoch it was the most robust ones.
+        """
+        if self.tables["adaptive"].empty:
+            return self.rows[:0]
+        rows = self.rows[self.rows["sha256"].isin(set(self.tables["adaptive"]["sha256"]))]
+        return rows[rows["last"] & rows["own"]] if rows["last"].all() else rows[rows["best"]]
+
+    def models(self, rows, method):
+        """{study: [SHA-256 of the weights of each run]} of a method in some rows."""
+        found = rows[rows["method"] == method].drop_duplicates(["study", "sha256"])
+        return found.groupby("study")["sha256"].agg(list).to_dict()
+
+    def right(self, study, models, parts):
+        """Right (1) or wrong (0) image by image, the mean over models, as a DataFrame.
+
+        parts: {column: [part, ...]}. A row is an image of any of the parts; NaN where it is in no
+        part of a column. None if a model was not scored on all of the parts.
+        """
+        frames = [self.right_of_model(study, model, json.dumps(parts)) for model in models]
+        return None if any(f is None for f in frames) else sum(frames) / len(frames)
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 (results live as long as the process)
+    def right_of_model(self, study, model, parts):
+        """The same of one model; parts: as JSON."""
+        parts, scores = json.loads(parts), self.scores.get(study, Scores())
+        if not parts or not all(scores.has(model, names) for names in parts.values()):
+            return None
+        columns = {}
+        for column, names in parts.items():
+            right = np.concatenate([scores.right(model, name) for name in names])
+            index = np.concatenate([scores.index[name] for name in names])
+            columns[column] = pd.Series(right.astype(float), index)
+        return pd.DataFrame(columns)
+
+    def parts(self, study, kind, splits=SPLITS):
+        """The parts that a kind of score is the mean of, as `right` takes them.
+
+        kind: "robustness" (the samples of every attack), "heldout" (those of test images), "clean"
+        (the reporting half of the test images) or "adaptive" (robust, for each epsilon above 0).
+        """
+        known = self.scores[study].index if study in self.scores else {}
+        if kind == "clean":
+            return {"clean": ["clean reporting"]}
+        if kind == "adaptive":
+            return {name: [name] for name in known if name.startswith("adaptive worst")}
+        names = splits if kind == "robustness" else ("heldout",)
+        return {a: [f"{a} {s}" for s in names] for a in ATTACKS if f"{a} {names[-1]}" in known}
+
+
+def own_settings(rows, with_rate):
+    """Which rows are at their method's own setting, bool (rows,).
+
+    That is the default (train/params.py) of the layer, per and, with_rate, the learning rate, or
+    what is nearest to it of what was run in the network. DARE in single batches is another method.
+    """
+
+    def deviation(row):
+        settings = METHODS[row.method].settings
+        layer = params.choose_layer or params.default_layer(row.dataset, row.model)
+        rate = default_rate(row.method, row.model)
+        return (
+            not pd.isna(row.batches) and "batches" not in METHODS[row.method].fixed,
+            "choose_layer" in settings and row.choose_layer != layer,
+            abs(row.per - params.per) if "per" in settings else 0,
+            abs(np.log(row.lr_rate / rate)).round(9) if with_rate and row.lr_rate > 0 else 0,
+            row.lr_rate if with_rate and row.lr_rate > 0 else 0,  # of two as near, the smaller
+        )
+
+    named = [*NETWORK, "method", *SETTINGS, "lr_rate"]
+    kinds = list(rows[named].itertuples(index=False))
+    deviations = {kind: deviation(kind) for kind in set(kinds)}
+    nearest = {}
+    for kind, value in deviations.items():
+        nearest[kind[:3]] = min(value, nearest.get(kind[:3], value))
+    return np.array([deviations[kind] == nearest[kind[:3]] for kind in kinds], bool)
+
+
+def in_order(methods):
+    """Names of methods in the order of the tables: by family, then as in METHODS."""
+    names = list(METHODS)
+    return sorted(set(methods), key=lambda m: (FAMILIES.index(METHODS[m].family), names.index(m)))
+
+
+def of_network(rows, network):
+    """The rows of a network, (dataset, model)."""
+    return rows[(rows["dataset"] == network[0]) & (rows["model"] == network[1])]
+
+
+# ---------------------------------------------------------------------------------- where from
+
+
+def is_of(folder, datasets, models):
+    """Whether a scored study is of one of these data sets and networks (None: of any)."""
+    study = pd.read_csv(folder / "robustness.csv", nrows=1, converters=TEXTS).iloc[0]
+    wanted = {"dataset": datasets, "model": models}
+    return all(study[key] in (names or [study[key]]) for key, names in wanted.items())
+
+
+def read_recorded(folder, datasets=None, models=None):
+    """The results that are recorded in a folder of dare/results, of some data sets and networks."""
+    tables = {}
+    for name in TABLES:
+        if (path := folder / f"{name}.csv").exists():
+            table = pd.read_csv(path, converters=TEXTS)
+            for column, wanted in (("dataset", datasets), ("model", models)):
+                table = table[table[column].isin(wanted)] if wanted else table
+            tables[name] = table.reset_index(drop=True)
+    scores = {}
+    if (path := folder / "scores.h5").exists():
+        with h5py.File(path, "r") as file:
+            names = set(tables["robustness"]["study"]) & set(file)
+            scores = {name: Scores.of_group(file[name]) for name in sorted(names)}
+    return Results(folder, tables, scores)
+
+
+def read_studies(folders):
+    """The results of scored studies, {folder: training seed}, such as models/digits_lenet_seed0."""
+    tables = {name: [] for name in TABLES}
+    for folder, seed in folders.items():
+        rows = pd.read_csv(folder / "robustness.csv", converters=TEXTS)
+        if not {"last", "best"} <= set(rows):
+            raise UserError(
+                f"{folder}/robustness.csv is of an earlier version: score again with "
+                f"`python dare/test.py`."
+            )
+        adaptive = folder / "adaptive.csv"
+        found = {
+            "robustness": rows,
+            "adaptive": pd.read_csv(adaptive, converters=TEXTS) if adaptive.exists() else None,
+            "training": pd.read_csv(folder / "log.csv") if (folder / "log.csv").exists() else None,
+            "mined": (mined := mined_epochs(folder)),
+            "commands": (commands := commands_of(folder)),
+            "networks": network_of(folder, rows, commands, mined),
+        }
+        about = {"study": folder.name, **rows.iloc[0][NETWORK], "seed": seed}
+        for name, table in found.items():
+            if table is not None and len(table):
+                others = table.drop(columns=[c for c in about if c in table])
+                tables[name].append(pd.concat([pd.DataFrame(about, others.index), others], axis=1))
+    tables = {
+        name: pd.concat([t.dropna(axis=1, how="all") for t in found], ignore_index=True)
+        for name, found in tables.items()
+        if found
+    }
+    for column in (*SETTINGS, "lr_rate"):
+        tables["robustness"][column] = tables["robustness"].get(column, np.nan)
+    scores = {folder.name: Scores.read(folder / "scores.h5") for folder in folders}
+    return Results(next(iter(folders)).parent, tables, scores)
+
+
+def network_of(folder, rows, commands, mined):
+    """How a network was trained, one row: epochs, images, parameters and mined images, if known.
+
+    commands, mined: of commands_of and mined_epochs.
+    """
+    row = {"epochs": rows.loc[rows["method"] == "original", "epoch"].max()}
+    if {"images", "stage"} <= set(commands):
+        images = commands.loc[commands["stage"].str.startswith("train"), "images"].dropna()
+        row |= {"images": int(images.iloc[-1])} if len(images) else {}
+    if epochs := epochs_in(folder / "checkpoints"):
+        sizes = []
+        with h5py.File(checkpoint_path(folder, epochs[-1]), "r") as file:
+            file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
+        row["parameters"] = int(sum(sizes))
+    if mined is not None:
+        row["mined"] = mined.groupby("layer")["images"].sum().min()
+    return pd.DataFrame([row])
+
+
+def mined_epochs(folder):
+    """How many mined images take their target from each epoch: layer, epoch, images."""
+    tables = []
+    for path in sorted(folder.glob("ats_*.h5")):
+        found = attributes(path)
+        if "first" in found:  # not the targets of a control
+            with h5py.File(path, "r") as file:
+                epochs, images = np.unique(file["epoch"][()], return_counts=True)
+            layer = found.get("choose_layer", path.stem.removeprefix("ats_"))
+            tables.append(pd.DataFrame({"layer": layer, "epoch": epochs, "images": images}))
+    return pd.concat(tables) if tables else None
+
+
+def commands_of(folder):
+    """The recorded commands of a study: the last run of each stage that had something to do."""
+    last = {}
+    for path in sorted(folder.glob("**/*.log")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a process was killed as it wrote
+                entry = json.loads(line)
+                if entry.get("ended") == "done":
+                    last[path, entry["stage"]] = entry
+    rows = []
+    for entry in sorted(last.values(), key=lambda entry: entry["start"]):
+        script, *flags = entry["command"]  # as folder/name, wherever the repository was
+        command = " ".join(["python", "/".join(Path(script).parts[-2:]), *flags])
+        row = {"stage": entry["stage"], "command": command, "start": entry["start"]}
+        row |= {"seconds": entry["seconds"], "device": entry["device"]}
+        rows.append(entry["settings"] | entry["packages"] | row)
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------- the paper's
+
+
+def paper_networks():
+    """[(dataset, model)] of the paper, as its table of networks has them."""
+    return list(pd.read_csv(PAPER / "models.csv")[NETWORK].itertuples(index=False, name=None))
+
+
+def paper_rows():
+    """The TOSEM paper's results, nine runs each, with the columns of `Results.rows`."""
+    rows = pd.read_csv(PAPER / "robustness.csv").rename(columns={"group": "source"})
+    accuracy = pd.read_csv(PAPER / "accuracy.csv").set_index([*NETWORK, "method"])["test_accuracy"]
+    clean, original = (
+        100 * accuracy.reindex(pd.MultiIndex.from_frame(table)).to_numpy()
+        for table in (rows[[*NETWORK, "method"]], rows[NETWORK].assign(method="original"))
+    )
+    return rows.assign(study=rows["source"], test_accuracy=clean, change=clean - original)

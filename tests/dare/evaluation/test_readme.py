@@ -1,0 +1,168 @@
+"""What README.md and dare/results/README.md say, compared with the CSV files, and their size."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from dare.evaluation import networks, tables
+from dare.evaluation.compare import comparisons_table
+from dare.evaluation.report import markdown
+from dare.evaluation.results import read_recorded
+
+MAIN = ROOT / "dare/results/main"
+
+
+def kept(name, table="table_comparisons"):
+    return pd.read_csv(ROOT / f"dare/results/{name}/{table}.csv")
+
+
+def section(path, begin, end):
+    return (ROOT / path).read_text().split(begin)[1].split(end)[0]
+
+
+def numbers(text):
+    """The numbers in a text, without those in code, links and names such as VGG16 or 1e-4."""
+    text = re.sub(r"`.*?`|\]\(.*?\)|\b[A-Za-z]+-?\d+\b|\b\d+e-\d+\b", "", text, flags=re.DOTALL)
+    return re.findall(r"-?\d[\d,]*(?:\.\d+)?", text.replace("95%", ""))
+
+
+def test_the_readme_shows_recorded_comparisons():
+    """All twelve rows over networks, and the rows of the demonstration."""
+    found = section("README.md", "## What we found", "## Quick start")
+    table = tables.comparisons_text(kept("main"))[["component", "DARE minus", "points", "ahead"]]
+    assert set(table["ahead"].str.split(" of ").str[1]) == {"9"}
+    table["ahead"] = table["ahead"].str.split(" of ").str[0]
+    rows = markdown(table).splitlines()[2:]
+    assert [line for line in found.splitlines() if line.startswith("| ")][1:] == rows
+    assert len(numbers(found)) <= 60
+    demo = tables.comparisons_text(kept("demo"))
+    expected = {f"{c:28}{o:20}{p}" for c, o, p in demo.iloc[:, :3].itertuples(index=False)}
+    shown = section("README.md", "component     ", "```").splitlines()[1:]
+    assert len(shown) >= 3 and set(shown) <= expected
+
+
+def mean_of(component, other=None, column="difference"):
+    """A value of a comparison over networks in dare/results/main, to one digit."""
+    rows = kept("main")
+    rows = rows[(rows["dataset"] == "all") & (rows["component"] == component)]
+    return round(abs((rows if other is None else rows[rows["other"] == other])[column].iloc[0]), 1)
+
+
+def cells_of(component, model=None, dataset=None, seeds=False):
+    rows = kept("main")
+    rows = rows[(rows["dataset"] != "all") & (rows["component"] == component)]
+    rows = rows if seeds else tables.first_rows(rows)
+    for name, value in (("model", model), ("dataset", dataset)):
+        rows = rows[rows[name] == value] if value else rows
+    return rows["difference"].round(1)
+
+
+def sentences():
+    """What README.md and dare/results/README.md must say, with the numbers of the CSV files."""
+    agreed = kept("main", "table_agreement").iloc[0]
+    trained, cells = kept("main", "table_networks"), kept("main", "table")
+    swept = kept("sensitivity", "table_sensitivity")
+    per = swept[(swept["setting"] == "per") & (swept["method"] == "dare")]
+    per = per.set_index(per["value"].astype(float))["robustness"]
+    images = [f"{n:,.0f}" for column in ("images", "paper_images")
+              for n in (trained[column].min(), trained[column].max())]  # fmt: skip
+    lost = (trained["paper_accuracy"] - trained["test_accuracy"]).max()
+    at_best = kept("main").query("dataset == 'all' and component == 'adversarial training'").iloc[0]
+    history = cells_of("mined history", "alexnet")
+    samples = [
+        n for found in networks.training_samples(read_recorded(MAIN)).values() for n in found
+    ]
+    best_seeds = cells_of("best checkpoint", "alexnet", "fashion_mnist", seeds=True)
+    seed_cells = cells_of("another training seed")
+    assert set(cells["rule"]) == {"last", "best"}
+    readme = [
+        f"trained on {images[0]} to {images[1]} images, the paper's on {images[2]} to {images[3]}",
+        f"DARE is best in {agreed['dare_ours']:.0f} of the paper's {agreed['scenarios']:.0f}",
+        f"where the paper has it best in {agreed['dare_theirs']:.0f}.",
+        f"by {mean_of('regression')} points of the paper's metric",
+        f"normalisation alone by {mean_of('beyond batch normalisation')}, and",
+        f"averaged epochs by {mean_of('beyond averaged epochs')}.",
+        f"seed is {mean_of('another training seed')} points ahead of DARE",
+        f"level with DARE (-{mean_of('adaptive attack', 'control-finetune')} points)",
+    ]
+    results = [
+        f"in {at_best['ahead']:.0f} of {at_best['cells']:.0f} networks, by "
+        f"{mean_of('adversarial training')} points on average",
+        f"over networks, {at_best['low']:.1f} to {at_best['high']:.1f}, includes 0",
+        f"loses {-cells_of('clean accuracy').min()} points in VGG19 on CIFAR-10",
+        f"has {mean_of('adversarial training', column='clean_difference')} less than DARE",
+        f"worth {history.min()} to {history.max()} points in AlexNet",
+        "worth "
+        + ", ".join(
+            str(cells_of("mined history", model, dataset).iloc[0])
+            for model, dataset in (("vgg16", "svhn"), ("vgg16", "cifar10"))
+        )
+        + f" and {cells_of('mined history', 'vgg19', 'svhn').iloc[0]}, and "
+        f"{cells_of('mined history', 'vgg19', 'cifar10').iloc[0]} with VGG19 on CIFAR-10",
+        f"by {mean_of('best checkpoint')} points on average, but seeds differ: from "
+        f"{best_seeds.min()} to {best_seeds.max()} points",
+        f"in all nine AlexNet seeds, by {mean_of('regression')} points on average",
+        f"are {mean_of('transformation')} and {mean_of('inner layer')} points behind on average, "
+        f"and {-cells_of('transformation').min()} and {-cells_of('inner layer').min()} ahead",
+        f"worth {cells_of('slicing').min()} to {cells_of('slicing').max()} points",
+        f"has {per[0.05]:.1f}% at `per` 0.05 and {per[0.95]:.1f}% at 0.95",
+        f"DARE is {mean_of('beyond batch normalisation')} points ahead of the drift of batch "
+        f"normalisation and {mean_of('beyond averaged epochs')} ahead of averaged epochs",
+        f"by {-seed_cells.max()} to {-seed_cells.min()} points: the metric",
+        f"gains {mean_of('adaptive attack', 'original')} points over the original",
+        f"(DARE is -{mean_of('adaptive attack', 'control-finetune')} points ahead)",
+        f"nearly ({mean_of('adaptive attack', 'at-pgd')})",
+        f"rank correlation of {agreed['means']:.0f} means is {agreed['rank_correlation']:.2f}",
+        f"best in {agreed['same_winner']:.0f} of {agreed['scenarios']:.0f} scenarios. DARE is best "
+        f"in {agreed['dare_ours']:.0f} of them, in the paper in {agreed['dare_theirs']:.0f}.",
+        f"had {min(samples)} to {max(samples)} samples of an attack",
+        f"up to {lost:.0f} points less clean accuracy",
+    ]
+    return {"README.md": readme, "dare/results/README.md": results}
+
+
+@pytest.mark.parametrize("path", ["README.md", "dare/results/README.md"])
+def test_sentences_have_the_recorded_numbers(path):
+    text = " ".join((ROOT / path).read_text().split())
+    missing = [sentence for sentence in sentences()[path] if sentence not in text]
+    assert missing == []
+
+
+def test_every_number_of_the_sentences_is_checked():
+    """No number in the bullets and findings is outside the sentences above."""
+    found = {
+        "README.md": section("README.md", "## What we found", "\nPoints are"),
+        "dare/results/README.md": section("dare/results/README.md", "## Findings", "![Influence"),
+    }
+    allowed = {"dare/results/README.md": {"8", "9", "0", *map(str, range(1, 13))}}  # counts
+    for path, text in found.items():
+        checked = {n.strip(",") for s in sentences()[path] for n in numbers(s)}
+        assert {n.strip(",") for n in numbers(text)} <= checked | allowed.get(path, set()), path
+
+
+def test_the_results_show_every_network():
+    table = tables.by_network(kept("main"), read_recorded(MAIN).networks)
+    table = table.replace(r" \[.*?\]", "", regex=True)
+    shown = section("dare/results/README.md", "## DARE minus", "![").splitlines()
+    assert [s for s in shown if s.startswith("| ")][2:] == markdown(table).splitlines()[2:]
+
+
+def test_recorded_tables_are_made_from_what_is_recorded():
+    """table_comparisons.csv of dare/results/main is what the recorded scores give today."""
+    found = comparisons_table(read_recorded(MAIN, ["cifar10"], ["alexnet"]))
+    rows = kept("main")
+    rows = rows[(rows["dataset"] == "cifar10") & (rows["model"] == "alexnet")]
+    columns = ["difference", "low", "high", "clean_difference"]
+    np.testing.assert_allclose(found[columns], rows[columns], atol=1e-6)
+
+
+def test_results_are_small():
+    files = [path for path in (ROOT / "dare/results").rglob("*") if path.is_file()]
+    ignored = (".html", ".svg", ".tex", ".log")
+    files = [p for p in files if p.suffix not in ignored]
+    files = [p for p in files if not re.search("(demo|other)/figures", str(p))]
+    assert len(files) <= 60 and sum(path.stat().st_size for path in files) < 6e6
+    assert len((MAIN / "table.md").read_text().splitlines()) <= 500
