@@ -147,22 +147,27 @@ def attack_images(name, batched_model, x, y, path, provenance):
 # ------------------------------------------------------------------------------------- the result
 
 
-def draw_some(path, name, study, x, y, images, success):
-    """Draw the first successful samples. A picture that fails costs no result."""
-    rows = np.flatnonzero(success)[:SHOWN]
+def draw_some(path, picture, name, study, x):
+    """Draw the first successful samples of the file `path`. A picture that fails costs no result.
+
+    x: uint8 (n, h, w, c), from which the file's index chooses.
+    """
+    with h5py.File(path, "r") as file:
+        rows = np.flatnonzero(file["success"][()])[:SHOWN]
+        images, labels, index = (file[key][rows] for key in ("image", "label", "index"))
     names = class_names(study.dataset, study.classifier.output_shape[-1])
-    predicted = predict(study.classifier, images[rows]).argmax(axis=1)
-    captions = [names[k] for k in y[rows]], [names[k] for k in predicted]
+    predicted = predict(study.classifier, images).argmax(axis=1)
+    captions = [names[k] for k in labels], [names[k] for k in predicted]
     try:
         from adv.attacks.picture import draw_samples  # attacks do not need matplotlib
 
-        draw_samples(path, name, pixels(x[rows]), images[rows], captions)
+        draw_samples(picture, name, pixels(x[index]), images, captions)
     except Exception as error:
-        print(f"{path} was not drawn ({error}).", flush=True)
+        print(f"{picture} was not drawn ({error}).", flush=True)
 
 
 def generate(name, batched_model, study, inputs, path, provenance):
-    """Attack images and write the samples file and the picture; returns what the log records.
+    """Attack images and write the samples file; returns what the log records.
 
     inputs: x, y and index of images_to_attack. Raises UserError if the attack succeeds on no image.
     """
@@ -184,7 +189,6 @@ def generate(name, batched_model, study, inputs, path, provenance):
         )
         for norm, size in norms(images - pixels(x)).items():
             file[norm] = size
-    draw_some(path.with_suffix(".png"), name, study, x, y, images, success)
     share, speed = float(success.mean()), len(x) / seconds
     print(
         f"{path}: {success.sum()} of {len(x)} succeed ({100 * share:.1f}%), {speed:.1f} images/s",
@@ -209,6 +213,7 @@ def main(argv=None):
     settings = {name: getattr(args, name) for name in ("part", "samples", "mode", "epsilon")}
     for name in chosen_names(args.attack, ATTACKS):
         path = samples_path(study.folder, name, args.part)
+        picture = path.with_suffix(".png")
         # fgsm takes one step, whatever --steps says.
         steps_taken = None if name == "fgsm" else args.steps
         provenance = study.provenance | settings | {"steps": steps_taken, "attack": name}
@@ -218,7 +223,10 @@ def main(argv=None):
                 print(f"{path} already exists.")
             else:
                 inputs = inputs or images_to_attack(study, args.part, args.samples)
+                picture.unlink(missing_ok=True)  # of samples that were deleted
                 log |= generate(name, batched_model, study, inputs, path, provenance)
+            if not picture.exists():
+                draw_some(path, picture, name, study, study.data(args.part)[0])
         # Here and not in generate, because a run that is killed after its last write leaves them.
         shutil.rmtree(parts_folder(path), ignore_errors=True)
 
