@@ -3,10 +3,11 @@
     python dare/get_ats.py --dataset digits --model lenet
 
 Reads data/<dataset>/ and the checkpoints in models/<dataset>_<model>_seed<N>/. Writes
-ats_<layer>.h5 there (the released code's name for the targets): the mined images, on which an earlier checkpoint is better than the final
-model; the epoch of the best one; and its activations at the chosen layer, which are the targets of
-the regression. The probabilities of all checkpoints are kept in history_*.h5, so that mining
-another layer, or resuming after an interruption, does not compute them again.
+ats_<layer>.h5 there (a name of the released code): the mined images, on which an earlier checkpoint
+is better than the final model; the epoch of the best one; and its activations at the chosen layer,
+which are the targets of the regression. The probabilities of all checkpoints are kept in
+history_*.h5, so that mining another layer, or resuming after an interruption, does not compute them
+again.
 """
 
 import contextlib
