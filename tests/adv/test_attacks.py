@@ -97,36 +97,8 @@ def test_no_worse_than_the_search_of_foolbox_2(subject, name):
     hit = np.array([has_succeeded for _, has_succeeded in runs])
     assert success.sum() >= hit.sum() > 0
     both = success & hit
-    assert size(name, adversarial - x)[both].mean() <= 1.03 * size(name, theirs - x)[both].mean()
-
-
-GRID = np.geomspace(0.03, 0.2, 18)  # 12% from one to the next
-
-
-def foolbox3(name):
-    """(Foolbox 3's attack with the settings of 2.3.0, epsilons to try)."""
-    if name == "fgsm":
-        return foolbox.attacks.LinfFastGradientAttack(), list(GRID)
-    if name == "bim":
-        settings = {"rel_stepsize": 1 / 6, "steps": 10, "random_start": False}
-        return foolbox.attacks.L1BasicIterativeAttack(**settings), list(GRID / 2 * 144)
-    settings = {"rel_stepsize": 1 / 30, "steps": 40, "random_start": False}
-    return foolbox.attacks.LinfProjectedGradientDescentAttack(**settings), list(GRID)
-
-
-@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
-def test_no_worse_than_foolbox_3(subject, name):
-    """Foolbox 3 tries a list of epsilons, and so is half a step of it above its smallest."""
-    _, x, y, batched = subject
-    x, y = x[:12], y[:12]
-    make, epsilons = foolbox3(name)
-    theirs, hit = by_foolbox(make, batched, x, y, epsilons)
-    theirs = theirs[hit.argmax(axis=0), np.arange(len(x))]  # at the first epsilon that succeeds
-    hit = hit.any(axis=0)
-    adversarial, success = attack(name, batched, x, y)
-    assert success.sum() >= hit.sum() > 0
-    both = success & hit
-    assert size(name, adversarial - x)[both].mean() <= size(name, theirs - x)[both].mean()
+    ratio = size(name, adversarial - x)[both].mean() / size(name, theirs - x)[both].mean()
+    assert 0.97 <= ratio <= 1.03
 
 
 def test_cw_with_few_steps_is_no_worse_than_foolbox_at_its_best_step_size(subject):
