@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from train.shared.artifacts import atomic_write, attributes, open_hdf5, require, set_attributes
 from train.shared.backend import keras
 from train.shared.flags import UserError, command_of
+from train.shared.graph import is_normalisation, layers_by_path
 from train.shared.paths import checkpoint_path, epochs_in
 
 
@@ -21,12 +23,18 @@ def load_architecture(folder):
     path = require(Path(folder) / "model.keras", command_of("train/train.py"))
     path.open("rb").close()  # Keras takes a file that it may not read for a broken one
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path} is not a Keras model ({reason}): delete it and run the training command again."
         ) from None
+    for layer in filter(is_normalisation, layers_by_path(model).values()):
+        if layer.input_mean is not None:
+            # As arrays: lists of every pixel make Keras take 0.15 s longer for each checkpoint.
+            layer.input_mean = np.array(layer.input_mean)
+            layer.input_variance = np.array(layer.input_variance)
+    return model
 
 
 def load_weights(model, path):
