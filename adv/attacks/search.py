@@ -57,7 +57,7 @@ class Bracket:
     def record(self, rows, is_hit, margin, used):
         """Record an attempt at `epsilon` of some images; returns which are finished, bool (rows,).
 
-        is_hit: whether the decision changed. margin: at the end. used: part of epsilon it needed.
+        is_hit: whether the decision changed. margin: at the end. used: the largest distance that its steps can have gone.
         """
         epsilon = self.epsilon[rows]
         hit = rows[is_hit]
@@ -112,7 +112,12 @@ def along(start, direction, progress=None):
 
 
 def smallest(start, take_step, size, steps, share, closed, progress=None):
-    """The smallest success of an attack that goes up the log-odds in steps.
+    """The smallest epsilon at which an attack that goes up the log-odds in steps succeeds.
+
+    For every image: attempt the attack at an epsilon, with steps of a share of it, from the image
+    until the decision changes; then choose a smaller epsilon after a success or a larger one after
+    a failure, until both are known to a few percent. Images are at different points of this at
+    once, so that batches stay full.
 
     Args:
         start: StartingPoint.
