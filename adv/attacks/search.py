@@ -57,7 +57,8 @@ class Bracket:
     def record(self, rows, is_hit, margin, used):
         """Record an attempt at `epsilon` of some images; returns which are finished, bool (rows,).
 
-        is_hit: whether the decision changed. margin: at the end. used: the largest distance that its steps can have gone.
+        is_hit: whether the decision changed. margin: at the end. used: the largest distance that
+            the steps can have gone.
         """
         epsilon = self.epsilon[rows]
         hit = rows[is_hit]
