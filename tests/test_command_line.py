@@ -62,7 +62,7 @@ WRONG = [
     ("get_ats", f"{TOY} --choose_layer conv9", "conv9 is not a layer.*conv1"),
     ("get_ats", f"{TOY} --first 5 --last 3", "is not a range of epochs"),
     ("generate_adv", f"{TOY} --attack deepfool", "deepfool.*fgsm, bim"),
-    ("generate_adv", f"{TOY} --attack bim --samples 10000", "10000, but the model gets .* of 240"),
+    ("generate_adv", f"{TOY} --attack cw --samples 10000", "10000, but the model gets .* of 240"),
     ("generate_adv", f"{TOY} --mode fixed", "needs an epsilon"),
     ("generate_adv", f"{TOY} --mode fixed --epsilon -1", "epsilon"),
     ("dare", f"{TOY} --lr_rate 0", "learning rate above 0"),

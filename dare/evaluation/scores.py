@@ -71,7 +71,7 @@ class Scores:
         return 100 * self.right(model, part).mean()
 
     def save(self, path):
-        with atomic_write(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+        with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
             set_attributes(file, {})
             self.write(file)
 
