@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import sys
 
 import numpy as np
 
@@ -82,18 +83,12 @@ def set_seed(*seed):
 @contextlib.contextmanager
 def kept_random_numbers():
     """Leave the global random numbers as they were; Keras draws the seeds of layers from them."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    of_torch = contextlib.nullcontext()
-    if keras.backend.backend() == "torch":
-        import torch
-
-        of_torch = torch.random.fork_rng()
-    try:
-        with of_torch:
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+    with contextlib.ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+        if keras.backend.backend() == "torch":
+            stack.enter_context(sys.modules["torch"].random.fork_rng())
+        yield
 
 
 def seed_number(*seed):

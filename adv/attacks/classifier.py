@@ -43,9 +43,10 @@ def logits_model(model):
     if not is_softmax(ops.convert_to_numpy(ops.cast(model(images, training=False), "float32"))):
         return part_of(model, last.output)
     kind = type(last.layer).__name__
+    is_linear = getattr(last.layer, "activation", None) is keras.activations.linear
     if kind == "Dense":
         return part_of(model, _WithoutSoftmax(last.layer)(last.inputs[0]))
-    if kind in ("Softmax", "Activation"):
+    if kind in ("Softmax", "Activation") and not is_linear:
         return part_of(model, last.inputs[0])
     return part_of(model, ops.log(ops.maximum(ops.cast(last.output, "float32"), 1e-30)))
 

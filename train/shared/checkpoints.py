@@ -1,5 +1,6 @@
 """Checkpoints: saving and loading the weights of a classifier."""
 
+import contextlib
 from pathlib import Path
 
 import h5py
@@ -44,7 +45,8 @@ def load_weights(model, path):
     """
     if not Path(path).exists():
         raise UserError(f"{path} is missing: make these weights again, or name others.")
-    with open_hdf5(path):  # for its sentences: Keras opens the file itself
+    # For its sentences: Keras opens the file itself. A whole model (.keras) is a zip file.
+    with open_hdf5(path) if Path(path).suffix == ".h5" else contextlib.nullcontext():
         try:
             model.load_weights(path)
         except (ValueError, OSError, KeyError) as error:

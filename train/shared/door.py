@@ -3,8 +3,6 @@
 What the four cannot work on is refused here, by one sentence that says what is wrong.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from train.shared.backend import keras, ops
@@ -16,21 +14,6 @@ SAMPLE = 256  # images that the model sees here
 CLEARLY = 0.2  # a range of pixels is the model's if it gets so much more of the images right in it
 
 
-class Checked(NamedTuple):
-    """What the four functions work on.
-
-    model: the classifier, with one tensor as its input and one as its output.
-    x: images (n, h, w, c), uint8 that are divided by 255, or float pixels as the model takes them.
-    y: int64 (n,).
-    highest: 1 or 255, for pixels in [0, 1] or [0, 255].
-    """
-
-    model: keras.Model
-    x: np.ndarray
-    y: np.ndarray
-    highest: int
-
-
 def checked(model, x, y):
     """A classifier, and images and labels for it.
 
@@ -40,27 +23,24 @@ def checked(model, x, y):
         y: integers (n,) or (n, 1). x and y are arrays, tensors or lists.
 
     Returns:
-        Checked. The range is the one in which the model gets more images right.
+        model: the same layers, with a tensor as the output, not a dict or list of one.
+        x: uint8, or float pixels as the model takes them. y: int64 (n,).
+        highest: of the pixels that the model takes, 1 or 255: more images are right with these.
 
     Raises:
         UserError: one sentence that says what is wrong with them.
     """
     model = check_model(model)
-    x, y = check_arrays(x, y, model)
+    x, y = check_arrays(x, y, model.input_shape[1:], model.output_shape[-1])
     rows = np.unique(np.linspace(0, len(x) - 1, SAMPLE).astype(int))
-    sample, y_sample = pixels(x[rows]), y[rows]
-    given = None if x.dtype == np.uint8 else 255 if sample.max() > 1 else 1
-    outputs = {highest: predict(model, sample * (highest / (given or 1))) for highest in (1, 255)}
-    # The mean over the classes of the share that is right.
-    weights = 1 / np.bincount(y_sample)[y_sample]
-    right = {
-        highest: np.average(of_range.argmax(axis=1) == y_sample, weights=weights)
-        for highest, of_range in outputs.items()
-    }
-    highest = given or 1
+    given = None if x.dtype == np.uint8 else 255 if x.max() > 1 else 1
+    sample, y_sample = pixels(x[rows]) / (given or 1), y[rows]
+    outputs = {highest: predict(model, highest * sample) for highest in (1, 255)}
+    right = {highest: mean_recall(outputs[highest], y_sample) for highest in outputs}
+    highest, other = given or 1, 256 - (given or 1)
     chance = 1 / model.output_shape[-1]
-    if right[256 - highest] > max(right[highest], chance) + CLEARLY:
-        highest = 256 - highest
+    if right[other] > max(right[highest], chance) + CLEARLY:
+        highest = other
     check_outputs(model, outputs[highest])
     found = f"the model gets {100 * right[1]:.0f}% of the images right with pixels in [0, 1] and "
     found += f"{100 * right[255]:.0f}% in [0, 255]"
@@ -72,14 +52,16 @@ def checked(model, x, y):
         x = np.asarray(x, "float32")
     if right[highest] < 1.3 * chance:
         print(f"Note: {found}, hardly more than by chance: is this the right model?", flush=True)
-    return Checked(model, x, y, highest)
+    return model, x, y, highest
+
+
+def mean_recall(outputs, y):
+    """The share of images that outputs (n, classes) get right, each class counting the same."""
+    return np.average(outputs.argmax(axis=1) == y, weights=1 / np.bincount(y)[y])
 
 
 def check_model(model):
-    """A model of the same layers, with a tensor as its output, not a dict or list of one.
-
-    Raises UserError for a model that is no classifier of images that the four can work on.
-    """
+    """The model that `checked` returns; UserError if it is no classifier of images."""
     require_graph(model)
     model = keras.Model(model.inputs[0], model.outputs[0])
     size, shape = model.input_shape[1:], model.output_shape[1:]
@@ -113,27 +95,18 @@ def check_outputs(model, outputs):
         )
 
 
-def check_arrays(x, y, model=None):
-    """Images and labels as NumPy arrays; arguments as for `checked`.
+def check_arrays(x, y, shape=(None, None, None), classes=None):
+    """Images and labels as NumPy arrays that fit the shape (h, w, c) and the number of classes.
 
-    model: for the size of the images and the number of classes, or None.
-
-    Returns:
-        x, uint8, or float in [0, 1] or [0, 255], and y, int64 (n,).
-
-    Raises:
-        UserError: one sentence that says what is wrong with them.
+    None fits anything. Returns x, uint8, or float in [0, 1] or [0, 255], and y, int64 (n,).
     """
     try:
         x, y = (a if isinstance(a, np.ndarray) else ops.convert_to_numpy(a) for a in (x, y))
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the images or labels are no arrays ({reason}).") from None
-    shape = model.input_shape[1:] if model is not None else (None,) * 3
-    fits = x.ndim == 4 and all(
-        want in (None, n) for n, want in zip(x.shape[1:], shape, strict=True)
-    )
-    if not fits or not len(x):
+    fits = len(shape) == 3 and x.ndim == 4 and len(x)
+    if not (fits and all(want in (None, n) for n, want in zip(x.shape[1:], shape, strict=True))):
         raise UserError(
             f"the images have shape {x.shape}, and the model takes (n, height, width, channels) "
             f"with {shape}."
@@ -147,8 +120,7 @@ def check_arrays(x, y, model=None):
             f"the labels are {y.dtype} of shape {y.shape}: use the {len(x)} numbers of the images' "
             f"classes, as integers."
         )
-    classes = model.output_shape[-1] if model is not None else None
-    if y.min() < 0 or (classes is not None and y.max() >= classes):
+    if y.min() < 0 or (classes and y.max() >= classes):
         raise UserError(
             f"the labels are {y.min()} to {y.max()}, and the model has the classes 0 to "
             f"{classes - 1 if classes else '...'}."
