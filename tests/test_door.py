@@ -1,4 +1,4 @@
-"""Models as people have them, in slice_model, mine, tune and attack: taken, or one sentence."""
+"""Models, arrays and checkpoints as people have them: taken, or refused in one sentence."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from dare.dare import Tuning, tune
 from dare.get_ats import MinedImages, mine
 from dare.nnslicer import slice_model
 from train.shared.backend import keras, ops
-from train.shared.door import checked
+from train.shared.door import check_arrays, checked
 from train.shared.flags import UserError
 from train.utils import predict
 
@@ -67,7 +67,41 @@ def assert_refused(model, x, y, message):
         assert "\n" not in str(error.value)
 
 
-# --------------------------------------------------------------------------------------- pixels
+# ---------------------------------------------------------------------------- images and labels
+
+TAKEN_ARRAYS = {
+    "labels (n, 1)": (X, Y[:, None]),
+    "lists": (X.tolist(), Y.tolist()),
+    "tensors": (ops.convert_to_tensor(X), ops.convert_to_tensor(Y)),
+    "uint8": (X255.astype("uint8"), Y.astype("uint8")),
+    "rounded": (X * np.float32(1.00001), Y),
+}
+REFUSED_ARRAYS = {
+    "one-hot labels": (X, np.eye(4)[Y], r"float64 of shape \(80, 4\): use the 80 numbers"),
+    "labels from 1": (X, Y + 1, "labels are 1 to 4, and the model has the classes 0 to 3"),
+    "negative labels": (X, Y - 1, "labels are -1 to 2"),
+    "labels of other images": (X, Y[:-1], r"of shape \(79,\): use the 80 numbers"),
+    "channels first": (X.transpose(0, 3, 1, 2), Y, r"\(80, 1, 12, 12\), .* \(12, 12, 1\)"),
+    "without channels": (X[..., 0], Y, r"shape \(80, 12, 12\), and the model takes"),
+    "NaN": (np.where(X > 0.9, np.nan, X), Y, "without NaN"),
+    "neither [0, 1] nor [0, 255]": (1.5 * X, Y, r"float pixels of 0.* to 1.*, or clip"),
+    "around 0": (2 * X - 1, Y, "put a keras.layers.Rescaling into it"),
+    "ragged lists": ([[1, 2], [3]], Y, "are no arrays"),
+    "integers": (X255.astype("int64"), Y, "images are int64"),
+    "none": (X[:0], Y[:0], r"shape \(0, 12, 12, 1\)"),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN_ARRAYS)
+def test_arrays_that_are_taken(case):
+    x, y = check_arrays(*TAKEN_ARRAYS[case], (12, 12, 1), 4)
+    assert x.shape == X.shape and y.dtype == "int64"
+    np.testing.assert_array_equal(y, Y)
+
+
+@pytest.mark.parametrize("case", REFUSED_ARRAYS)
+def test_arrays_that_are_refused(case):
+    assert_refused(network(), *REFUSED_ARRAYS[case])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
@@ -98,8 +132,7 @@ def test_images_of_the_other_range():
 
 
 def test_a_model_that_knows_nothing_says_so(capsys):
-    """And a rounding error above 1 is no reason to refuse."""
-    checked(network(), X * np.float32(1.00001), (Y + 1) % 4)
+    checked(network(), X, (Y + 1) % 4)
     assert "the model gets 0% of the images right" in capsys.readouterr().out
 
 
