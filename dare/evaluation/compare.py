@@ -18,7 +18,7 @@ from scipy import stats
 from dare.evaluation.results import NETWORK, of_network
 from dare.methods import METHODS, unseen_splits
 
-BEST = "best at-*"  # the adversarial training with the highest mean on the validation part
+BEST = "best at-*"  # the adversarial training with the highest mean on the validation samples
 ALL = "all"  # data set and model of the rows over networks
 RUNS_NEEDED = 6  # of Wilcoxon's test: with fewer, no outcome has a two-sided p below 0.05
 
@@ -80,7 +80,7 @@ def network_rows(results, network, comparison):
     """The rows of one comparison in a network: of all its seeds, and of each if it has several."""
     last = of_network(results.attacked if comparison.kind == "adaptive" else results.last, network)
     method, splits = comparison.other, None
-    if method == BEST:  # the validation part has chosen it
+    if method == BEST:  # chosen on the validation samples
         method, splits = best_adversarial_training(results, network), ("test",)
     if method is None:
         return []
@@ -114,7 +114,7 @@ def network_rows(results, network, comparison):
 
 
 def best_adversarial_training(results, network):
-    """The at-* with the highest mean over attacks and seeds on the validation part, or None."""
+    """The at-* with the highest mean over attacks and seeds on the validation samples, or None."""
     rows = of_network(results.last, network)
     rows = rows[(rows["split"] == "validation") & rows["method"].str.startswith("at-")]
     means = rows.groupby("method")["empirical_robustness"].mean()

@@ -145,7 +145,7 @@ def read_samples(study):
                 parts[f"{attack} {name}"] = successful(file, path, (split == code) & success)
     if not any(len(part.labels) for name, part in parts.items() if name.endswith("validation")):
         raise UserError(
-            f"{study.folder}/adv has no successful sample in its validation part: make more "
+            f"{study.folder}/adv has no successful sample in the split validation: make more "
             f"samples with `python adv/generate_adv.py`."
         )
     return parts

@@ -39,7 +39,11 @@ def naive_differences(scores, first, second, splits, attacks=ATTACKS):
     [
         ("mined history", "control-self", ("training", "validation", "test")),
         ("slicing", "dare-s", ("training", "validation", "test")),
-        ("adversarial training", "at-fgsm", ("test",)),  # the best, chosen on the validation part
+        (
+            "adversarial training",
+            "at-fgsm",
+            ("test",),
+        ),  # the best, chosen on the validation samples
     ],
 )
 def test_a_difference_is_what_the_packed_bits_say(home, component, method, splits):

@@ -146,7 +146,7 @@ def test_what_cannot_be_scored_is_refused(study):
     for name in "fgsm", "pgd":
         with h5py.File(folder / f"adv/{name}.h5", "a") as file:
             file["success"][file["split"][()] == 1] = False
-    with pytest.raises(UserError, match="no successful sample in its validation part"):
+    with pytest.raises(UserError, match="no successful sample in the split validation"):
         test.main(flags)
     with h5py.File(folder / "adv/pgd.h5", "a") as file:
         file.attrs["checkpoint_sha256"] = "0" * 64
