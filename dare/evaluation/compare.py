@@ -8,7 +8,6 @@
 Networks are few and share images, so all of it describes these runs and tests nothing.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,12 +85,8 @@ def network_rows(results, network, comparison):
         return []
     splits = splits or unseen_splits("dare", method)
     models = [results.models(last, name) for name in ("dare", method)]
-    pairs = {kind: {} for kind in (comparison.kind, "clean", "heldout")}
-    for kind, study in itertools.product(pairs, sorted(set(models[0]) & set(models[1]))):
-        parts = results.parts(study, kind, splits)
-        pair = [results.right(study, of_method[study], parts) for of_method in models]
-        if all(right is not None for right in pair):
-            pairs[kind][study] = pair
+    kinds = comparison.kind, "clean", "heldout"
+    pairs = {kind: pairs_by_study(results, models, kind, splits) for kind in kinds}
 
     def difference(kind, studies):
         found = [pairs[kind][study] for study in studies if study in pairs[kind]]
@@ -111,6 +106,20 @@ def network_rows(results, network, comparison):
            for kind in ("clean", "heldout")}
         for group in groups
     ]  # fmt: skip
+
+
+def pairs_by_study(results, models, kind, splits):
+    """{study: Results.right of both methods}, of the studies in which both were scored.
+
+    models: of Results.models, for each of two methods. kind, splits: as in Results.parts.
+    """
+    pairs = {}
+    for study in sorted(set(models[0]) & set(models[1])):
+        parts = results.parts(study, kind, splits)
+        pair = [results.right(study, of_method[study], parts) for of_method in models]
+        if all(right is not None for right in pair):
+            pairs[study] = pair
+    return pairs
 
 
 def best_adversarial_training(results, network):

@@ -1,9 +1,9 @@
 """Score the original and every tuned model of a network. Called by dare/test.py.
 
-Every epoch is scored on the validation split of the samples (20% of the images of x_train that were
-attacked, nothing of x_validation), for the rule `best`; the models that a
-rule marks are scored on everything: all samples that they were not tuned on, held-out samples, and
-the reporting half of the test images.
+Every epoch is scored on the samples of the split "validation", for the rule `best`; the models that
+a rule marks are scored on everything: all samples that they were not tuned on, held-out samples,
+and the reporting half of the test images. All splits are of attacked images of x_train, which have
+nothing to do with x_validation, the images that are mined.
 """
 
 from dataclasses import dataclass
