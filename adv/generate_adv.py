@@ -27,7 +27,14 @@ from adv import ATTACKS, SUCCESS_NEEDED
 from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
-from train.shared.artifacts import atomic_write, attributes, check, other_setting, set_attributes
+from train.shared.artifacts import (
+    atomic_write,
+    attributes,
+    check,
+    data_sha256,
+    other_setting,
+    set_attributes,
+)
 from train.shared.flags import UserError, chosen_names, options, run_script
 from train.shared.log import progress, stage
 from train.shared.paths import samples_path
@@ -211,13 +218,16 @@ def main(argv=None):
     batched_model = BatchedModel.of(study.classifier)
     inputs = None
     settings = {name: getattr(args, name) for name in ("part", "samples", "mode", "epsilon")}
+    if args.part == "test":  # the study's fingerprint of the data covers the training set alone
+        settings["test_sha256"] = data_sha256(args.dataset, "test")
     for name in chosen_names(args.attack, ATTACKS):
         path = samples_path(study.folder, name, args.part)
         picture = path.with_suffix(".png")
         # fgsm takes one step, whatever --steps says.
         steps_taken = None if name == "fgsm" else args.steps
         provenance = study.provenance | settings | {"steps": steps_taken, "attack": name}
-        with stage(path.with_suffix(".log"), name, vars(args) | {"attack": name}) as log:
+        title = name if args.part == "train" else f"{name} test"
+        with stage(path.with_suffix(".log"), title, vars(args) | {"attack": name}) as log:
             log["idle"] = check(path, provenance)
             if log["idle"]:
                 print(f"{path} already exists.")

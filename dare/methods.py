@@ -90,11 +90,6 @@ CONTROLS = tuple(
 )
 
 
-def family(method):
-    """The family, of FAMILIES, that a method belongs to."""
-    return METHODS[method].family
-
-
 def default_rate(method, model):
     """The learning rate of a method for a network unless a number is given (train/params.py)."""
     kind = METHODS[method].rate

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dare.evaluation import record as recording
 from dare.evaluation.report import report_of_paper, report_of_runs
-from dare.evaluation.results import is_of, read_recorded, read_studies
+from dare.evaluation.results import read_recorded, read_studies, scored_rows
 from train.shared import paths
 from train.shared.flags import UserError, options, run_script
 from train.shared.log import stage
@@ -40,8 +40,13 @@ def scored_studies(home, datasets, models):
     Raises UserError if there are none.
     """
     studies = paths.study_folders(home, "*", "*")
-    scored = {path: seed for path, seed in studies.items() if (path / "robustness.csv").exists()}
-    chosen = {path: seed for path, seed in scored.items() if is_of(path, datasets, models)}
+    chosen = {}
+    for path, seed in studies.items():
+        if (path / "robustness.csv").exists():
+            study = scored_rows(path).iloc[0]
+            wanted = (study["dataset"], datasets), (study["model"], models)
+            if all(names is None or name in names for name, names in wanted):
+                chosen[path] = seed
     if not chosen:
         names = f"{','.join(datasets or '*')}_{','.join(models or '*')}_seed*"
         raise UserError(

@@ -8,8 +8,9 @@ tuned/. Writes robustness.csv there, a row for each model, attack and split of t
 scores.h5, which says which images each model gets right. Empirical robustness is the accuracy, in
 %, on the samples that succeeded against the original; the split "heldout" is of samples from test
 images. Nothing is selected: `last` marks the last epoch of every method, which the tables compare.
-`best` marks the epoch and rate that are most robust on the validation part, for the table beside
-the paper's. With --adaptive it also attacks the last epochs themselves, and writes adaptive.csv.
+`best` marks the epoch and rate that are most robust on the validation samples, for the table beside
+the paper's. With --adaptive it also attacks the compared models themselves: last epochs at the
+settings that the tables compare (dare/evaluation/results.py). That writes adaptive.csv.
 """
 
 import sys

@@ -12,6 +12,7 @@ sees decisions only. This writes
   succeeded. At epsilon 0 it is clean accuracy.
 """
 
+import itertools
 import json
 
 import numpy as np
@@ -19,6 +20,7 @@ import pandas as pd
 
 from adv.attacks.classifier import BatchedModel, reads_weights_anew
 from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, WorstCase, attack_model
+from dare.evaluation.results import own_settings
 from dare.evaluation.scores import Scores
 from dare.evaluation.scoring import MODEL
 from train.shared.artifacts import atomic_write, data_sha256
@@ -29,11 +31,13 @@ from train.utils import halves_of_test, pixels
 # Epsilons, ascending, for images of one channel and of several.
 GREY = (0.01, 0.02, 0.05, 0.1)
 COLOUR = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-IDENTITY = [*MODEL, "per", "choose_layer", "batches"]  # which model a row is about
+ATTACKS = ("fgsm", "pgd", "rays", "worst")
+IDENTITY = [*MODEL, "per", "choose_layer", "batches", "sha256"]  # which model a row is about
+MEASURED = ["attack", "epsilon", "n", "unknown", "robust_accuracy"]
 
 
 def evaluate(study, table, paths, images=500, restarts=3, methods=None):
-    """Attack the last epochs of the methods that are compared.
+    """Attack the models that are compared: last epochs, at their network's settings.
 
     What scores.h5 already holds of these images and settings is kept.
 
@@ -53,18 +57,17 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
     settings |= {"seed": study.seed, "test_sha256": data_sha256(study.dataset, "test")}
     scores_path = study.folder / "scores.h5"
     scores = Scores.read(scores_path)
-    for attack in ("fgsm", "pgd", "rays", "worst"):
-        for epsilon in (0, *epsilons):
-            for name in part_names(attack, epsilon):
-                scores.define(name, index, json.dumps(settings))
+    kinds = itertools.product(ATTACKS, (0, *epsilons))
+    parts = [name for kind in kinds for name in part_names(*kind)]
+    for name in parts:
+        scores.define(name, index, json.dumps(settings))
 
-    chosen = table[table["last"]]
+    chosen = table[table["last"] & own_settings(table)]
     if methods:
         chosen = chosen[chosen["method"].isin(methods)]
-    chosen = chosen[[*IDENTITY, "sha256"]].drop_duplicates()
+    chosen = chosen[IDENTITY].drop_duplicates()
     models = list(dict.fromkeys(chosen["sha256"]))
-    last_part = part_names("worst", epsilons[-1])
-    todo = [model for model in models if not scores.has(model, last_part)]
+    todo = [model for model in models if not scores.has(model, parts)]
     print(f"adaptive: {len(todo)} of {len(models)} models to attack", flush=True)
     batched_model = BatchedModel.of(study.classifier)
     for model in progress(todo, desc="adaptive", unit="model"):
@@ -98,15 +101,14 @@ def attacked_images(study, images):
 
 
 def robust_accuracy_table(chosen, scores, epsilons):
-    """adaptive.csv as a DataFrame. chosen: the columns IDENTITY and sha256."""
+    """adaptive.csv as a DataFrame. chosen: the columns IDENTITY."""
     rows = []
     for identity in chosen.to_dict("records"):
-        for attack in ("fgsm", "pgd", "rays", "worst"):
-            for epsilon in (0, *epsilons):
-                robust, unknown = part_names(attack, epsilon)
-                is_unknown = scores.right(identity["sha256"], unknown)
-                about = {"attack": attack, "epsilon": epsilon, "n": len(is_unknown)}
-                about["unknown"] = int(is_unknown.sum())
-                about["robust_accuracy"] = scores.percent(identity["sha256"], robust)
-                rows.append(identity | about)
-    return pd.DataFrame(rows).round({"epsilon": 6, "robust_accuracy": 4})
+        for attack, epsilon in itertools.product(ATTACKS, (0, *epsilons)):
+            robust, unknown = part_names(attack, epsilon)
+            is_unknown = scores.right(identity["sha256"], unknown)
+            accuracy = scores.percent(identity["sha256"], robust)
+            measured = attack, epsilon, len(is_unknown), int(is_unknown.sum()), accuracy
+            rows.append(identity | dict(zip(MEASURED, measured, strict=True)))
+    table = pd.DataFrame(rows, columns=[*IDENTITY, *MEASURED])
+    return table.round({"epsilon": 6, "robust_accuracy": 4})

@@ -1,9 +1,11 @@
 """DARE minus another method on the same images: what each component of DARE is worth.
 
-A difference in a network is one number an image: the mean, over the attacks that have a sample of
-it, of (DARE right) minus (other right), in points. Its mean has Student's 95% interval over the
-images. Over networks it is the mean of theirs, with Student's interval over the networks. Networks
-are few and share images, so all of it describes these runs and tests nothing.
+1. An image's difference is the mean of (DARE right) minus (other right) over the attacks that have
+   a sample of the image, in points.
+2. A network's difference is the mean over images, with Student's 95% interval (paired_difference).
+3. The difference over networks is the mean of theirs, with Student's interval (over_networks).
+
+Networks are few and share images, so all of it describes these runs and tests nothing.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from scipy import stats
 from dare.evaluation.results import NETWORK, of_network
 from dare.methods import METHODS, unseen_splits
 
-BEST = "best at-*"  # the adversarial training with the highest mean on the validation part
+BEST = "best at-*"  # the adversarial training with the highest mean on the validation samples
 ALL = "all"  # data set and model of the rows over networks
 RUNS_NEEDED = 6  # of Wilcoxon's test: with fewer, no outcome has a two-sided p below 0.05
 
@@ -75,66 +77,78 @@ def comparisons_table(results):
 
 def network_rows(results, network, comparison):
     """The rows of one comparison in a network: of all its seeds, and of each if it has several."""
-    is_adaptive = comparison.kind == "adaptive"
-    last = of_network(results.attacked if is_adaptive else results.last, network)
-    method = comparison.other
-    if method == BEST:
-        method = best_adversarial_training(results, network)
-    splits = unseen_splits("dare", *([] if method is None else [method]))
-    if comparison.other == BEST:
-        splits = ("test",)  # the validation part has chosen it
-    dare, other = results.models(last, "dare"), results.models(last, method)
-    studies = sorted(set(dare) & set(other))
-    kinds = (comparison.kind, "clean", "heldout")
-    differences = {kind: {} for kind in kinds}
-    is_original = []
-    for study in studies:
-        for kind in kinds:
-            parts = results.parts(study, kind, splits)
-            first, second = (results.right(study, m[study], parts) for m in (dare, other))
-            if first is not None and second is not None:
-                differences[kind][study] = 100 * (first - second).mean(axis=1).dropna()
-        is_original.append(method != "original" and is_the_original(results, study, other[study]))
-    studies = list(differences[comparison.kind])
-    if not studies:
+    last = of_network(results.attacked if comparison.kind == "adaptive" else results.last, network)
+    method, splits = comparison.other, None
+    if method == BEST:  # chosen on the validation samples
+        method, splits = best_adversarial_training(results, network), ("test",)
+    if method is None:
         return []
+    splits = splits or unseen_splits("dare", method)
+    models = [results.models(last, name) for name in ("dare", method)]
+    kinds = comparison.kind, "clean", "heldout"
+    pairs = {kind: pairs_by_study(results, models, kind, splits) for kind in kinds}
+
+    def difference(kind, studies):
+        found = [pairs[kind][study] for study in studies if study in pairs[kind]]
+        return paired_difference(found) if len(found) == len(studies) else {"difference": np.nan}
+
+    studies = list(pairs[comparison.kind])
+    first = last[last["method"] == method].drop_duplicates("study").set_index("study")
     about = {"component": comparison.component, "other": comparison.other, "method": method}
     about |= {"kind": comparison.kind, "dataset": network[0], "model": network[1]}
-    about["originals"] = int(all(is_original))
-    seeds = last.drop_duplicates("study").set_index("study")["seed"]
-    groups = [studies, *([[study] for study in studies] if len(studies) > 1 else [])]
+    about["originals"] = int(first.loc[studies, "is_original"].all())
+    groups = [studies, *([s] for s in studies if len(studies) > 1)] if studies else []
     return [
         about
-        | {"seeds": ", ".join(str(seeds[study]) for study in group)}
-        | summary([differences[comparison.kind][study] for study in group])
-        | {
-            f"{kind}_difference": np.mean([differences[kind][s].mean() for s in group])
-            if set(group) <= set(differences[kind])
-            else np.nan
-            for kind in ("clean", "heldout")
-        }
+        | {"seeds": ", ".join(map(str, first.loc[group, "seed"]))}
+        | difference(comparison.kind, group)
+        | {f"{kind}_difference": difference(kind, group)["difference"]
+           for kind in ("clean", "heldout")}
         for group in groups
-    ]
+    ]  # fmt: skip
+
+
+def pairs_by_study(results, models, kind, splits):
+    """{study: Results.right of both methods}, of the studies in which both were scored.
+
+    models: of Results.models, for each of two methods. kind, splits: as in Results.parts.
+    """
+    pairs = {}
+    for study in sorted(set(models[0]) & set(models[1])):
+        parts = results.parts(study, kind, splits)
+        pair = [results.right(study, of_method[study], parts) for of_method in models]
+        if all(right is not None for right in pair):
+            pairs[study] = pair
+    return pairs
 
 
 def best_adversarial_training(results, network):
-    """The at-* with the highest mean over attacks and seeds on the validation part, or None."""
+    """The at-* with the highest mean over attacks and seeds on the validation samples, or None."""
     rows = of_network(results.last, network)
     rows = rows[(rows["split"] == "validation") & rows["method"].str.startswith("at-")]
     means = rows.groupby("method")["empirical_robustness"].mean()
     return means.idxmax() if len(means) else None
 
 
-def is_the_original(results, study, models):
-    """Whether models get exactly those images right, clean and samples, that the original does."""
-    rows = results.rows
-    original = rows.loc[(rows["study"] == study) & (rows["method"] == "original"), "sha256"].iloc[0]
-    parts = results.parts(study, "robustness", ("test",)) | results.parts(study, "clean")
-    frames = [results.right(study, [model], parts) for model in (original, *models)]
-    return all(frame is not None and frame.equals(frames[0]) for frame in frames)
-
-
 # ------------------------------------------------------------------------------------- statistics
+
+
+def paired_difference(pairs):
+    """One difference, DARE minus another method in a network.
+
+    For every source image the mean over the attacks of (DARE right) minus (other right), one number
+    an image, so that attacks on the same image are no independent evidence; the mean over images,
+    and its 95% interval by Student's t over the images. Of several training seeds the mean of
+    theirs.
+
+    pairs: for every training seed, Results.right of DARE and of the other method: DataFrames with a
+        row an image and a column an attack, 1 right or 0 wrong, the mean over runs.
+    Returns {"images", "difference", "low", "high"}, in points.
+    """
+    differences = [100 * (dare - other).mean(axis=1).dropna() for dare, other in pairs]
+    values = one_number_an_image(differences)
+    difference, low, high = mean_with_interval(values)
+    return {"images": len(values), "difference": difference, "low": low, "high": high}
 
 
 def one_number_an_image(differences):
@@ -156,13 +170,6 @@ def mean_with_interval(values):
         return values.mean(), np.nan, np.nan
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return values.mean(), values.mean() - half, values.mean() + half
-
-
-def summary(differences):
-    """images, difference, low and high of some seeds' differences."""
-    values = one_number_an_image(differences)
-    difference, low, high = mean_with_interval(values)
-    return {"images": len(values), "difference": difference, "low": low, "high": high}
 
 
 def over_networks(comparison, cells):

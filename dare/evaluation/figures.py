@@ -29,7 +29,7 @@ CURVES = {
 TICKS = (-80, -40, -20, -10, -5, -2, 0, 2, 5)
 LINEAR = 5  # points of clean accuracy; a larger loss is drawn on a logarithmic scale
 METRIC = "empirical robustness (%)"
-RULE = "last epochs, each method's own learning rate"
+RULE = "last epochs at the network's own learning rate"
 
 
 def trade_off(cells, rule=RULE):

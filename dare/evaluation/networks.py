@@ -3,15 +3,24 @@
 import numpy as np
 import pandas as pd
 
-from adv import ATTACKS
-from dare.evaluation.results import NETWORK, PAPER, SETTINGS, in_order, of_network, own_settings
+from adv import ATTACKS, SUCCESS_NEEDED
+from dare.evaluation.results import (
+    NETWORK,
+    PAPER,
+    RATES,
+    SETTINGS,
+    in_order,
+    of_network,
+    own_settings,
+)
 from dare.evaluation.tables import AVERAGED, name_of, number, points, robustness_table, unseen
 from dare.methods import METHODS
+from train import params
 
 PAPER_IMAGES = {"cifar10": 25_000, "svhn": 36_628, "fashion_mnist": 30_000}  # half of x_train
 SAMPLES_NEEDED = 900  # of an attack, for its adversarial training
 UNBROKEN = 5  # % that an undefended network may keep at the largest epsilon
-TEST_SAMPLES, MINED_IMAGES, SUCCESS = 50, 100, 0.5  # below these, warnings
+TEST_SAMPLES, MINED_IMAGES = 50, 100  # below these, warnings
 
 
 def training_samples(results):
@@ -66,13 +75,12 @@ def sensitivity_table(results):
     """
     last = unseen(results.rows[results.rows["last"]])
     found = []
-    for (study, method), rows in last.groupby(["study", "method"], sort=False):
-        for setting in (*SETTINGS, "lr_rate"):
-            if rows[setting].nunique() < 2:
-                continue
-            the_same = rows[setting].dropna().iloc[0]  # so that the other settings decide
-            others_are_own = own_settings(rows.assign(**{setting: the_same}), with_rate=True)
-            for value, of_value in rows[others_are_own].groupby(setting):
+    for study, of_study in last.groupby("study", sort=False):
+        for setting in SETTINGS:
+            free = RATES if setting == "lr_rate" else (setting,)
+            rows = of_study[own_settings(of_study, free)]
+            several = rows.groupby("method")[setting].transform("nunique") > 1
+            for (method, value), of_value in rows[several].groupby(["method", setting]):
                 cells = robustness_table(of_value)
                 cell = cells[cells["attack"] == AVERAGED].iloc[0]
                 row = {"study": study, **of_value.iloc[0][NETWORK], "method": method}
@@ -93,39 +101,59 @@ def sensitivity_text(table):
 def cost_table(results):
     """Table (f): seconds of the stages that a method needs, by study, and in epochs of training.
 
+    The first layer that is mined takes longest, because later ones use its probabilities. So the
+    longest mining counts, and none is known where that of DARE's layer was not recorded.
+
     Returns DataFrame with the columns study, dataset, model, method, seconds, epochs (of the
-    network's own training that take as long).
+    network's own training that take as long), unknown (needed stages that were not recorded).
     """
     commands, training = results.tables["commands"], results.tables["training"]
     if commands.empty:
         return pd.DataFrame()
-    seconds = commands.groupby(["study", "stage"])["seconds"].median()
+    commands = commands.assign(stage=commands["stage"].str.replace(r"_run\d+$", "", regex=True))
     epoch = training.groupby("study")["seconds"].median() if len(training) else {}
+    of_dare = results.last[results.last["method"] == "dare"].groupby("study")["choose_layer"]
+    layers, originals = of_dare.first(), results.rows[results.rows["is_original"]]
     found = []
-    for study, (dataset, model) in commands.groupby("study")[NETWORK].first().iterrows():
-        for method, made in METHODS.items():
-            stages = [method, *(["slice"] if "slice" in made.reads else [])]
-            stages += ["mine"] if {"targets", "mined images"} & {*made.reads} else []
-            stages += [method.removeprefix("at-")] if made.trains_on_samples else []
-            spent = [seconds.get((study, stage), np.nan) for stage in stages]
-            if made.script and not np.isnan(sum(spent)):
-                row = {"study": study, "dataset": dataset, "model": model, "method": method}
-                epochs = sum(spent) / epoch[study] if study in epoch else np.nan
-                found.append(row | {"seconds": sum(spent), "epochs": epochs})
+    for study, of_study in commands.groupby("study", sort=False):
+        dataset, model = of_study.iloc[0][NETWORK]
+        spent = of_study.groupby("stage")["seconds"].median()
+        mined = of_study[of_study["stage"] == "mine"]
+        mined = mined.assign(layer=mined.get("choose_layer", pd.Series(dtype=str)))
+        is_known = mined["layer"].fillna(params.default_layer(dataset, model) or "")
+        spent["mine"] = mined["seconds"].max() if layers.get(study) in {*is_known} else np.nan
+        same = set(originals.loc[originals["study"] == study, "method"])
+        for method in [m for m in METHODS if m in spent and m not in same]:
+            needed = spent.reindex([method, *stages_before(method)])
+            epochs = needed.sum() / epoch[study] if study in epoch else np.nan
+            row = {"study": study, "dataset": dataset, "model": model, "method": method}
+            row |= {"seconds": needed.sum(), "epochs": epochs}
+            found.append(row | {"unknown": ", ".join(needed.index[needed.isna()])})
     return pd.DataFrame(found)
 
 
+def stages_before(method):
+    """The stages of the log that a method needs before it is tuned."""
+    made = METHODS[method]
+    stages = ["slice"] if "slice" in made.reads else []
+    stages += ["mine"] if {"targets", "mined images"} & {*made.reads} else []
+    if method in ("control-self", "control-random"):
+        stages.append(method.replace("control-", "targets "))
+    return stages + ([method.removeprefix("at-")] if made.trains_on_samples else [])
+
+
 def cost_text(table, networks):
-    """Methods by networks: "120 s, 4.1 epochs", the mean over training seeds."""
-    means = table.groupby([*NETWORK, "method"])[["seconds", "epochs"]].mean()
+    """Methods by networks: "120 s, 4.1 + mine", the mean over training seeds."""
+    cells = table.groupby([*NETWORK, "method"]).agg(
+        {"seconds": "mean", "epochs": "mean", "unknown": "first"}
+    )
+    cells["text"] = [
+        f"{row.seconds:.0f} s, {row.epochs:.1f}" + (f" + {row.unknown}" if row.unknown else "")
+        for row in cells.itertuples()
+    ]
     text = pd.DataFrame({"method": in_order(table["method"])})
     for network in networks:
-        cells = [
-            means.loc[k] if (k := (*network, m)) in means.index else None for m in text["method"]
-        ]
-        text[name_of(network)] = [
-            "" if c is None else f"{c['seconds']:.0f} s, {c['epochs']:.1f}" for c in cells
-        ]
+        text[name_of(network)] = [cells["text"].get((*network, m), "") for m in text["method"]]
     return text
 
 
@@ -193,7 +221,7 @@ def warnings(results, networks):
         texts.append(f"The test part has fewer than {TEST_SAMPLES} samples of an attack in {few}.")
     made = originals.groupby(["study", *NETWORK, "attack"])["n"].sum()
     share = made / made.groupby("study").transform("max")
-    if few := studies_with(share[share < SUCCESS].reset_index()):
+    if few := studies_with(share[share < SUCCESS_NEEDED].reset_index()):
         texts.append(f"An attack failed on half of the images or more in {few}.")
     if few := studies_with(networks[networks["mined"] < MINED_IMAGES]):
         texts.append(f"Fewer than {MINED_IMAGES} images were mined in {few}.")

@@ -27,7 +27,7 @@ OVER_NOTE = (
 PAPER_NOTE = (
     "Mean robustness over the attacks and change of clean accuracy, the paper's in brackets (four "
     "attacks). Only here every method has its most robust epoch and learning rate, chosen on the "
-    "validation part of the samples; the test part is shown."
+    "validation samples (split 60/20/20); the test samples are shown."
 )
 ATTACKS_NOTE = (
     "Empirical robustness in % (± standard deviation over runs) at last epochs, on all samples "
@@ -40,7 +40,8 @@ ADAPTIVE_NOTE = (
 )
 COST_NOTE = (
     "Seconds for all that a method needs (DARE: slice, mine, tune; at-*: attack, tune), and how "
-    "many epochs of the network's own training take as long."
+    "many epochs of the network's own training take as long. A stage after + was not recorded, and "
+    "comes on top."
 )
 
 
@@ -86,14 +87,14 @@ def report_of_runs(target, results, command):
     trained = networks.networks_table(results)
     swept, cost = networks.sensitivity_table(results), networks.cost_table(results)
     attacked = networks.adaptive_table(results)
-    tests = wilcoxon_table(results.best)
+    tests = wilcoxon_table(results.last[results.last["split"] == "test"])
     agreed = agreement(scenario_means(results.best), scenario_means(paper_rows()))
     names = results.networks
     several = len(names) > 1
     note = COMPARISONS_NOTE + (OVER_NOTE if several else "")
     content = Content(
         {"models": "all runs"}.get(target.name, target.name), command,
-        Section("What each component of DARE is worth", note, tables.comparisons_text(compared)),
+        Section("DARE minus other models", note, tables.comparisons_text(compared)),
         agreement_sentences(agreed), networks.warnings(results, trained),
         csv={
             "table_comparisons": compared, "table_networks": trained, "table_cost": cost,

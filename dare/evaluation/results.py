@@ -17,15 +17,15 @@ from adv import ATTACKS
 from dare.evaluation.scores import Scores
 from dare.methods import FAMILIES, METHODS, default_rate
 from train import params
-from train.shared.artifacts import attributes
+from train.shared.artifacts import attributes, read_csv
 from train.shared.flags import UserError
 from train.shared.paths import checkpoint_path, epochs_in
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
 NETWORK = ["dataset", "model"]
 SPLITS = ("training", "validation", "test")  # of the samples, by their code in adv/*.h5
-SETTINGS = ["batches", "choose_layer", "per"]
-TEXTS = dict.fromkeys(("study", *NETWORK, "sha256"), str)  # a data set may be named "2024"
+SETTINGS = ["batches", "choose_layer", "per", "lr_rate"]
+RATES = (*dict.fromkeys(method.rate for method in METHODS.values()),)  # kinds of learning rates
 
 # The tables of a study: a data frame each, and a file of dare/results/<name>/.
 TABLES = ("robustness", "adaptive", "networks", "training", "mined", "commands")
@@ -38,7 +38,7 @@ class Results:
     study, dataset, model and seed; a table may be empty. scores: {study: Scores}.
 
     rows: robustness.csv, with the columns `change` (clean accuracy minus the original's, in points)
-    and `own` (the method's own setting, as own_settings says).
+    and `own` (whether the model is at the settings that are compared, as own_settings says).
     """
 
     def __init__(self, folder, tables, scores):
@@ -48,8 +48,7 @@ class Results:
         rows = self.tables["robustness"]
         originals = rows[rows["method"] == "original"].groupby("study")["test_accuracy"].first()
         self.rows = rows.assign(
-            change=rows["test_accuracy"] - rows["study"].map(originals),
-            own=own_settings(rows, with_rate=True),
+            change=rows["test_accuracy"] - rows["study"].map(originals), own=own_settings(rows)
         )
 
     @functools.cached_property
@@ -60,14 +59,14 @@ class Results:
 
     @functools.cached_property
     def last(self):
-        """The rows of the models that are compared: every method's last epoch at its own rate."""
+        """The rows of the models that are compared: last epochs at their networks' settings."""
         return self.rows[self.rows["last"] & self.rows["own"]]
 
     @functools.cached_property
     def best(self):
         """The rows that stand beside the paper's: the most robust epochs and rates, test part."""
         rows = self.rows[self.rows["best"] & (self.rows["split"] == "test")]
-        return rows[own_settings(rows, with_rate=False)]
+        return rows[own_settings(rows, free=RATES)]
 
     @functools.cached_property
     def attacked(self):
@@ -111,43 +110,56 @@ class Results:
         """The parts that a kind of score is the mean of, as `right` takes them.
 
         kind: "robustness" (the samples of every attack), "heldout" (those of test images), "clean"
-        (the reporting half of the test images) or "adaptive" (robust, for each epsilon above 0).
+        (the reporting half of the test images) or "adaptive" (the worst case over the attacks on
+        each model itself, at every epsilon above 0).
         """
         known = self.scores[study].index if study in self.scores else {}
         if kind == "clean":
             return {"clean": ["clean reporting"]}
         if kind == "adaptive":
-            return {name: [name] for name in known if name.startswith("adaptive worst")}
+            worst = [name for name in known if name.startswith("adaptive worst")]
+            return {name: [name] for name in worst if float(name.split()[2]) > 0}
         names = splits if kind == "robustness" else ("heldout",)
         return {a: [f"{a} {s}" for s in names] for a in ATTACKS if f"{a} {names[-1]}" in known}
 
 
-def own_settings(rows, with_rate):
-    """Which rows are at their method's own setting, bool (rows,).
+def own_settings(rows, free=()):
+    """Which rows are at the settings at which their network's methods are compared, bool (rows,).
 
-    That is the default (train/params.py) of the layer, per and, with_rate, the learning rate, or
-    what is nearest to it of what was run in the network. DARE in single batches is another method.
+    All methods are compared at one layer, one per and one learning rate: those of train/params.py
+    or, if DARE was not run there, the nearest at which it was (of layers, the first by name). A
+    method that was not run there is left out. Adversarial training and dare-released have rates of
+    their own, chosen likewise. A DARE of single batches is left out, unless it is dare-released.
+
+    rows: with the columns NETWORK, method and SETTINGS. free: names of the settings, of SETTINGS
+    or RATES, that may have any value.
     """
+    made = rows["method"].map(METHODS)
+    values = {n: rows[n].where([n in m.settings for m in made]) for n in ("choose_layer", "per")}
+    values |= {rate: rows["lr_rate"].where([m.rate == rate for m in made]) for rate in RATES}
+    values = {name: value for name, value in values.items() if name not in free}
+    is_own = rows["batches"].isna() | np.array(["batches" in (*m.fixed, *free) for m in made])
+    for (dataset, model), index in rows.groupby(NETWORK).groups.items():
+        layer = params.choose_layer or params.default_layer(dataset, model)
+        defaults = {"choose_layer": layer, "per": params.per}
+        defaults |= {made.rate: default_rate(name, model) for name, made in METHODS.items()}
+        for name, value in values.items():  # NaN where a method does not have the setting
+            run = value[index][is_own[index]].dropna()
+            of_dare = run[rows.loc[run.index, "method"] == "dare"]
+            if len(run):
+                own = nearest(of_dare if len(of_dare) else run, defaults[name])
+                is_own[index] &= value[index].isna() | (value[index] == own)
+    return is_own.to_numpy()
 
-    def deviation(row):
-        settings = METHODS[row.method].settings
-        layer = params.choose_layer or params.default_layer(row.dataset, row.model)
-        rate = default_rate(row.method, row.model)
-        return (
-            not pd.isna(row.batches) and "batches" not in METHODS[row.method].fixed,
-            "choose_layer" in settings and row.choose_layer != layer,
-            abs(row.per - params.per) if "per" in settings else 0,
-            abs(np.log(row.lr_rate / rate)).round(9) if with_rate and row.lr_rate > 0 else 0,
-            row.lr_rate if with_rate and row.lr_rate > 0 else 0,  # of two as near, the smaller
-        )
 
-    named = [*NETWORK, "method", *SETTINGS, "lr_rate"]
-    kinds = list(rows[named].itertuples(index=False))
-    deviations = {kind: deviation(kind) for kind in set(kinds)}
-    nearest = {}
-    for kind, value in deviations.items():
-        nearest[kind[:3]] = min(value, nearest.get(kind[:3], value))
-    return np.array([deviations[kind] == nearest[kind[:3]] for kind in kinds], bool)
+def nearest(values, default):
+    """Of several values of a setting the nearest to its default; of two as near, the smaller."""
+
+    def distance(value):
+        is_number = not isinstance(value, str)
+        return round(abs(np.log(value / default)), 9) if is_number else value != default
+
+    return min(set(values), key=lambda value: (distance(value), value))
 
 
 def in_order(methods):
@@ -164,19 +176,24 @@ def of_network(rows, network):
 # ---------------------------------------------------------------------------------- where from
 
 
-def is_of(folder, datasets, models):
-    """Whether a scored study is of one of these data sets and networks (None: of any)."""
-    study = pd.read_csv(folder / "robustness.csv", nrows=1, converters=TEXTS).iloc[0]
-    wanted = {"dataset": datasets, "model": models}
-    return all(study[key] in (names or [study[key]]) for key, names in wanted.items())
+def scored_rows(folder):
+    """robustness.csv of a study's folder as a DataFrame."""
+    path = folder / "robustness.csv"
+    rows = read_csv(path, "python dare/test.py", NETWORK)
+    if rows.empty or not {"last", "best", "is_original"} <= set(rows):
+        raise UserError(
+            f"{path} is of an earlier version or has no rows: score again with "
+            f"`python dare/test.py`."
+        )
+    return rows
 
 
 def read_recorded(folder, datasets=None, models=None):
     """The results that are recorded in a folder of dare/results, of some data sets and networks."""
-    tables = {}
+    tables, step = {}, f"python dare/tables.py --record {folder.name}"
     for name in TABLES:
         if (path := folder / f"{name}.csv").exists():
-            table = pd.read_csv(path, converters=TEXTS)
+            table = read_csv(path, step, ["study", *NETWORK])
             for column, wanted in (("dataset", datasets), ("model", models)):
                 table = table[table[column].isin(wanted)] if wanted else table
             tables[name] = table.reset_index(drop=True)
@@ -192,17 +209,11 @@ def read_studies(folders):
     """The results of scored studies, {folder: training seed}, such as models/digits_lenet_seed0."""
     tables = {name: [] for name in TABLES}
     for folder, seed in folders.items():
-        rows = pd.read_csv(folder / "robustness.csv", converters=TEXTS)
-        if not {"last", "best"} <= set(rows):
-            raise UserError(
-                f"{folder}/robustness.csv is of an earlier version: score again with "
-                f"`python dare/test.py`."
-            )
-        adaptive = folder / "adaptive.csv"
+        rows = scored_rows(folder)
         found = {
             "robustness": rows,
-            "adaptive": pd.read_csv(adaptive, converters=TEXTS) if adaptive.exists() else None,
-            "training": pd.read_csv(folder / "log.csv") if (folder / "log.csv").exists() else None,
+            "adaptive": table_of(folder / "adaptive.csv", "python dare/test.py --adaptive"),
+            "training": table_of(folder / "log.csv", "python train/train.py"),
             "mined": (mined := mined_epochs(folder)),
             "commands": (commands := commands_of(folder)),
             "networks": network_of(folder, rows, commands, mined),
@@ -217,10 +228,15 @@ def read_studies(folders):
         for name, found in tables.items()
         if found
     }
-    for column in (*SETTINGS, "lr_rate"):
+    for column in SETTINGS:
         tables["robustness"][column] = tables["robustness"].get(column, np.nan)
     scores = {folder.name: Scores.read(folder / "scores.h5") for folder in folders}
     return Results(next(iter(folders)).parent, tables, scores)
+
+
+def table_of(path, step):
+    """A table that a study may lack, as read_csv gives it, or None."""
+    return read_csv(path, step, ["epoch"]) if path.exists() else None
 
 
 def network_of(folder, rows, commands, mined):
@@ -256,16 +272,25 @@ def mined_epochs(folder):
 
 
 def commands_of(folder):
-    """The recorded commands of a study: the last run of each stage that had something to do."""
-    last = {}
+    """The recorded commands of a study: a row for each stage that had something to do.
+
+    A stage that was done in several goes, such as a tuning with more epochs, has the last command
+    and the sum of the seconds.
+    """
+    done = {}
     for path in sorted(folder.glob("**/*.log")):
         for line in path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):  # a process was killed as it wrote
                 entry = json.loads(line)
                 if entry.get("ended") == "done":
-                    last[path, entry["stage"]] = entry
+                    settings = (entry["settings"].get(name) for name in ("choose_layer", "per"))
+                    key = path, entry["stage"], *settings
+                    # An attack that was interrupted knows the seconds of its earlier chunks.
+                    seconds = max(entry["seconds"], entry.get("attack_seconds", 0))
+                    seconds += done[key]["seconds"] if key in done else 0
+                    done[key] = entry | {"seconds": round(seconds, 1)}
     rows = []
-    for entry in sorted(last.values(), key=lambda entry: entry["start"]):
+    for entry in sorted(done.values(), key=lambda entry: entry["start"]):
         script, *flags = entry["command"]  # as folder/name, wherever the repository was
         command = " ".join(["python", "/".join(Path(script).parts[-2:]), *flags])
         row = {"stage": entry["stage"], "command": command, "start": entry["start"]}

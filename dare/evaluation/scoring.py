@@ -1,8 +1,9 @@
 """Score the original and every tuned model of a network. Called by dare/test.py.
 
-Every epoch is scored on the validation part of the samples, for the rule `best`; the models that a
-rule marks are scored on everything: all samples that they were not tuned on, held-out samples, and
-the reporting half of the test images.
+Every epoch is scored on the samples of the split "validation", for the rule `best`; the models that
+a rule marks are scored on everything: all samples that they were not tuned on, held-out samples,
+and the reporting half of the test images. All splits are of attacked images of x_train, which have
+nothing to do with x_validation, the images that are mined.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ SAVE_INTERVAL = 25  # at most this many models are scored again after an interru
 METHOD = ["method", "run", "per", "choose_layer", "batches"]
 MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
-COLUMNS = [*MODEL, *MEASURED, "last", "best", "per", "choose_layer", "batches", "sha256"]
+# Of robustness.csv. control-seed has no epoch of its own: its column epoch holds the other seed.
+COLUMNS = [*MODEL, *MEASURED, "last", "best", "per", "choose_layer", "batches"]
+COLUMNS += ["is_original", "sha256"]  # a control that is the original itself; of the weights
 
 
 @dataclass
@@ -62,7 +65,7 @@ def score_study(study):
     models["robustness"] = [
         np.nanmean([scores.percent(m, part) for part in validation]) for m in models["sha256"]
     ]
-    models = models.join(rules(models))
+    models = models.join(mark_last_and_best(models))
     marked = models[models["last"] | models["best"]]
     wanted = {
         row.sha256: [n for n in parts if n.split()[1] in splits_of(row.method)]
@@ -77,12 +80,12 @@ def splits_of(method):
     return (*unseen_splits(method), HELDOUT, "reporting")
 
 
-def rules(models):
+def mark_last_and_best(models):
     """The columns `last` and `best` of robustness.csv, bool (models,).
 
     last: the last epoch of every method at every setting and rate, and every other training seed.
-    The tables compare those at the method's own setting (dare.evaluation.results.own_settings).
-    best: the epoch and rate with the highest mean over attacks on the validation part.
+    The tables compare those that dare.evaluation.results.own_settings names.
+    best: the epoch and rate with the highest mean over attacks on the validation samples.
 
     models: DataFrame with the columns METHOD, lr_rate, epoch and robustness.
     """
@@ -142,7 +145,7 @@ def read_samples(study):
                 parts[f"{attack} {name}"] = successful(file, path, (split == code) & success)
     if not any(len(part.labels) for name, part in parts.items() if name.endswith("validation")):
         raise UserError(
-            f"{study.folder}/adv has no successful sample in its validation part: make more "
+            f"{study.folder}/adv has no successful sample in the split validation: make more "
             f"samples with `python adv/generate_adv.py`."
         )
     return parts
@@ -155,7 +158,8 @@ def held_out_samples(study):
         path = samples_path(study.folder, attack, "test")
         if path.exists():
             step = study.command("adv/generate_adv.py", attack=attack, part="test")
-            with study.open_checked(path, step) as file:
+            images = {"test_sha256": data_sha256(study.dataset, "test")}
+            with study.open_checked(path, step, **images) as file:
                 parts[f"{attack} {HELDOUT}"] = successful(file, path, file["success"][()])
     return parts
 
@@ -184,18 +188,20 @@ def models_to_score(study, adv_sha256):
     """
     final = epochs_in(study.folder / "checkpoints")[-1]
     rows = [{"method": "original", "epoch": final, "path": study.checkpoint}]
-    for seed, path in study.other_seeds().items():  # the seed takes the column epoch
+    for seed, path in study.other_seeds().items():
         rows.append({"method": "control-seed", "epoch": seed, "path": path})
     for folder in sorted(path for path in (study.folder / "tuned").glob("*") if path.is_dir()):
         for epoch in epochs_in(folder):
             rows.append(tuned_row(study, weights_path(folder, epoch), adv_sha256))
-    models = pd.DataFrame(rows).reindex(columns=[*MODEL, "per", "choose_layer", "batches", "path"])
+    columns = [*MODEL, "per", "choose_layer", "batches", "is_original", "path"]
+    models = pd.DataFrame(rows).reindex(columns=columns)
     return models.assign(
         dataset=study.dataset,
         model=study.model,
         source=f"M{study.seed}",
         seed=study.seed,
         run=models["run"].fillna(0).astype(int),
+        is_original=models["is_original"].eq(True),
         sha256=[sha256(path) for path in models["path"]],
     )
 
@@ -222,7 +228,8 @@ def tuned_row(study, path, adv_sha256):
             f"{path} was trained on other samples than those in adv/{attack}.h5, perhaps on some "
             f"that are to be reported: move {path.parent} out of tuned/, or train it again."
         )
-    return about | {"epoch": found["epoch"], "path": path}
+    is_original = found.get("is_original", False)
+    return about | {"epoch": found["epoch"], "is_original": is_original, "path": path}
 
 
 # --------------------------------------------------------------------------------------- scoring

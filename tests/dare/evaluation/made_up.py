@@ -14,7 +14,7 @@ from dare.evaluation.scoring import COLUMNS
 from dare.methods import METHODS, unseen_splits
 
 ATTACKS = ("fgsm", "pgd", "cw")
-EPSILONS = (0.01, 0.02)
+EPSILONS = (0, 0.01, 0.02)
 PLAIN = {  # method: (robustness, clean accuracy, robust accuracy under adaptive attack)
     "original": (0.0, 0.95, 0.3),
     "dare": (0.7, 0.95, 0.4),
@@ -65,11 +65,12 @@ def made_up(
             about |= {"seed": seed, "method": method, "epoch": 3, "sha256": digest}
             about |= {name: usual[name] for name in (*made.settings, *made.fixed) if name in usual}
             about |= {"lr_rate": 1e-4} if made.trains_on_samples else {}
-            about |= {"last": True, "best": True} | changed
+            about |= {"last": True, "best": True, "is_original": False} | changed
             for part, index in scores.index.items():
                 if made.trains_on_samples and part.endswith("training"):
                     continue
                 share = {"clean": clean, "adaptive": own}.get(part.split()[0], robustness)
+                share = clean if part.endswith(" 0") else share
                 right = np.zeros(len(index), bool)
                 right[np.argsort(noisy[index])[: round(share * len(index))]] = True
                 scores.add(digest, part, right)
@@ -86,7 +87,7 @@ def made_up(
                         row |= {"test_accuracy": scores.percent(digest, "clean reporting")}
                         rows.append(about | row)
     pd.DataFrame(rows).reindex(columns=COLUMNS).to_csv(folder / "robustness.csv", index=False)
-    pd.DataFrame(adaptive).drop(columns=["last", "best"]).to_csv(
+    pd.DataFrame(adaptive).drop(columns=["last", "best", "is_original"]).to_csv(
         folder / "adaptive.csv", index=False
     )
     scores.save(folder / "scores.h5")
@@ -98,18 +99,32 @@ def made_up(
         file["index"], file["epoch"] = np.arange(90), rng.integers(10, 20, 90)
         file.attrs.update(first=10, last=19, choose_layer="conv3")
     log(folder / "train.log", f"train {model}", 40.0)
-    log(folder / "get_ats.log", "mine", 10.0)
+    # Mining a second layer takes the probabilities of the first; a tuning was extended.
+    log(folder / "get_ats.log", "mine", 10.0, {"choose_layer": "predictions"}, 1.0)
     log(folder / "nnslicer.log", "slice", 3.0)
-    log(folder / "tuned/dare/tune.log", "dare", 7.0)
+    log(folder / "tuned/dare/tune.log", "dare", 3.0, {"epochs": 10}, 4.0)
+    log(folder / "tuned/control-random/tune.log", "control-random", 7.0)
+    log(folder / "ats_conv3_random_run0.log", "targets random_run0", 5.0)
+    log(folder / "tuned/at-pgd/tune.log", "at-pgd", 6.0)
+    log(folder / "adv/pgd.log", "pgd", 20.0)
+    log(folder / "adv/pgd_test.log", "pgd test", 2.0)
     return folder
 
 
-def log(path, stage, seconds):
-    """A log with an entry of a stage that was run, of one that found it done, and a broken line."""
+def log(path, stage, seconds, again=(), more=None):
+    """A log with an entry of a stage that was run, of one that found it done, and a broken line.
+
+    again, more: settings and seconds of a second run.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {"stage": stage, "command": [str(ROOT / "dare/script.py"), "--seed", "0"]}
     entry |= {"start": "2024-01-01 10:00:00", "settings": {"images": 718}, "device": "a processor"}
     entry |= {"packages": {"tensorflow": "2.21"}}
-    ends = [("done", seconds), ("idle", 0.0)]
-    lines = [json.dumps(entry | {"ended": end, "seconds": spent}) for end, spent in ends]
+    ends = [("done", seconds, {}), ("idle", 0.0, {})] + ([("done", more, again)] if more else [])
+    lines = [
+        json.dumps(
+            entry | {"ended": end, "seconds": spent, "settings": entry["settings"] | dict(changed)}
+        )
+        for end, spent, changed in ends
+    ]
     path.write_text("\n".join([*lines, '{"stage": "cut o']))

@@ -20,19 +20,25 @@ SETTINGS = {"images": 40, "restarts": 2}
 
 @pytest.fixture
 def marked(home, classifier):
-    """(a study with three saved models, robustness.csv that marks two as last, paths)."""
+    """(a study with four saved models, robustness.csv, paths).
+
+    Two are compared: original and dare. One is no last epoch, and one a DARE at another rate.
+    """
     write_data(home)
     folder = home / "models" / "toy_tiny_seed0"
     folder.mkdir(parents=True)
     rows, paths = [], {}
-    for i in range(3):
+    models = ("original", np.nan), ("dare", 1e-3), ("control-finetune", 1e-3), ("dare", 1e-2)
+    for i, (method, lr_rate) in enumerate(models):
         path = folder / f"{i}.weights.h5"
         last = classifier.layers[-1]
         last.set_weights([w + 0.1 * i for w in last.get_weights()])
         classifier.save_weights(path)
         paths[sha256(path)] = path
-        row = dict.fromkeys(adaptive.IDENTITY, 0) | {"method": f"m{i}", "sha256": sha256(path)}
-        rows += [row | {"last": i < 2, "attack": a} for a in ("fgsm", "pgd")]
+        row = dict.fromkeys(adaptive.IDENTITY, 0) | {"method": method, "lr_rate": lr_rate}
+        row |= {"dataset": "toy", "model": "tiny", "per": 0.95, "choose_layer": "conv2"}
+        row |= {"batches": np.nan, "sha256": sha256(path)}
+        rows += [row | {"last": i != 2, "attack": a} for a in ("fgsm", "pgd")]
     x, y = (np.load(home / "data" / "toy" / f"{a}_test.npy") for a in "xy")
 
     class Toy(Study):
@@ -50,10 +56,9 @@ def attacked(monkeypatch):
 
     def fake(model, x, y, how):
         calls.append((len(x), how.restarts, how.seed))
-        sizes = (0, *how.epsilons["linf"])
         results = np.resize([ROBUST, 0, UNKNOWN], len(x)).astype("uint8")
-        named = itertools.product(("fgsm", "pgd", "rays", "worst"), sizes)
-        return {f"linf/{attack}/{size:g}": results for attack, size in named}
+        named = itertools.product(adaptive.ATTACKS, (0, *how.epsilons))
+        return dict.fromkeys(named, results)
 
     monkeypatch.setattr(adaptive, "attack_model", fake)
     return calls
@@ -71,12 +76,12 @@ def test_unknown_images_are_not_robust(marked, attacked):
 def test_what_was_attacked_is_kept_unless_the_settings_differ(marked, attacked, monkeypatch):
     study, table, paths = marked
     first = adaptive.evaluate(study, table, paths, **SETTINGS)
-    assert attacked == [(40, 2, 0)] * 2 and set(first["method"]) == {"m0", "m1"}
+    assert attacked == [(40, 2, 0)] * 2 and set(first["method"]) == {"original", "dare"}
     again = adaptive.evaluate(study, table, paths, **SETTINGS)
     pd.testing.assert_frame_equal(first, again)
-    table.loc[table["method"] == "m2", "last"] = True
-    some = adaptive.evaluate(study, table, paths, **SETTINGS, methods=["m1", "m2"])
-    assert set(some["method"]) == {"m1", "m2"} and len(attacked) == 3  # the new one alone
+    table.loc[table["method"] == "control-finetune", "last"] = True
+    some = adaptive.evaluate(study, table, paths, **SETTINGS, methods=["dare", "control-finetune"])
+    assert set(some["method"]) == {"dare", "control-finetune"} and len(attacked) == 3  # the new one
     adaptive.evaluate(study, table, paths, images=30, restarts=2)
     assert attacked[3:] == [(30, 2, 0)] * 3
 
@@ -93,6 +98,16 @@ def test_what_was_attacked_is_kept_unless_the_settings_differ(marked, attacked, 
     monkeypatch.setattr(adaptive, "attack_model", whole)
     adaptive.evaluate(study, table, paths, images=20)
     assert len(attacked) == 6 + 3
+
+
+def test_no_model_and_other_epsilons(marked, attacked, monkeypatch):
+    study, table, paths = marked
+    adaptive.evaluate(study, table, paths, **SETTINGS, methods=["at-pgd"])
+    assert pd.read_csv(study.folder / "adaptive.csv").empty
+    adaptive.evaluate(study, table, paths, **SETTINGS)
+    monkeypatch.setattr(adaptive, "GREY", (0.03, 0.1))  # the largest stays
+    found = adaptive.evaluate(study, table, paths, **SETTINGS)
+    assert set(found["epsilon"]) == {0, 0.03, 0.1}
 
 
 def test_files_of_a_study(marked):

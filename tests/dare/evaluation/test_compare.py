@@ -39,7 +39,11 @@ def naive_differences(scores, first, second, splits, attacks=ATTACKS):
     [
         ("mined history", "control-self", ("training", "validation", "test")),
         ("slicing", "dare-s", ("training", "validation", "test")),
-        ("adversarial training", "at-fgsm", ("test",)),  # the best, chosen on the validation part
+        (
+            "adversarial training",
+            "at-fgsm",
+            ("test",),
+        ),  # the best, chosen on the validation samples
     ],
 )
 def test_a_difference_is_what_the_packed_bits_say(home, component, method, splits):
@@ -115,7 +119,8 @@ def test_a_control_that_is_the_original(home):
     assert table_of(folder).loc[("mined history", "digits", "lenet"), "originals"] == 0
     rows = pd.read_csv(folder / "robustness.csv")
     original = rows.loc[rows["method"] == "original", "sha256"].iloc[0]
-    rows.loc[rows["method"] == "control-self", ["sha256", "empirical_robustness"]] = original, 0
+    is_self = rows["method"] == "control-self"
+    rows.loc[is_self, ["sha256", "empirical_robustness", "is_original"]] = original, 0, True
     rows.to_csv(folder / "robustness.csv", index=False)
     row = table_of(folder).loc[("mined history", "digits", "lenet")]
     assert row["originals"] == 1 and row["difference"] == pytest.approx(70, abs=2)
@@ -139,7 +144,7 @@ def test_adaptive_differences_are_of_the_attacked_models(home):
 
 
 def test_own_setting_is_the_default_or_the_nearest(home):
-    """Also the smaller of two rates that are as near; single batches are another method."""
+    """Also the smaller of two rates that are as near; a DARE of single batches is left out."""
     settings = [{"lr_rate": 1e-4}, {"lr_rate": 1e-2}, {"per": 0.5}, {"choose_layer": "conv2"}]
     more = [("dare", (0.9, 0.9, 0.9), changed) for changed in [*settings, {"batches": 5}]]
     folder = made_up(home, more=more)
@@ -151,6 +156,21 @@ def test_own_setting_is_the_default_or_the_nearest(home):
     rows.to_csv(folder / "robustness.csv", index=False)
     own = read_studies({folder: 0}).last
     assert own[own["method"] == "dare"]["lr_rate"].unique().tolist() == [1e-4]
+    # Other methods are compared at DARE's rate, those with rates of their own at these.
+    assert set(own["method"]) == {"original", "dare", "at-fgsm", "at-pgd", "control-swa",
+                                  "control-seed"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings", [{"choose_layer": ["conv1", "conv2"]}, {"per": [0.3, 0.9]}, {"per": [0.9, 0.3]}]
+)
+def test_of_two_settings_one_is_compared(home, settings):
+    ((name, values),) = settings.items()
+    shares = (0.5, 0.9, 0.5)
+    more = [(method, shares, {name: v}) for v in values for method in ("dare", "control-self")]
+    own = read_studies({made_up(home, {"original": (0, 0.9, 0)}, more=more): 0}).last
+    assert own.groupby("method")["sha256"].nunique().eq(1).all()
+    assert own[name].dropna().unique().tolist() == [max(values) if name == "per" else "conv1"]
 
 
 def test_the_paper_s_p_values():
@@ -165,7 +185,7 @@ def test_the_paper_s_p_values():
 @pytest.mark.parametrize(("runs", "tested"), [(2, False), (3, True)])
 def test_wilcoxon_needs_six_runs(home, runs, tested):
     folders = {made_up(home, seed=seed, runs=runs): seed for seed in (0, 1)}
-    table = compare.wilcoxon_table(read_studies(folders).best)
+    table = compare.wilcoxon_table(read_studies(folders).last)
     assert bool(len(table)) == tested
 
 

@@ -44,7 +44,7 @@ def test_tables_and_report(home, capsys):
     folder = made_up(home)
     script.main([])
     out = capsys.readouterr().out
-    assert "What each component of DARE is worth" in out and "Warning" not in out
+    assert "DARE minus other models" in out and "Warning" not in out
     target = folder.parent
     text = html.unescape((target / "report.html").read_text())
     assert 'src="http' not in text and "href" not in text and "data:image/svg+xml;base64" in text
@@ -111,7 +111,14 @@ def test_cost_is_the_sum_of_the_stages(home):
     folder = made_up(home)
     cost = networks.cost_table(read_studies({folder: 0})).set_index("method")
     assert cost.loc["dare", ["seconds", "epochs"]].tolist() == [10 + 3 + 7, 10]
-    assert "dare-s" not in cost.index  # it has no log
+    assert cost.loc["control-random", "seconds"] == 10 + 3 + 5 + 7
+    assert cost.loc["at-pgd", "seconds"] == 20 + 6  # without the held-out samples
+    assert "dare-s" not in cost.index and not cost["unknown"].any()  # it has no log
+    # Where the mining of DARE's layer is not recorded, another layer's does not replace it.
+    text = (folder / "get_ats.log").read_text().splitlines()
+    (folder / "get_ats.log").write_text("\n".join(text[2:]))
+    cost = networks.cost_table(read_studies({folder: 0}))
+    assert networks.cost_text(cost, [("digits", "lenet")]).iloc[0, 1] == "10 s, 5.0 + mine"
 
 
 def test_warnings_are_one_sentence_for_each_kind(home):
@@ -171,8 +178,32 @@ def test_results_of_an_earlier_version(home):
     folder = made_up(home)
     rows = pd.read_csv(folder / "robustness.csv").drop(columns=["last", "best"])
     rows.to_csv(folder / "robustness.csv", index=False)
-    with pytest.raises(UserError, match="is of an earlier version: score again with"):
+    with pytest.raises(UserError, match="is of an earlier version or has no rows: score again"):
         script.main([])
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("robustness", "dare/test.py"), ("adaptive", "dare/test.py --adaptive")]
+)
+def test_tables_that_people_have_touched(home, undrawn, name, step):
+    folder = made_up(home)
+    path = folder / f"{name}.csv"
+    text = path.read_text()
+    for touched in ("", text[:-5], text.replace(",", ";")):
+        path.write_text(touched)
+        with pytest.raises(UserError, match=rf"{name}.csv is empty, cut, .*again with.*{step}`"):
+            script.main([])
+    path.write_text(text.split("\n")[0] + "\n")  # no method to attack was tuned
+    if name == "adaptive":
+        script.main([])
+        assert not (folder.parent / "table_adaptive.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["null", "NA", "nan", "007"])
+def test_data_sets_named_like_something_else(home, results, undrawn, name):
+    made_up(home, dataset=name)
+    script.main(["--record", "mine"])
+    assert list(read_recorded(results / "mine").networks) == [(name, "lenet")]
 
 
 def test_nothing_to_show(home, results):
@@ -224,7 +255,7 @@ def test_nothing_of_an_earlier_record_of_a_study_stays(home, results, undrawn):
 
 def test_a_log_that_is_cut_off_and_a_stage_that_did_nothing(home):
     commands = read_studies({made_up(home): 0}).tables["commands"]
-    assert sorted(commands["seconds"]) == [3, 7, 10, 40]
+    assert sorted(commands["seconds"]) == [1, 2, 3, 5, 6, 7, 7, 10, 20, 40]
     assert set(commands["command"]) == {"python dare/script.py --seed 0"}
 
 

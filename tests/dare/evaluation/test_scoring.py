@@ -37,19 +37,19 @@ def test_rules():
         ("dare", 1e-4, 1, 50),
         ("dare", 1e-4, 2, 55),
     )
-    marks = scoring.rules(models)
+    marks = scoring.mark_last_and_best(models)
     assert marks["last"].tolist() == [True, True, True, False, True, False, True]
     assert marks["best"].tolist() == [True, True, False, True, False, False, False]
     # The rule that statements rest on looks at no score.
     models["robustness"] = models["robustness"].to_numpy()[::-1]
-    assert scoring.rules(models)["last"].equals(marks["last"])
+    assert scoring.mark_last_and_best(models)["last"].equals(marks["last"])
 
 
 def test_runs_layers_and_slices_are_marked_separately():
     one = candidates(("original", None, 9, 0), ("dare", 1e-3, 1, 50))
     others = [one[1:].assign(**{k: v}) for k, v in (("run", 1), ("per", 0.5), ("batches", 1.0))]
     models = pd.concat([one, *others], ignore_index=True)
-    assert scoring.rules(models).sum().tolist() == [5, 5]
+    assert scoring.mark_last_and_best(models).sum().tolist() == [5, 5]
 
 
 def test_scores_are_kept_as_bits(tmp_path):
@@ -121,11 +121,17 @@ def test_robustness_csv(scored, monkeypatch, capsys):
     _, reporting = halves_of_test("toy", len(y))
     right = predict(model, x[reporting]).argmax(axis=1) == y[reporting]
     assert row["test_accuracy"] == pytest.approx(100 * right.mean(), abs=1e-3)
+    assert not table["is_original"].any()  # batch normalisation: control-self differs
     # A second time nothing is scored, and the same is written.
     before = (folder / "robustness.csv").read_bytes()
     monkeypatch.setattr(scoring, "score", None)
     test.main(flags)
     assert (folder / "robustness.csv").read_bytes() == before
+    assert '"stage": "fgsm test"' in (folder / "adv/fgsm_test.log").read_text()
+    x[0] += 1  # other test images than those of the held-out samples
+    np.save(folder.parents[1] / "data/toy/x_test.npy", x)
+    with pytest.raises(UserError, match=r"fgsm_test.h5 was made from test_sha256 "):
+        test.main(flags)
 
 
 def test_what_cannot_be_scored_is_refused(study):
@@ -140,7 +146,7 @@ def test_what_cannot_be_scored_is_refused(study):
     for name in "fgsm", "pgd":
         with h5py.File(folder / f"adv/{name}.h5", "a") as file:
             file["success"][file["split"][()] == 1] = False
-    with pytest.raises(UserError, match="no successful sample in its validation part"):
+    with pytest.raises(UserError, match="no successful sample in the split validation"):
         test.main(flags)
     with h5py.File(folder / "adv/pgd.h5", "a") as file:
         file.attrs["checkpoint_sha256"] = "0" * 64
@@ -186,6 +192,17 @@ def test_seeds_that_are_left_out(study, name, value):
     assert opened.other_seeds() == {}
     last.unlink()
     assert opened.other_seeds() == {}
+
+
+def test_a_control_that_is_the_original_says_so(study):
+    _, folder, flags = study
+    dare.main([*flags, "--epoch", "1", "--lr_rate", "1e-3"])
+    (tuned,) = (folder / "tuned").iterdir()
+    with h5py.File(weights_path(tuned, 1), "a") as file:
+        file.attrs["is_original"] = True  # as controls.keep_original writes it
+    test.main(flags)
+    table = pd.read_csv(folder / "robustness.csv")
+    assert table["is_original"].equals(table["method"] == "dare")
 
 
 def test_halves_of_the_test_images():
