@@ -225,7 +225,8 @@ def test_models_that_are_taken(case, tmp_path, request):
 
 def test_frozen_layers_stay_frozen(tmp_path):
     """In a model whose hidden activation cannot be read from a config."""
-    hidden = layers.Conv2D(2, 1, activation=lambda x: ops.relu(x), name="first")
+    relu = lambda x: ops.relu(x)  # noqa: E731
+    hidden = layers.Conv2D(2, 1, kernel_initializer="ones", activation=relu, name="first")
     model = network(layers.Rescaling(1 / 255), hidden)
     mined = mine(saved(model, tmp_path), X255, Y, model, "conv2")
     hidden.trainable = False
