@@ -21,7 +21,7 @@ SUBMIT = """#!/bin/sh
 nohup sh "$1" > "$(basename "$1").log" 2>&1 &
 echo $! | tee -a pids
 """
-SMALL = "dataset=toy methods=dare,dare-s,at-fgsm,control-self attacks=fgsm samples=20"
+SMALL = "dataset=toy methods=dare-s,at-fgsm attacks=fgsm samples=20"
 SMALL = f"{SMALL} heldout_samples=10 epochs=20 tune_epochs=2 adv_epochs=2 adaptive=false".split()
 SMALL += ["source=my images"]
 
@@ -60,9 +60,7 @@ def test_whole_graph_on_a_cluster(home, dry_run):
     pids = (home / "pids").read_text().split()
     assert len(pids) == len(set(pids)) == sum(counts(planned).values()) - 1  # `all` does nothing
     methods = {
-        "dare": "_conv3_per0.95_lr0.001_run0",
         "dare-s": "_conv3_lr0.001_run0",
-        "control-self": "_conv3_per0.95_lr0.001_run0",
         "at-fgsm": "_lr0.0001_run0",
     }
     tuned = {folder.name for folder in (study / "tuned").iterdir()}
