@@ -49,7 +49,7 @@ def build_quick_model(*args):
 
 def test_from_training_to_the_robustness_table(home, network):
     write_data(home, n=120, size=32)
-    train_network("toy", network, 0, 6)
+    train_network("toy", network, 0, 10)
     flags = ["--dataset", "toy", "--model", network]
     nnslicer.main(flags)
     get_ats.main([*flags, "--first", "1"])

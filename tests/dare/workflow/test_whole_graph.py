@@ -59,10 +59,7 @@ def test_whole_graph_on_a_cluster(home, dry_run):
     assert set(re.findall(r"threads: (\d+)", result.stderr)) == {"4", "8"}
     pids = (home / "pids").read_text().split()
     assert len(pids) == len(set(pids)) == sum(counts(planned).values()) - 1  # `all` does nothing
-    methods = {
-        "dare-s": "_conv3_lr0.001_run0",
-        "at-fgsm": "_lr0.0001_run0",
-    }
+    methods = {"dare-s": "_conv3_lr0.001_run0", "at-fgsm": "_lr0.0001_run0"}
     tuned = {folder.name for folder in (study / "tuned").iterdir()}
     assert tuned == {method + settings for method, settings in methods.items()}
     rows = pd.read_csv(study / "robustness.csv")
