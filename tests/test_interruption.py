@@ -69,6 +69,8 @@ def artifacts(home):
         name = str(path.relative_to(home))
         if path.name == "log.csv":
             found[name] = [row[:-1] for row in csv.reader(path.read_text().splitlines())]
+        elif path.name.startswith("."):  # the temporary file of a process that was killed
+            continue
         elif path.is_file() and path.suffix not in (".log", ".keras"):
             found[name] = path.read_bytes()
     return found
