@@ -108,6 +108,10 @@ def data_part(home, letter, change):
 BROKEN = {
     "slice corrupt": (lambda _, f: corrupt(f / "slice_0.95.h5"), "dare", "slice_0.95.h5 is corr"),
     "targets empty": (lambda _, f: corrupt(f / "ats_conv2.h5", 0), "dare", "ats_conv2.h5 is corr"),
+    "scores corrupt": (
+        lambda _, f: (f / "scores.h5").write_bytes(b"version https://git-lfs.github.com/spec"),
+        "test", "scores.h5 is corrupt",
+    ),
     "checkpoint corrupt": (
         lambda _, f: corrupt(f / "checkpoints/model.008.weights.h5", 3000), "nnslicer",
         "model.008.weights.h5",

@@ -9,7 +9,6 @@ import functools
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -17,7 +16,7 @@ from adv import ATTACKS
 from dare.evaluation.scores import Scores
 from dare.methods import FAMILIES, METHODS, default_rate
 from train import params
-from train.shared.artifacts import attributes, read_csv
+from train.shared.artifacts import attributes, open_hdf5, read_csv
 from train.shared.flags import UserError
 from train.shared.paths import checkpoint_path, epochs_in
 
@@ -199,7 +198,7 @@ def read_recorded(folder, datasets=None, models=None):
             tables[name] = table.reset_index(drop=True)
     scores = {}
     if (path := folder / "scores.h5").exists():
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             names = set(tables["robustness"]["study"]) & set(file)
             scores = {name: Scores.of_group(file[name]) for name in sorted(names)}
     return Results(folder, tables, scores)
@@ -250,7 +249,7 @@ def network_of(folder, rows, commands, mined):
         row |= {"images": int(images.iloc[-1])} if len(images) else {}
     if epochs := epochs_in(folder / "checkpoints"):
         sizes = []
-        with h5py.File(checkpoint_path(folder, epochs[-1]), "r") as file:
+        with open_hdf5(checkpoint_path(folder, epochs[-1])) as file:
             file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
         row["parameters"] = int(sum(sizes))
     if mined is not None:
@@ -264,7 +263,7 @@ def mined_epochs(folder):
     for path in sorted(folder.glob("ats_*.h5")):
         found = attributes(path)
         if "first" in found:  # not the targets of a control
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 epochs, images = np.unique(file["epoch"][()], return_counts=True)
             layer = found.get("choose_layer", path.stem.removeprefix("ats_"))
             tables.append(pd.DataFrame({"layer": layer, "epoch": epochs, "images": images}))

@@ -11,7 +11,7 @@ For every part of the images the file holds a group, such as "pgd test" or "clea
 import h5py
 import numpy as np
 
-from train.shared.artifacts import atomic_write, set_attributes
+from train.shared.artifacts import atomic_write, open_hdf5, set_attributes
 
 
 class Scores:
@@ -31,7 +31,7 @@ class Scores:
         """The scores in a file; none if it is missing."""
         if not path.exists():
             return cls()
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return cls.of_group(file)
 
     @classmethod
