@@ -1,6 +1,5 @@
 """The figures of the report. Every function returns a Matplotlib figure, or None without data."""
 
-import matplotlib
 import numpy as np
 from scipy.optimize import isotonic_regression
 
@@ -8,9 +7,7 @@ from dare.evaluation.compare import ALL, COMPARISONS
 from dare.evaluation.results import NETWORK, in_order, of_network
 from dare.evaluation.tables import AVERAGED, first_rows, name_of
 from dare.methods import FAMILIES, METHODS
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from train.shared.figures import plt
 
 plt.rcParams |= {
     "font.size": 9, "svg.hashsalt": "dare", "axes.grid": True, "grid.alpha": 0.3,
