@@ -44,6 +44,7 @@ model = "lenet"
 seed = 0
 first = None  # first historical checkpoint; None: the second half of training
 last = None  # last historical checkpoint; None: the last before the final one
+images = None  # random images of x_validation to mine and tune on; None: all, as in the paper
 choose_layer = params.choose_layer  # None: the network's chosen layer in train/params.py
 
 
@@ -301,8 +302,9 @@ def main(argv=None):
     choose_layer = study.layer(args.choose_layer)
     path = targets_path(study.folder, choose_layer)
     provenance = study.provenance | {"choose_layer": choose_layer}
-    provenance |= {"first": epochs[0], "last": epochs[-1]}
     x, y = study.data("validation")
+    x, y = x[: args.images], y[: args.images]  # prepare.py has shuffled them
+    provenance |= {"first": epochs[0], "last": epochs[-1], "images": args.images}
     with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as log:
         if check(path, provenance):
             log["idle"] = True

@@ -2,6 +2,7 @@
 
 import h5py
 import numpy as np
+import pytest
 
 from dare import get_ats
 from dare.get_ats import best_checkpoint, mine
@@ -9,6 +10,7 @@ from train import params
 from train.models import build_model
 from train.shared.backend import keras
 from train.shared.checkpoints import load_classifier, save_weights
+from train.shared.flags import UserError
 from train.shared.graph import up_to
 from train.utils import predict
 
@@ -80,6 +82,18 @@ def test_mining_again_uses_the_history(study, monkeypatch):
     get_ats.main([*flags, "--choose_layer", "predictions"])
     with h5py.File(folder / "ats_predictions.h5") as file:
         assert len(models) == len(set(file["epoch"][()]))  # the second pass alone
+
+
+def test_images_limits_what_is_mined_and_may_not_change(study):
+    _, folder, flags = study
+    with h5py.File(folder / "ats_conv2.h5") as file:
+        index, epoch = file["index"][()], file["epoch"][()]
+    get_ats.main([*flags, "--choose_layer", "conv1", "--images", "40"])
+    with h5py.File(folder / "ats_conv1.h5") as file:
+        np.testing.assert_array_equal(file["index"][()], index[index < 40])
+        np.testing.assert_array_equal(file["epoch"][()], epoch[index < 40])
+    with pytest.raises(UserError, match="images 40, not None"):
+        get_ats.main([*flags, "--choose_layer", "conv1"])
 
 
 def test_default_layers(home):

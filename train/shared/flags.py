@@ -42,6 +42,7 @@ FLAGS = {
     "per": (SHARE, "share of every neuron's synapses in the slice"),
     "first": (COUNT, "first checkpoint to mine (default: the second half of training)"),
     "last": (COUNT, "last checkpoint to mine (default: the one before the final one)"),
+    "images": (COUNT, "number of random images of x_validation to mine and tune on (default: all)"),
     "choose_layer": (str, "layer whose activations are the targets (default: the network's own)"),
     "lr_rate": (
         RATE,

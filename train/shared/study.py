@@ -170,11 +170,11 @@ class Study:
         mined = {file["choose_layer"]: file for file in files if "first" in file}
         if not mined:
             return self.layer()
-        if len({(file["first"], file["last"]) for file in mined.values()}) > 1:
+        if len({(f["first"], f["last"], f.get("images")) for f in mined.values()}) > 1:
             raise UserError(
-                f"layers {' and '.join(mined)} of {self.folder} were mined from different epochs: "
-                f"move one of these ats_*.h5 away, and mine that layer again with the same --first "
-                f"and --last."
+                f"layers {' and '.join(mined)} of {self.folder} were mined from different epochs "
+                f"or images: move one of these ats_*.h5 away, and mine that layer again with the "
+                f"same --first, --last and --images."
             )
         default = params.default_layer(self.dataset, self.model) and self.layer()
         return default if default in mined else next(iter(mined))
