@@ -17,10 +17,6 @@ extend NNSlicer's from chains to acyclic graphs:
 
 Signs and constants are ignored: `1 - x` and `Subtract` pass contributions back exactly as `Add`
 does, and batch normalisation does so whatever the sign of its scale.
-
-NNSlicer has sliced a residual network too. There, every position of a channel is a neuron, for one
-image at a time. Here a neuron is a channel; its activation is its mean over positions, and D
-averages it over the images of a class.
 """
 
 from collections import Counter
@@ -173,16 +169,10 @@ def before_rearrangement(call, contribution):
 # ----------------------------------------------------------------------------------- key neurons
 
 
-def key_neurons(contribution, per):
-    """The ceil(per * n) neurons with the largest contribution to each class (ASE 2022).
-
-    contribution: CONTRIB, float (classes, n). Returns bool (classes, n).
-    """
-    return largest(contribution, ceil_share(per, contribution.shape[1]))
-
-
 def key_neurons_of(classifier, choose_layer, slices, per):
-    """The key neurons of a layer, from the slices of the layers that make its neurons.
+    """The key neurons of a layer, from the slices of the layers that make its neurons (ASE 2022).
+
+    They are the ceil(per * n) neurons with the largest contribution to each class.
 
     Args:
         classifier: Keras model. choose_layer: path of the layer.
@@ -201,7 +191,7 @@ def key_neurons_of(classifier, choose_layer, slices, per):
             f"--choose_layer {choose_layer} has no neurons of its own: choose a dense or "
             f"convolutional layer, or a layer that follows one."
         )
-    return key_neurons(contribution, per)
+    return largest(contribution, ceil_share(per, contribution.shape[1]))
 
 
 def contributions_of_layers(calls, slices):

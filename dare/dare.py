@@ -224,19 +224,15 @@ def tune(classifier, mined, x, y, folder, tuning):
 def regression_batches(regression, mined, x, y, tuning):
     """Shuffled Batches of images, and targets with key neurons as regression_loss takes them."""
     shape = regression.output_shape[1:]
-    if mined.activation.shape[1:] != shape:
-        raise UserError(
-            f"the targets have shape {mined.activation.shape[1:]} and layer {tuning.choose_layer} "
-            f"has {shape}: mine again with dare/get_ats.py."
-        )
     labels = y[mined.index]
     is_key = tuning.key_neurons
     if is_key is None:
         is_key = np.ones((labels.max() + 1, shape[-1]), bool)
-    if is_key.shape[1:] != shape[-1:]:
+    found = mined.activation.shape[1:], is_key.shape[1:]
+    if found != (shape, shape[-1:]):
         raise UserError(
-            f"the key neurons are {is_key.shape[-1]} for each class, but layer "
-            f"{tuning.choose_layer} has {shape[-1]} neurons: find those of this layer."
+            f"targets and key neurons have shapes {found[0]} and {found[1]}, but layer "
+            f"{tuning.choose_layer} has {shape}: mine and find those of this layer."
         )
 
     def make_batch(rows, _):

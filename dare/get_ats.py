@@ -113,7 +113,10 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
     # In order of checkpoint, so that each is loaded once in the second pass.
     index = index[np.argsort(best[index], kind="stable")]
     best_of_mined = best[index]
-    with result_file(path) as file:
+    # Written whole or not at all, or in memory.
+    target = contextlib.nullcontext("mined") if path is None else atomic_write(path)
+    memory = {"driver": "core", "backing_store": False} if path is None else {}
+    with target as name, h5py.File(name, "w", **memory) as file:
         set_attributes(file, provenance or {})
         file["index"] = index.astype("int64")
         file["epoch"] = epochs[best_of_mined].astype("int32")
@@ -134,7 +137,7 @@ def in_order(checkpoints):
     except (TypeError, ValueError):
         raise UserError("the checkpoints must be {number of the epoch: weights file}.") from None
     if missing := [path for path in found.values() if not path.is_file()]:
-        raise UserError(f"{missing[0]} is not a weights file: make it again, or name another.")
+        raise UserError(f"{missing[0]} is missing: make it again, or mine others (--first).")
     if len(found) < 2:
         raise UserError(
             "mining needs at least one historical checkpoint before the final one: train for more "
@@ -169,42 +172,20 @@ def best_checkpoint(probability, is_right):
 # ------------------------------------------------------------------------- the historical epochs
 
 
-def second_half_of_training(final_epoch):
-    """(first, last) historical epoch: the second half of training, without the final epoch."""
-    return (final_epoch + 1) // 2, final_epoch - 1
-
-
-def historical_epochs(study, first=None, last=None):
-    """The epochs of a study's historical checkpoints, a range, and its final epoch.
+def historical_checkpoints(study, first=None, last=None):
+    """{epoch: path} of the historical checkpoints of a study and, last, of the final one.
 
     first, last: epochs; None: those of the second half of training.
     Raises UserError if the history is too short.
     """
     final = epochs_in(study.folder / "checkpoints")[-1]
-    default_first, default_last = second_half_of_training(final)
-    first = first or default_first
-    last = last or default_last
+    first, last = first or (final + 1) // 2, last or final - 1
     if not 1 <= first <= last < final:
         raise UserError(
             f"--first {first} to --last {last} is not a range of epochs before the final epoch "
             f"{final} of {study.folder}: train for more epochs or choose another range."
         )
-    return range(first, last + 1), final
-
-
-def historical_checkpoints(study, first=None, last=None):
-    """{epoch: path} of the historical checkpoints of a study and, last, of the final one.
-
-    first, last: as for historical_epochs. Raises UserError if a checkpoint is missing.
-    """
-    epochs, final = historical_epochs(study, first, last)
-    paths = {epoch: checkpoint_path(study.folder, epoch) for epoch in [*epochs, final]}
-    if missing := [path for path in paths.values() if not path.exists()]:
-        raise UserError(
-            f"{missing[0]} is missing: mine later ones (--first), or move this folder away and "
-            f"train again without --keep_from."
-        )
-    return paths
+    return {e: checkpoint_path(study.folder, e) for e in [*range(first, last + 1), final]}
 
 
 # --------------------------------------------------------------------------------- the first pass
@@ -261,17 +242,6 @@ def write_history(path, results, y):
 # -------------------------------------------------------------------------------- the second pass
 
 
-@contextlib.contextmanager
-def result_file(path):
-    """An open HDF5 file for the result: `path`, written whole or not at all, or one in memory."""
-    if path is None:
-        with h5py.File("mined", "w", driver="core", backing_store=False) as file:
-            yield file
-    else:
-        with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-            yield file
-
-
 def record_activations(file, model, choose_layer, images, best, paths):
     """Second pass: write the activations of each image by its best checkpoint to `file`.
 
@@ -298,7 +268,8 @@ def record_activations(file, model, choose_layer, images, best, paths):
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    epochs, _ = historical_epochs(study, args.first, args.last)
+    checkpoints = historical_checkpoints(study, args.first, args.last)
+    *epochs, _ = checkpoints
     choose_layer = study.layer(args.choose_layer)
     path = targets_path(study.folder, choose_layer)
     provenance = study.provenance | {"choose_layer": choose_layer}
@@ -310,7 +281,6 @@ def main(argv=None):
             log["idle"] = True
             print(f"{path} already exists.")
             return
-        checkpoints = historical_checkpoints(study, args.first, args.last)
         history = study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5"
         mine(checkpoints, x, y, study.classifier, choose_layer, path, provenance, history)
         with open_hdf5(path) as file:

@@ -234,13 +234,13 @@ def by_input(mask):
 # -------------------------------------------------------------------------------- the slice file
 
 
-def save_slice(path, slices, provenance):
+def save_slice(target, slices, provenance):
     """Write slices to an HDF5 file, with their provenance as root attributes."""
-    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_write(target) as temporary, h5py.File(temporary, "w") as file:
         set_attributes(file, provenance)
-        for order, (name, sliced) in enumerate(slices.items()):
-            group = file.create_group(path_text(name))
-            group.attrs.update({"order": order, "path": name})
+        for path, sliced in slices.items():
+            group = file.create_group(path_text(path))
+            group.attrs["path"] = path
             for field in fields(sliced):
                 array = getattr(sliced, field.name)
                 compression = "lzf" if array.dtype == bool else None
@@ -248,14 +248,11 @@ def save_slice(path, slices, provenance):
 
 
 def load_slice(file):
-    """{path of a layer: SlicedLayer, without class_mask} of an open slice file, first to last."""
-    groups = sorted(file.values(), key=lambda group: group.attrs["order"])
-    names = ("mask", "contribution", "relative_activation")
+    """{path of a layer: SlicedLayer, without class_mask} of an open slice file."""
     slices = {}
-    for group in groups:
-        arrays = {name: group[name][()] for name in names}
-        path = group.attrs.get("path", group.name.strip("/"))
-        slices[path] = SlicedLayer(class_mask=None, **arrays)
+    for group in file.values():
+        arrays = (group[name][()] for name in ("contribution", "relative_activation"))
+        slices[group.attrs["path"]] = SlicedLayer(group["mask"][()], None, *arrays)
     return slices
 
 

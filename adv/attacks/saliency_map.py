@@ -81,7 +81,7 @@ def saliency_map(
 
     def change(rows, saliency, sign):
         most = np.minimum(np.maximum(1, block * changes[rows]), steps - changes[rows]).astype(int)
-        features = most_salient(saliency, min(most.max(), saliency.shape[1]))
+        features = np.argsort(-saliency, axis=1, kind="stable")[:, : most.max()]
         is_chosen = np.arange(features.shape[1]) < most[:, None]
         is_chosen &= np.take_along_axis(saliency, features, axis=1) > 0
         place = rows[:, None], features
@@ -94,13 +94,6 @@ def saliency_map(
     in_full_batches(n, model.batch, step, progress)
     adversarial = moved.reshape(x.shape)
     return np.where(per_image(success), adversarial, x), success
-
-
-def most_salient(saliency, k):
-    """Indices (rows, k) of the k largest values of every row, the largest first."""
-    top = np.argpartition(-saliency, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(saliency, top, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(top, order, axis=1)
 
 
 def target_classes(start):
@@ -175,8 +168,5 @@ class SaliencyMapAttack(MinimizationAttack):
 
             adversarial, _ = saliency_map(batched_model, x, target, is_reached, **self.settings)
         else:
-            raise ValueError(
-                f"unsupported criterion {criterion}: use Misclassification or "
-                f"TargetedMisclassification"
-            )
+            raise ValueError(f"unsupported criterion {criterion}: see SaliencyMapAttack.run")
         return restore_type(ep.from_numpy(images, adversarial))

@@ -20,8 +20,6 @@ fgsm, and beats it at 0.1, with a fraction of the queries. Foolbox's own pgd, 40
 epsilon / 30, leaves 98 94 76 29.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from adv.attacks.classifier import BatchedModel
@@ -34,21 +32,13 @@ DECISIONS = 1000  # of rays, for each image
 BROKEN, ROBUST, UNKNOWN = 0, 1, 2
 
 
-@dataclass
-class WorstCase:
-    """How to attack: epsilons, ascending sizes in Linf; random starts of pgd; the seed."""
-
-    epsilons: tuple
-    restarts: int = 1
-    seed: int = 0
-
-
-def attack_model(model, x, y, how):
+def attack_model(model, x, y, epsilons, restarts=1, seed=0):
     """Attack a classifier.
 
     Args:
         model: a Keras softmax classifier of pixels in [0, 1], or a BatchedModel of one.
-        x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,). how: WorstCase.
+        x: float32 (n, h, w, c) in [0, 1]. y: int labels (n,).
+        epsilons: ascending sizes in Linf. restarts: random starts of pgd. seed: of these.
 
     Returns:
         {(attack, epsilon): uint8 (n,)}, ROBUST, BROKEN or UNKNOWN, for the attacks fgsm, pgd, rays
@@ -57,15 +47,15 @@ def attack_model(model, x, y, how):
     model = BatchedModel.of(model)
     is_right = model.logits(x).argmax(axis=1) == y
     x, y = x[is_right], y[is_right]
-    by_attack = {"fgsm": attack_by_gradient(model, x, y, how, steps=1)}
-    by_attack["pgd"] = attack_by_gradient(model, x, y, how, steps=PGD_STEPS)
+    by_attack = {"fgsm": attack_by_gradient(model, x, y, epsilons, steps=1)}
+    by_attack["pgd"] = attack_by_gradient(model, x, y, epsilons, PGD_STEPS, restarts, seed)
     unbroken = worst_of(by_attack.values()) != BROKEN
-    by_attack["rays"] = attack_by_decisions(model, x, y, how.epsilons, unbroken)
+    by_attack["rays"] = attack_by_decisions(model, x, y, epsilons, unbroken)
     by_attack["worst"] = worst_of(by_attack.values())
     results = {}
     for name, result in by_attack.items():
         # At epsilon 0 every image that is classified correctly is robust.
-        for epsilon, of_right in zip((0, *how.epsilons), (ROBUST, *result), strict=True):
+        for epsilon, of_right in zip((0, *epsilons), (ROBUST, *result), strict=True):
             results[name, epsilon] = np.zeros(len(is_right), "uint8")
             results[name, epsilon][is_right] = of_right
     return results
@@ -82,25 +72,25 @@ def outcome(is_broken, has_started):
     return np.where(is_broken, BROKEN, np.where(has_started, ROBUST, UNKNOWN))
 
 
-def attack_by_gradient(model, x, y, how, steps):
+def attack_by_gradient(model, x, y, epsilons, steps, restarts=1, seed=0):
     """Results (epsilons, n) of fgsm (one step) or pgd (several steps, from random starts).
 
     pgd goes from the largest epsilon down and leaves out images that resist it, because the smaller
     balls lie inside. One step can overshoot, so fgsm tries every epsilon.
     """
     is_pgd = steps > 1
-    is_broken = np.zeros((len(how.epsilons), len(x)), bool)
+    is_broken = np.zeros((len(epsilons), len(x)), bool)
     has_started = np.zeros(len(x), bool)
     may_break = np.ones(len(x), bool)
-    for level in reversed(range(len(how.epsilons))):
-        epsilon = how.epsilons[level]
-        for number in range(how.restarts if is_pgd else 1):
+    for level in reversed(range(len(epsilons))):
+        epsilon = epsilons[level]
+        for number in range(restarts):
             rows = np.flatnonzero(may_break & ~is_broken[level])
             if not len(rows):
                 break
             start = x[rows]
             if is_pgd:
-                rng = np.random.default_rng([how.seed, level, number])
+                rng = np.random.default_rng([seed, level, number])
                 noise = rng.uniform(-epsilon, epsilon, start.shape)
                 start = np.clip(start + noise, 0, 1).astype("float32")
             is_broken[level, rows], moved = ascend(model, start, x[rows], y[rows], epsilon, steps)
