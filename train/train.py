@@ -84,22 +84,6 @@ def validation_batches(x_test, y_test, dataset):
     return Batches(len(index), make_batch, 256)
 
 
-def class_count(dataset, y, y_test):
-    """Number of classes of a data set.
-
-    Raises UserError if there is only one class, or if a class has no training image.
-    """
-    classes = int(max(y.max(), y_test.max())) + 1
-    if missing := sorted(set(range(classes)) - set(y.tolist())):
-        raise UserError(
-            f"data/{dataset} has no training image of class {missing[0]}: move this folder away "
-            f"and prepare more images, or all classes."
-        )
-    if classes < 2:
-        raise UserError(f"data/{dataset} has one class: a classifier needs two or more.")
-    return classes
-
-
 def new_network(model, x, classes):
     """An untrained network for images like x (n, h, w, c), and the mean that it subtracts."""
     mean, variance = statistics(model, x)
@@ -173,7 +157,7 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=params.precision)
         )
     x, y = load_data(dataset, "train")
     x_test, y_test = load_data(dataset, "test")
-    classes = class_count(dataset, y, y_test)
+    classes = int(max(y.max(), y_test.max())) + 1
     folder = study_folder(dataset, model, seed)
     checkpoints = folder / "checkpoints"
     settings = {"dataset": dataset, "seed": seed, "epochs": epochs, "keep_from": keep_from}

@@ -150,17 +150,12 @@ class Rows:
 
 
 def predict(model, x):
-    """A model's outputs for images x (n, h, w, c), uint8 or float32 in [0, 1], in batches."""
-    images = Batches(len(x), lambda rows, _: (pixels(x[rows[0] : rows[-1] + 1]),), 256)
-    return predict_batches(model, images)
+    """A model's outputs, float32, for images x (n, h, w, c), uint8 or float32 in [0, 1].
 
-
-def predict_batches(model, batches):
-    """A model's outputs for Batches of (images,), float32, whatever the model computes in.
-
-    Unlike model.predict it does not build a new data set for every call.
+    In batches. Unlike model.predict it does not build a new data set for every call.
     """
-    outputs = [model.predict_on_batch(*batches[i]) for i in range(len(batches))]
+    batches = (pixels(x[first : first + 256]) for first in range(0, len(x), 256))
+    outputs = [model.predict_on_batch(batch) for batch in batches]
     join = lambda *parts: np.asarray(np.concatenate(parts), "float32")  # noqa: E731
     return keras.tree.map_structure(join, *outputs)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from adv.attacks.classifier import BatchedModel, reads_weights_anew
-from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, WorstCase, attack_model
+from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack_model
 from dare.evaluation.results import own_settings
 from dare.evaluation.scores import Scores
 from dare.evaluation.scoring import MODEL
@@ -52,7 +52,6 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
     """
     index, x, y = attacked_images(study, images)
     epsilons = GREY if x.shape[-1] == 1 else COLOUR
-    how = WorstCase(epsilons, restarts, study.seed)
     settings = {"restarts": restarts, "pgd_steps": PGD_STEPS, "decisions": DECISIONS}
     settings |= {"seed": study.seed, "test_sha256": data_sha256(study.dataset, "test")}
     scores_path = study.folder / "scores.h5"
@@ -74,7 +73,8 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
         load_weights(study.classifier, paths[model])
         if not reads_weights_anew():
             batched_model = BatchedModel.of(study.classifier)
-        for (attack, epsilon), result in attack_model(batched_model, x, y, how).items():
+        results = attack_model(batched_model, x, y, epsilons, restarts, study.seed)
+        for (attack, epsilon), result in results.items():
             robust, unknown = part_names(attack, epsilon)
             scores.add(model, robust, result == ROBUST)
             scores.add(model, unknown, result == UNKNOWN)

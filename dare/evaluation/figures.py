@@ -127,14 +127,8 @@ def comparisons(table):
     if (rows["dataset"] == ALL).any():
         axis.plot([], [], "D-", color="black", label="mean, Student's 95%\ninterval over networks")
     if cells["originals"].any():
-        axis.plot(
-            [],
-            [],
-            "o",
-            color="#555555",
-            mfc="none",
-            label="hollow: the other model\nis the original itself",
-        )
+        label = "hollow: the other model\nis the original itself"
+        axis.plot([], [], "o", color="#555555", mfc="none", label=label)
     axis.axvline(0, color="#555555", lw=1)
     axis.set(yticks=range(len(named)), xlabel="DARE minus the other method (points)")
     axis.set_yticklabels([f"{c}: {other}" for c, other in reversed(named)])

@@ -89,21 +89,18 @@ class Results:
         parts: {column: [part, ...]}. A row is an image of any of the parts; NaN where it is in no
         part of a column. None if a model was not scored on all of the parts.
         """
-        frames = [self.right_of_model(study, model, json.dumps(parts)) for model in models]
-        return None if any(f is None for f in frames) else sum(frames) / len(frames)
-
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 (results live as long as the process)
-    def right_of_model(self, study, model, parts):
-        """The same of one model; parts: as JSON."""
-        parts, scores = json.loads(parts), self.scores.get(study, Scores())
-        if not parts or not all(scores.has(model, names) for names in parts.values()):
+        scores = self.scores.get(study, Scores())
+        if not parts or not all(scores.has(m, names) for m in models for names in parts.values()):
             return None
-        columns = {}
-        for column, names in parts.items():
+
+        def of_parts(model, names):
             right = np.concatenate([scores.right(model, name) for name in names])
-            index = np.concatenate([scores.index[name] for name in names])
-            columns[column] = pd.Series(right.astype(float), index)
-        return pd.DataFrame(columns)
+            return pd.Series(
+                right.astype(float), np.concatenate([scores.index[name] for name in names])
+            )
+
+        frames = [pd.DataFrame({c: of_parts(m, parts[c]) for c in parts}) for m in models]
+        return sum(frames) / len(frames)
 
     def parts(self, study, kind, splits=SPLITS):
         """The parts that a kind of score is the mean of, as `right` takes them.

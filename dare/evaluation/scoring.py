@@ -20,7 +20,7 @@ from train.shared.checkpoints import load_weights
 from train.shared.flags import UserError
 from train.shared.log import progress
 from train.shared.paths import epochs_in, samples_path, tuned_name, weights_path
-from train.utils import Batches, Rows, halves_of_test, pixels, predict_batches
+from train.utils import halves_of_test, pixels, predict
 
 HELDOUT = "heldout"  # the split of samples that are made from test images
 SAVE_INTERVAL = 25  # at most this many models are scored again after an interruption
@@ -43,7 +43,7 @@ class Part:
     sha256: of the file that they come from.
     """
 
-    images: object
+    images: np.ndarray
     labels: np.ndarray
     index: np.ndarray
     sha256: str
@@ -174,7 +174,7 @@ def clean_part(study):
     """The reporting half of x_test as a Part."""
     x, y = study.data("test")
     _, rows = halves_of_test(study.dataset, len(y))
-    return Part(Rows(x, rows), y[rows], rows, data_sha256(study.dataset, "test"))
+    return Part(x[rows], y[rows], rows, data_sha256(study.dataset, "test"))
 
 
 # -------------------------------------------------------------------------------- models to score
@@ -252,20 +252,10 @@ def score_models(study, paths, wanted, parts, scores, scores_path):
 
 def score(classifier, parts):
     """Which images a model gets right: {name: bool (n,)} for {name: Part}, in one pass."""
-    names = list(parts)
-    labels = [part.labels for part in parts.values()]
-    starts = np.cumsum([0, *(len(y) for y in labels)])
-    if not starts[-1]:
-        return {name: np.zeros(0, bool) for name in names}
-
-    def make_batch(rows, _):
-        pieces = []
-        for name, begin, end in zip(names, starts, starts[1:], strict=False):
-            inside = rows[(rows >= begin) & (rows < end)] - begin
-            if len(inside):
-                pieces.append(pixels(parts[name].images[inside]))
-        return (np.concatenate(pieces),)
-
-    predicted = predict_batches(classifier, Batches(starts[-1], make_batch, 256)).argmax(axis=1)
-    is_right = predicted == np.concatenate(labels)
-    return dict(zip(names, np.split(is_right, starts[1:-1]), strict=True))
+    images = np.concatenate([pixels(part.images) for part in parts.values()])
+    labels = np.concatenate([part.labels for part in parts.values()])
+    is_right = np.zeros(0, bool)
+    if len(images):
+        is_right = predict(classifier, images).argmax(axis=1) == labels
+    ends = np.cumsum([len(part.labels) for part in parts.values()])
+    return dict(zip(parts, np.split(is_right, ends[:-1]), strict=True))

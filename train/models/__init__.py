@@ -20,7 +20,6 @@ NETWORKS = {
 
 # Networks that subtract the mean image; the others standardise the channels.
 PER_PIXEL_MEAN = ("alexnet",)
-BLOCK = 1000  # images whose pixels are counted at a time
 
 
 def build_model(name, input_shape, classes, mean=0.0, variance=1.0):
@@ -53,12 +52,7 @@ def statistics(name, x):
     """
     if name in PER_PIXEL_MEAN:
         return (x.mean(axis=0, dtype="float64") / 255).astype("float32"), np.float32(1)
-    # From a histogram of the 256 values, block by block, without a float copy of the data set.
-    counts = np.zeros((x.shape[-1], 256))
-    for start in range(0, len(x), BLOCK):
-        for c in range(x.shape[-1]):
-            counts[c] += np.bincount(x[start : start + BLOCK, ..., c].ravel(), minlength=256)
-    share = counts / counts.sum(axis=1, keepdims=True)
-    values = np.arange(256) / 255
-    mean = share @ values
-    return mean.astype("float32"), (share @ values**2 - mean**2).astype("float32")
+    mean = x.mean(axis=(0, 1, 2), dtype="float64") / 255
+    # The mean square, without a float copy of the data set.
+    square = np.einsum("nhwc,nhwc->c", x, x, dtype="float64") / (x[..., 0].size * 255**2)
+    return mean.astype("float32"), (square - mean**2).astype("float32")

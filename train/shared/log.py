@@ -17,10 +17,10 @@ from train.shared.artifacts import VERSION
 
 @contextlib.contextmanager
 def stage(path, title, settings):
-    """Log one stage, as a JSON line in `path` and in short on the terminal.
+    """Log a stage that ends without an error, as a JSON line in `path` and on the terminal.
 
-    The line holds start, command, settings, versions, device, duration in seconds and how the stage
-    ended: "done", "idle" if it had nothing to do, or the error.
+    The line holds start, command, settings, versions, device, duration in seconds, and "done" or
+    "idle", if it had nothing to do.
 
     Yields:
         A dict for more of the line; log["idle"] = True says that the output was already made.
@@ -36,19 +36,13 @@ def stage(path, title, settings):
         **environment(),
     }
     start_time = time.time()
-    error = None
-    try:
-        yield log
-    except BaseException as raised:
-        error = f"{type(raised).__name__}: {raised}"
-        raise
-    finally:
-        is_idle = log.pop("idle", False)
-        log["ended"] = error or ("idle" if is_idle else "done")
-        log["seconds"] = round(time.time() - start_time, 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(log, default=str) + "\n")
+    yield log
+    is_idle = log.pop("idle", False)
+    log["ended"] = "idle" if is_idle else "done"
+    log["seconds"] = round(time.time() - start_time, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(log, default=str) + "\n")
     print(
         f"{title}: " + ("nothing to do" if is_idle else f"done in {log['seconds']} s"), flush=True
     )

@@ -105,14 +105,9 @@ class Study:
     def open_slice(self, per):
         """The open slice file, for a `with` statement; UserError if it is missing."""
         path = slice_path(self.folder, per)
-        others = sorted(set(self.folder.glob("slice_*.h5")) - {path})
         step = self.command("dare/nnslicer.py", per=f"{per:g}")
-        if others and not path.exists():
-            raise UserError(
-                f"{path} is missing, but {others[0].name} exists: pass its --per, or make the "
-                f"missing slice with `{step}`."
-            )
-        newer = [p.name for p in others if p.stat().st_mtime > path.stat().st_mtime]
+        made = require(path, step).stat().st_mtime
+        newer = [p.name for p in self.folder.glob("slice_*.h5") if p.stat().st_mtime > made]
         if newer:
             print(
                 f"Note: this step uses per {per:g}, not the newer {', '.join(newer)} (see --per)."
