@@ -31,10 +31,9 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / room) for room in ("", "adv"))]
 
-import eagerpy as ep
 import foolbox
 import numpy as np
-from attack_cases import size
+from attack_cases import by_foolbox, size
 
 from adv import ATTACKS
 from adv.attacks import attack
@@ -107,9 +106,7 @@ def dare(study, x, y):
     mined = mine(checkpoints, x, y, classifier, layer)
     forward = fastest(predict, classifier, x)
     spent = fastest(mine, checkpoints, x, y, classifier, layer, times=2) / forward
-    print(
-        f"mining {len(checkpoints)} checkpoints: {spent:.1f} forward passes over {len(x):,} images"
-    )
+    print(f"mining {len(checkpoints)} checkpoints: {spent:.1f} passes over {len(x):,} images")
 
     masks = {name: one.mask for name, one in slices.items()}
     with tempfile.TemporaryDirectory(dir=study.folder) as folder:
@@ -118,9 +115,7 @@ def dare(study, x, y):
         *_, last = csv.DictReader((Path(folder) / "log.csv").open())  # the first is compiled
     images = len(mined.index)
     passes = float(last["seconds"]) / (forward * images / len(x))
-    print(
-        f"tuning: {last['seconds']} s an epoch, {passes:.1f} forward passes over {images:,} images"
-    )
+    print(f"tuning: {last['seconds']} s an epoch, {passes:.1f} passes over {images:,} images")
     study.original()
 
 
@@ -172,9 +167,8 @@ def backends(argv):
             subprocess.run(command, env=os.environ | {"KERAS_BACKEND": backend}, check=True)
 
 
-def by_foolbox(name, batched, x, y, sizes, steps):
+def plain_foolbox(name, batched, x, y, sizes, steps):
     """(seconds, images, success) of the plain Foolbox way; sizes: what ours found."""
-    inputs, labels = (ep.from_numpy(batched.like, a).raw for a in (x, y))
     if name == "cw":
         make = partial(foolbox.attacks.L2CarliniWagnerAttack, 5, steps, initial_const=1e-2)
         attacks, epsilons = [make(stepsize=rate) for rate in STEP_SIZES], [None]
@@ -185,14 +179,10 @@ def by_foolbox(name, batched, x, y, sizes, steps):
         more = {} if name == "fgsm" else {"random_start": False}
         attacks, epsilons = [FOOLBOX[name](**more)], list(np.exp(fine) * features)
     best = None
-    attacks[0](batched.fmodel, inputs, labels, epsilons=epsilons[:1])  # compiled, as ours is
+    by_foolbox(attacks[0], batched, x, y, epsilons[:1])  # compiled, as ours is
     for one in attacks:
-        run = partial(one, batched.fmodel, inputs, labels, epsilons=epsilons)
-        spent, (_, clipped, hit) = seconds(run)
-        hit = ep.astensor(hit).numpy()
-        first = hit.argmax(axis=0)
-        images = np.stack([ep.astensor(clipped[k]).numpy()[i] for i, k in enumerate(first)])
-        success = hit.any(axis=0)
+        spent, (clipped, hit) = seconds(by_foolbox, one, batched, x, y, epsilons)
+        images, success = clipped[hit.argmax(axis=0), np.arange(len(x))], hit.any(axis=0)
         mean = size(name, images - x)[success].mean()
         best = min(best or (np.inf,), (mean, spent, images, success), key=lambda r: r[0])
     return best[1:]
@@ -203,9 +193,8 @@ def compared(name, batched, x, y, steps):
     ours = partial(attack, name, batched, x, y, steps=steps)
     ours()  # compiled
     spent, (found, hit) = seconds(ours)
-    foolbox_seconds, images, foolbox_hit = by_foolbox(
-        name, batched, x, y, size(name, found - x)[hit], steps
-    )
+    sizes = size(name, found - x)[hit]
+    foolbox_seconds, images, foolbox_hit = plain_foolbox(name, batched, x, y, sizes, steps)
     both = hit & foolbox_hit
     ratio, in_l2 = (
         size(n, found - x)[both].mean() / size(n, images - x)[both].mean() for n in (name, "cw")
@@ -238,9 +227,8 @@ def main(argv=None):
     args = options(__doc__, argv, globals(), parts=PARTS)
     study = Study.open(args)
     x, y = study.data("train")
-    print(
-        f"{args.model} on {args.dataset}, backend {keras.backend.backend()}, {os.cpu_count()} cores"
-    )
+    backend = f"backend {keras.backend.backend()}, {os.cpu_count()} cores"
+    print(f"{args.model} on {args.dataset}, {backend}")
     chosen = chosen_names(args.parts, PARTS)
     if "dare" in chosen:
         dare(study, x[:MINED], y[:MINED])

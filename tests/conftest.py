@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,6 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 # As in the scripts.
 os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
@@ -126,6 +126,14 @@ def classifier():
     """An untrained tiny classifier."""
     set_seed(0)
     return train.models.build_model("tiny", (12, 12, 1), 4, 0.5, 0.1)
+
+
+def python(*command, cwd=None, **environment):
+    """A finished Python process that found the repository and its tests; None unsets a variable."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | environment
+    environment = {name: value for name, value in environment.items() if value is not None}
+    command = [sys.executable, *command]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
 
 
 def weights_of(model):

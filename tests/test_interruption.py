@@ -6,60 +6,53 @@ time; DARE_SEED=<number> pytest tests/test_interruption.py repeats those of a ru
 
 import csv
 import os
-import subprocess
-import sys
+import shutil
 
 import numpy as np
-from conftest import ROOT, write_data
+from conftest import python, write_data
 
 STAGES = (
-    "train", "nnslicer", "get_ats", "generate_adv", "dare", "fintune_adv", "controls", "test",
-)  # fmt: skip
+    ("train.train", "--epochs 8"),
+    ("dare.nnslicer", ""),
+    ("dare.get_ats", ""),
+    ("adv.generate_adv", "--attack fgsm,pgd --samples 60"),
+    ("dare.dare", "--epoch 4"),
+    ("adv.fintune_adv", "--attack pgd --epoch 4"),
+    ("dare.controls", "--epoch 4"),
+    ("dare.test", ""),
+)
+IS_LONG = "DARE_LONG" in os.environ
+KILLED = range(len(STAGES)) if IS_LONG else (2, 4)  # the others are taken from `trained`
 
-SHORT = (2, 4)  # the stages that are killed without DARE_LONG=1
-
-# Runs the stages from one on; a thread kills the process `delay` seconds into the stage `victim`.
+# Runs some stages; a thread kills the process `delay` seconds into the stage `victim`.
 DRIVER = """
-import sys, os, signal, threading, time
-import conftest, train.shared.paths
-from conftest import TOY
-from pathlib import Path
-train.shared.paths.HOME = Path(sys.argv[1])
-begin, victim, delay = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-from adv import fintune_adv, generate_adv
-from dare import controls, dare, get_ats, nnslicer, test
-from train.train import train as train_network
-generate_adv.CHUNK = 16
-mains = [
-    lambda: train_network("toy", "tiny", 0, 8),
-    lambda: nnslicer.main(TOY),
-    lambda: get_ats.main(TOY),
-    lambda: generate_adv.main([*TOY, "--attack", "fgsm,pgd", "--samples", "60"]),
-    lambda: dare.main([*TOY, "--epoch", "4"]),
-    lambda: fintune_adv.main([*TOY, "--attack", "pgd", "--epoch", "4"]),
-    lambda: controls.main([*TOY, "--epoch", "4"]),
-    lambda: test.main(TOY),
-]
+import importlib, os, signal, sys, threading, time
+import conftest
+from test_interruption import STAGES
+
+numbers, victim, delay = sys.argv[1].split(","), sys.argv[2], float(sys.argv[3])
 
 def kill():
     time.sleep(delay)
     os.kill(os.getpid(), signal.SIGKILL)
 
-for number, main in enumerate(mains[begin:], begin):
+for number in numbers:
+    name, flags = STAGES[int(number)]
+    stage = importlib.import_module(name)
+    stage.CHUNK = 16  # of generate_adv
     if number == victim:
         threading.Thread(target=kill, daemon=True).start()
     begun = time.time()
-    main()
+    stage.main([*conftest.TOY, *flags.split()])
     print("STAGE", number, time.time() - begun, flush=True)
     if number == victim:  # it was faster than the undisturbed run: killed behind its last write
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def drive(home, begin=0, victim=-1, delay=0):
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, "-c", DRIVER, str(home), str(begin), str(victim), str(delay)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+def drive(home, first=0, victim=None, delay=0):
+    numbers = ",".join(str(number) for number in KILLED if number >= first)
+    return python("-c", DRIVER, numbers, str(victim), str(delay), DARE_HOME=str(home))
 
 
 def artifacts(home):
@@ -76,24 +69,29 @@ def artifacts(home):
     return found
 
 
-def test_stages_killed_at_random_moments(tmp_path):
+def test_stages_killed_at_random_moments(tmp_path, request):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     for home in alone, killed:
-        write_data(home)
+        if IS_LONG:
+            write_data(home)
+            continue
+        shutil.copytree(request.getfixturevalue("trained"), home)
+        for path in (*home.rglob("ats_*.h5"), *home.rglob("history_*.h5")):
+            path.unlink()
     result = drive(alone)
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
-    seconds = [float(line[2]) for line in lines if line[:1] == ["STAGE"]]
-    assert len(seconds) == len(STAGES)
+    seconds = {int(line[1]): float(line[2]) for line in lines if line[:1] == ["STAGE"]}
+    assert [*seconds] == [*KILLED]
 
     seed = int(os.environ.get("DARE_SEED", np.random.SeedSequence().entropy))
     print(f"repeat these moments with DARE_SEED={seed}")  # shown where the test fails
-    rng, begin = np.random.default_rng(seed), 0
-    for victim in range(len(STAGES)) if os.environ.get("DARE_LONG") else SHORT:
-        result = drive(killed, begin, victim, rng.random() * seconds[victim])
+    rng, first = np.random.default_rng(seed), 0
+    for victim in KILLED:
+        result = drive(killed, first, victim, rng.random() * seconds[victim])
         assert result.returncode == -9, result.stdout + result.stderr
-        begin = victim
-    result = drive(killed, begin)
+        first = victim
+    result = drive(killed, first)
     assert result.returncode == 0, result.stderr
 
     expected, found = artifacts(alone), artifacts(killed)

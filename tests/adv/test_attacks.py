@@ -20,12 +20,9 @@ class Foolbox2:
     """The searches of Foolbox 2.3.0 in plain words, for one image, one step at a time."""
 
     def __init__(self, name, batched, image, label):
-        self.name = name
-        self.batched = batched
-        self.x = image
-        self.y = label
-        self.best = image
-        self.success = False
+        self.name, self.batched = name, batched
+        self.x, self.y = image, label
+        self.best, self.success = image, False
 
     def wrong(self, candidate):
         return self.batched.logits(candidate).argmax() != self.y[0]
@@ -89,7 +86,7 @@ class Foolbox2:
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
 def test_no_worse_than_the_search_of_foolbox_2(subject, name):
     _, x, y, batched = subject
-    n = 4 if name == "pgd" else 16
+    n = 4 if name == "pgd" else 10
     x, y = x[:n], y[:n]
     adversarial, success = attack(name, batched, x, y)
     runs = [Foolbox2(name, batched, x[i : i + 1], y[i : i + 1]).run() for i in range(len(x))]
@@ -103,7 +100,7 @@ def test_no_worse_than_the_search_of_foolbox_2(subject, name):
 
 def test_cw_with_few_steps_is_no_worse_than_foolbox_at_its_best_step_size(subject):
     _, x, y, batched = subject
-    x, y = x[:40], y[:40]
+    x, y = x[:24], y[:24]
     adversarial, success = attack("cw", batched, x, y, steps=30)
     l2 = norms(adversarial - x)["l2"]
     for stepsize in (5e-3, 1e-2, 2e-2, 5e-2):
@@ -113,18 +110,6 @@ def test_cw_with_few_steps_is_no_worse_than_foolbox_at_its_best_step_size(subjec
         both = success & hit
         assert success.sum() >= hit.sum() and both.any()
         assert l2[both].mean() <= 1.05 * norms(theirs - x)["l2"][both].mean()
-
-
-def test_cw_with_few_steps_is_closer_than_bim(subject):
-    _, x, y, batched = subject
-    cw, success = attack("cw", batched, x, y, steps=50)
-    bim, hit = attack("bim", batched, x, y)
-    assert success.sum() >= hit.sum() > 0
-    both = success & hit
-    l2 = norms(cw - x)["l2"][both]
-    l2_of_bim = norms(bim - x)["l2"][both]
-    assert np.median(l2) < np.median(l2_of_bim)
-    assert (l2 < l2_of_bim).mean() > 0.5
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -165,17 +150,11 @@ def test_attacks_end_without_a_gradient_and_on_nan(subject, name):
         assert batched.gradients <= 3 * len(x)  # they give up at once
 
 
-REFUSED = {
-    "name": {"name": "deepfool"},
-    "mode": {"mode": "fast"},
-    "fixed without epsilon": {"mode": "fixed"},
-    "minimal with epsilon": {"epsilons": 0.1},
-    "nan": {"x": np.full((1, 12, 12, 1), np.nan)},
-    "8 bit": {"x": np.full((1, 12, 12, 1), 2)},
-}
+NAN = np.full((1, 12, 12, 1), np.nan)
+REFUSED = {"name": "deepfool"}, {"mode": "fast"}, {"mode": "fixed"}, {"epsilons": 0.1}, {"x": NAN}
 
 
-@pytest.mark.parametrize("bad", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("bad", REFUSED, ids=str)
 def test_refusals(subject, bad):
     _, x, y, batched = subject
     with pytest.raises(UserError):

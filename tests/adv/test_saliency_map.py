@@ -41,9 +41,7 @@ def test_jsma_changes_the_most_salient_feature(subject):
     successes = 0
     settings = {"theta": 0.2, "steps": 40}
     make = SaliencyMapAttack(max_perturbations_per_pixel=3, block=0, **settings)
-    for i in range(6):
-        image = x[i : i + 1]
-        wanted = target[i : i + 1]
+    for image, wanted in zip(x[:6, None], target[:, None], strict=True):
         expected, hit = definition_of_jsma(batched, image, wanted, max_changes=3, **settings)
         criterion = foolbox.criteria.TargetedMisclassification(ep.from_numpy(batched.like, wanted))
         inputs = ep.from_numpy(batched.like, image).raw
@@ -69,11 +67,9 @@ def test_jsma_in_blocks_is_no_worse(subject):
     adversarial, success, gradients = run()
     assert success.sum() >= hit.sum() > len(x) / 2
     assert gradients < exact_gradients
-    both = success & hit
+    sizes, exact_sizes = (norms((images - x)[success & hit]) for images in (adversarial, exact))
     for norm in ("l0", "l2"):
-        assert (
-            norms(adversarial - x)[norm][both].mean() <= 1.10 * norms(exact - x)[norm][both].mean()
-        )
+        assert sizes[norm].mean() <= 1.10 * exact_sizes[norm].mean()
 
 
 def test_jsma_as_a_foolbox_attack(subject):
@@ -87,11 +83,9 @@ def test_jsma_as_a_foolbox_attack(subject):
     assert norms(images[1] - x)["l0"].max() <= 5
     assert np.round(np.abs(images[0] - x) / 0.1, 3).max() <= 7
     inputs, labels = (ep.from_numpy(batched.like, a).raw for a in (x, y))
-    raw, _, _ = SaliencyMapAttack()(batched.fmodel, inputs, labels, epsilons=None)
-    assert type(raw) is type(inputs)
     scaled = batched.fmodel.transform_bounds((0, 255))
     raw, _, hit_scaled = SaliencyMapAttack(batch=64)(scaled, 255 * inputs, labels, epsilons=None)
-    assert (ep.astensor(hit_scaled).numpy() == hit).mean() > 0.95
+    assert type(raw) is type(inputs) and (ep.astensor(hit_scaled).numpy() == hit).mean() > 0.95
     distance = np.abs(ep.astensor(raw).numpy() / 255 - images[0]).max(axis=(1, 2, 3))
     assert (distance < 1e-4).mean() > 0.95
     with pytest.raises(ValueError, match="criterion"):

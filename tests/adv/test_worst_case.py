@@ -1,7 +1,6 @@
 """The worst case over attacks: closed forms, hidden gradients, unknown images."""
 
 import eagerpy as ep
-import foolbox
 import numpy as np
 import pytest
 
@@ -13,10 +12,6 @@ from train.shared.backend import keras, ops
 pytest_plugins = ["attack_cases"]
 SHAPE = (6, 6, 1)
 EPSILONS = (0.004, 0.01, 0.02, 0.04)
-
-
-def how(restarts):
-    return WorstCase(EPSILONS, restarts)
 
 
 class HiddenGradient(keras.layers.Layer):
@@ -54,15 +49,13 @@ def test_an_independent_attack_breaks_hardly_more(subject):
     """A momentum attack on the probabilities' margin, with 60 steps from four starts (Linf)."""
     _, x, y, batched = subject
     x, y, sizes = x[:40], y[:40], (0.02, 0.05, 0.1)
-    settings = WorstCase(sizes, restarts=1)
-    results = attack_model(batched, x, y, settings)
+    results = attack_model(batched, x, y, WorstCase(sizes, restarts=1))
 
     def margin_of_probabilities(z, labels):
-        p = z.softmax(axis=-1)
-        right = ep.onehot_like(p, labels, value=1)
-        # Its own weights for the images, so that saturated ones do not vanish.
-        others = (p * (1 - right)).max(axis=-1)
-        return ((others + 1e-9).log() - ((p * right).sum(axis=-1) + 1e-9).log()).sum()
+        p, right = z.softmax(axis=-1), ep.onehot_like(z, labels)
+        # Logarithms, so that saturated images do not vanish.
+        others = ((p * (1 - right)).max(axis=-1) + 1e-9).log()
+        return (others - ((p * right).sum(axis=-1) + 1e-9).log()).sum()
 
     rng = np.random.default_rng(0)
     is_broken = np.zeros(len(x), bool)
@@ -75,8 +68,7 @@ def test_an_independent_attack_breaks_hardly_more(subject):
                 is_broken |= z.argmax(axis=1) != y
                 scale = np.abs(gradient).mean(axis=(1, 2, 3), keepdims=True) + 1e-12
                 velocity = 0.75 * velocity + gradient / scale
-                step_size = size * 0.5 * (1 - step / 60)
-                moved = moved + step_size * np.sign(velocity)
+                moved = moved + size * 0.5 * (1 - step / 60) * np.sign(velocity)
                 moved = np.clip(np.clip(moved, x - size, x + size), 0, 1).astype("float32")
         ours = results["worst", size] == ROBUST
         assert ours.sum() <= (~is_broken).sum() + 2
@@ -86,7 +78,7 @@ def test_an_independent_attack_breaks_hardly_more(subject):
 @pytest.fixture(scope="module")
 def plain():
     x, y, distance = linear_images()
-    return x, y, distance, attack_model(linear(), x, y, how(2))
+    return x, y, distance, attack_model(linear(), x, y, WorstCase(EPSILONS, 2))
 
 
 def test_linear_classifier_is_as_robust_as_its_margin_says(plain):
@@ -111,7 +103,7 @@ def test_epsilon_0_is_clean_accuracy_and_results_fall_with_epsilon(plain):
     assert (results["worst", 0.02] == np.min(attacks, axis=0)).all()
 
 
-def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
+def test_rays_finds_the_nearest_boundary_of_a_linear_classifier_or_ends_earlier():
     x, y, distance = linear_images()
     right = np.arange(len(y)) % 10 > 0
     model = BatchedModel(foolbox_model(linear()))
@@ -119,12 +111,7 @@ def test_rays_finds_the_nearest_boundary_of_a_linear_classifier():
     assert success.all() and (model.logits(adversarial).argmax(axis=1) != y[right]).all()
     ratio = np.abs(adversarial - x[right]).max(axis=(1, 2, 3)) / distance[right]
     assert ratio.min() > 0.999 and ratio.max() < 1.05
-
-
-def test_rays_gives_up_what_is_out_of_reach_and_stops_at_what_is_enough():
-    x, y, _ = linear_images()
-    right = np.arange(len(y)) % 10 > 0
-    model = BatchedModel(foolbox_model(linear()))
+    # It gives up what is out of reach, and stops at what is enough.
     search = Rays(model, x[right], y[right], needed=1e-6)
     search.run()
     assert (search.decisions < Rays.CHECKED + 1 + Rays.BISECTIONS).all()
@@ -135,21 +122,15 @@ def test_rays_gives_up_what_is_out_of_reach_and_stops_at_what_is_enough():
 
 def test_confident_logits_do_not_make_a_classifier_robust(plain):
     x, y, _, results = plain
-    sure = attack_model(linear(scale=3000), x, y, how(2))
-    for name in (name for name in results if name[0] == "worst"):
-        assert np.mean(sure[name] == ROBUST) <= np.mean(results[name] == ROBUST) + 0.02
-    # Foolbox's own attack, up the cross-entropy, is fooled.
-    fmodel = foolbox_model(linear(scale=3000))
-    images, labels = (ep.from_numpy(fmodel.dummy, a) for a in (x, y))
-    attack = foolbox.attacks.LinfPGD(steps=20, rel_stepsize=0.125, random_start=False)
-    _, _, hit = attack(fmodel, images, labels, epsilons=0.02)
-    assert np.mean(~hit.numpy()) > np.mean(sure["worst", 0.02] == ROBUST) + 0.2
+    sure = attack_model(linear(scale=3000), x, y, WorstCase(EPSILONS, 2))
+    for name in results:
+        assert np.mean(sure[name] == BROKEN) >= np.mean(results[name] == BROKEN) - 0.02
 
 
 def test_hidden_gradients_are_found_out_by_decisions(plain):
     x, y, distance, _ = plain
     hidden = linear(first=[HiddenGradient()])
-    results = attack_model(hidden, x, y, how(2))
+    results = attack_model(hidden, x, y, WorstCase(EPSILONS, 2))
     right = results["worst", 0] == ROBUST
     assert (results["pgd", 0.01][right] == UNKNOWN).mean() > 0.95  # a random start may break one
     expected = distance < 0.038  # 5% short of 0.04
@@ -161,7 +142,7 @@ def test_what_cannot_be_attacked_is_unknown_and_not_robust():
     x, y, _ = linear_images()
     constant = linear(kernel=np.zeros((36, 2), "float32"))
     constant.layers[-1].set_weights([np.zeros((36, 2)), np.array([1.0, 0.0])])
-    results = attack_model(constant, x, y, how(1))
+    results = attack_model(constant, x, y, WorstCase(EPSILONS, 1))
     for name, result in results.items():
         unknown = ROBUST if name[1] == 0 else UNKNOWN
         np.testing.assert_array_equal(result, np.where(y == 0, unknown, BROKEN), str(name))
@@ -172,5 +153,5 @@ def test_worst_of_several_and_no_right_image():
     assert worst_of(results).tolist() == [1, 2, 2, 0, 0]
     x = linear_images(20)[0]
     wrong = 1 - linear().predict(x, verbose=0).argmax(axis=1)
-    results = attack_model(linear(), x, wrong, how(1))
+    results = attack_model(linear(), x, wrong, WorstCase(EPSILONS, 1))
     assert all((result == BROKEN).all() for result in results.values())

@@ -135,13 +135,10 @@ def test_every_format_and_content_counts_not_the_name(source, capsys):
 def test_exif_orientation_is_applied(tmp_path, kind):
     """A camera that was held sideways: the image is turned as its viewer would."""
     stored = images(1, (9, 11, 3))[0][0]
-    flipped = stored[:, ::-1]
-    expected = {
-        1: stored, 2: flipped, 3: stored[::-1, ::-1], 4: stored[::-1],
-        5: stored.swapaxes(0, 1), 6: np.rot90(stored, -1), 7: stored.swapaxes(0, 1)[::-1, ::-1],
-        8: np.rot90(stored, 1),
-    }  # fmt: skip
-    for orientation, turned in expected.items():
+    swapped = stored.swapaxes(0, 1)
+    expected = [stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1], swapped]
+    expected += [np.rot90(stored, -1), swapped[::-1, ::-1], np.rot90(stored)]
+    for orientation, turned in enumerate(expected, 1):
         exif, file = Image.Exif(), io.BytesIO()
         exif[0x0112] = orientation
         Image.fromarray(stored).save(file, kind, exif=exif)

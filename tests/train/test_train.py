@@ -18,7 +18,7 @@ from train.shared.backend import keras, ops
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
 from train.shared.paths import epochs_in
-from train.train import augment, class_count, train_batches, training_copy
+from train.train import augment, class_count, compiled, train_batches, training_copy
 from train.train import train as train_network
 from train.utils import Batches, predict, set_seed
 
@@ -28,20 +28,13 @@ TABLE = list(csv.DictReader((ROOT / "dare/paper/models.csv").open()))
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda r: f"{r['model']}-{r['dataset']}")
 def test_parameters_are_those_of_the_seed_s_table(row):
-    found = build_model(row["model"], SHAPES[row["dataset"]], 10).count_params() / 1e6
-    if (row["model"], row["dataset"]) == ("vgg16", "fashion_mnist"):
-        assert found == pytest.approx(
-            26.56, abs=0.01
-        )  # the table's 22.6 fits no network we know: see dare/DIFFERENCES.md
-    else:
-        assert found == pytest.approx(float(row["params_millions"]), abs=0.06)
-
-
-def test_alexnet_to_the_parameter():
-    model = build_model("alexnet", (28, 28, 1), 10, np.zeros((28, 28, 1)), 1)
-    assert model.count_params() == 8_064_586 and model.name == "alexnet"
-    names = [layer.name for layer in build_model("alexnet", (32, 32, 3), 10).layers]
-    assert names == [layer.name for layer in model.layers]
+    found = build_model(row["model"], SHAPES[row["dataset"]], 10).count_params()
+    known = {  # the table's 22.6 million fit no network that we know: see dare/DIFFERENCES.md
+        ("vgg16", "fashion_mnist"): pytest.approx(26_560_000, abs=10_000),
+        ("alexnet", "fashion_mnist"): 8_064_586,
+    }
+    of_table = pytest.approx(1e6 * float(row["params_millions"]), abs=60_000)
+    assert found == known.get((row["model"], row["dataset"]), of_table)
 
 
 def test_the_first_layer_normalises():
@@ -56,20 +49,12 @@ def test_the_first_layer_normalises():
     np.testing.assert_allclose(layer(x[:2].astype("float32") / 255), x[:2] / 255 - mean, atol=1e-6)
 
 
-def test_learning_rates_scale_with_the_epochs():
-    full, short = (
-        params.learning_rate_schedule("alexnet", 200, 0),
-        params.learning_rate_schedule("alexnet", 20, 0),
-    )
+def test_learning_rates_scale_with_the_epochs(monkeypatch):
+    monkeypatch.setattr(params, "epochs", 20)  # edited: the milestones stay those of 200 epochs
+    full, short = (params.learning_rate_schedule("alexnet", n, 0) for n in (200, params.epochs))
     assert [full(e) for e in (0, 79, 80, 159, 160)] == [0.01, 0.01, 0.005, 0.005, 0.001]
     assert [short(e) for e in (0, 7, 8, 15, 16)] == [0.01, 0.01, 0.005, 0.005, 0.001]
     assert params.learning_rate_schedule("vgg19", 200, 0)(160) == 0.00008
-
-
-def test_an_edited_number_of_epochs_scales_the_learning_rates(monkeypatch):
-    monkeypatch.setattr(params, "epochs", 20)
-    schedule = params.learning_rate_schedule("alexnet", params.epochs, 0)
-    assert [schedule(e) for e in (7, 8, 16)] == [0.01, 0.005, 0.001]
 
 
 def test_the_rates_of_vgg_decay_with_the_steps():
@@ -80,18 +65,15 @@ def test_the_rates_of_vgg_decay_with_the_steps():
     assert short(19) == pytest.approx(full(190))
 
 
-@pytest.mark.parametrize(("fill", "border"), [("constant", 0), ("edge", 0.5)])
-def test_augmentation(fill, border):
+@pytest.mark.parametrize("fill, border, flip", [("constant", 0, True), ("edge", 0.5, False)])
+def test_augmentation(fill, border, flip):
     x = np.full((200, 16, 16, 1), 0.5, "float32")
     x[:, 8, 5] = 1
-    out = augment(x, np.random.default_rng(0), 0.125, fill, flip=True)
+    out = augment(x, np.random.default_rng(0), 0.125, fill, flip)
     places = {tuple(np.argwhere(image[..., 0] == 1)[0]) for image in out}
-    assert places == {(r, c) for r in range(6, 11) for c in [*range(3, 8), *range(8, 13)]}
-    assert set(np.unique(out)) <= {border, 0.5, 1}
-    out = augment(x, np.random.default_rng(0), 0.125, fill, flip=False)
-    assert {c for _, c in (tuple(np.argwhere(image[..., 0] == 1)[0]) for image in out)} == set(
-        range(3, 8)
-    )
+    columns = range(3, 13) if flip else range(3, 8)
+    assert places == {(row, column) for row in range(6, 11) for column in columns}
+    assert set(np.unique(out)) == {border, 0.5, 1}
 
 
 def test_batches_depend_on_seed_and_epoch_alone():
@@ -107,31 +89,33 @@ def test_batches_depend_on_seed_and_epoch_alone():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_interrupted_training_ends_the_same(home, monkeypatch, precision):
+    """And what is made of its checkpoints, of which the first is not kept, is float32."""
     write_data(home)
-    train_network("toy", "tiny", 0, 5, precision=precision)
+    train_network("toy", "tiny", 0, 5, 2, precision)
     folder = home / "models/toy_tiny_seed0"
     expected, log = weights_of(load_classifier(folder)), (folder / "log.csv").read_text()
-    assert (
-        epochs_in(folder / "checkpoints") == [1, 2, 3, 4, 5]
-        and attributes(folder / "checkpoints/model.003.weights.h5")["epoch"] == 3
-    )
+    assert epochs_in(folder / "checkpoints") == [2, 3, 4, 5]
+    about = attributes(folder / "checkpoints/model.003.weights.h5")
+    assert about["epoch"] == 3 and about["precision"] == precision
     assert not list((folder / "checkpoints").glob("optimizer*"))
+    dtypes = {str(layer.compute_dtype) for layer in load_classifier(folder).layers[1:]}
+    assert dtypes == {"float32"}
+    train_network("toy", "tiny", 0, 5, 4, precision)  # there is nothing to do, nor to delete
+    assert epochs_in(folder / "checkpoints") == [2, 3, 4, 5]
     (folder / "checkpoints").rename(folder / "whole")
-    real = train.fit.save_weights
 
-    def fails(classifier, path, about):
+    def fails(classifier, path, about, save=train.fit.save_weights):
         if about["epoch"] == 3:
             raise KeyboardInterrupt
-        real(classifier, path, about)
+        save(classifier, path, about)
 
-    monkeypatch.setattr(train.fit, "save_weights", fails)
-    with pytest.raises(KeyboardInterrupt):
-        train_network("toy", "tiny", 0, 5, precision=precision)
-    assert epochs_in(folder / "checkpoints") == [1, 2]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.fit, "save_weights", fails)
+        train_network("toy", "tiny", 0, 5, 2, precision)
+    assert epochs_in(folder / "checkpoints") == [2]
     with pytest.raises(UserError, match="2 of 5 epochs"):
         load_classifier(folder)
-    monkeypatch.setattr(train.fit, "save_weights", real)
-    train_network("toy", "tiny", 0, 5, precision=precision)
+    train_network("toy", "tiny", 0, 5, 2, precision)
     for name, value in weights_of(load_classifier(folder)).items():
         np.testing.assert_array_equal(value, expected[name])
 
@@ -141,22 +125,20 @@ def test_interrupted_training_ends_the_same(home, monkeypatch, precision):
     assert without_seconds((folder / "log.csv").read_text()) == without_seconds(log)
 
 
-def test_other_settings_are_refused_and_nothing_is_lost(home):
+def test_other_settings_are_refused_and_nothing_is_lost(home, monkeypatch):
+    """Those of params.py that were edited, too."""
     write_data(home)
     train_network("toy", "tiny", 0, 2)
     checkpoints = home / "models/toy_tiny_seed0/checkpoints"
     before = {path: path.read_bytes() for path in checkpoints.iterdir()}
     with pytest.raises(UserError, match=r"checkpoints was made with epochs 2, not 4: it is kept"):
         train_network("toy", "tiny", 0, 4)
-    assert {path: path.read_bytes() for path in checkpoints.iterdir()} == before
-
-
-def test_settings_of_params_that_were_edited_are_refused(home, monkeypatch):
-    write_data(home)
-    train_network("toy", "tiny", 0, 1)
+    with pytest.raises(UserError, match="precision float32, not bfloat16: it is kept"):
+        train_network("toy", "tiny", 0, 2, precision="bfloat16")
     monkeypatch.setattr(params, "momentum", 0.5)
     with pytest.raises(UserError, match=r"recipe .*, momentum 0.9, .* not .*, momentum 0.5,"):
-        train_network("toy", "tiny", 0, 1)
+        train_network("toy", "tiny", 0, 2)
+    assert {path: path.read_bytes() for path in checkpoints.iterdir()} == before
 
 
 def test_settings_of_tuning_that_were_edited_are_refused(study, monkeypatch):
@@ -173,14 +155,12 @@ def test_settings_of_tuning_that_were_edited_are_refused(study, monkeypatch):
 
 
 def test_random_layers_depend_on_the_seed_alone():
-    x = np.ones((2, 30), "float32")
     outputs = []
     for seed in 0, 0, 1:
         model = keras.Sequential([keras.Input((30,)), keras.layers.Dropout(0.5, name="dropout")])
         seed_random_layers(model, (seed,))
-        outputs.append(ops.convert_to_numpy(model(x, training=True)))
-    np.testing.assert_array_equal(outputs[0], outputs[1])
-    assert not np.array_equal(outputs[0], outputs[2])
+        outputs.append(ops.convert_to_numpy(model(np.ones((2, 30)), training=True)).tolist())
+    assert outputs[0] == outputs[1] != outputs[2]
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -208,15 +188,14 @@ def test_two_trainings_at_once(home, monkeypatch, killed):
     assert len((folder / "log.csv").read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize("text", ["", "epoch;loss;lr\n1;2,5;0,01\n", "epoch,loss,lr\n1,2.5,0."])
-def test_a_log_that_people_have_touched_is_refused_before_training(home, text):
+def test_a_log_that_people_have_touched_is_refused_before_training(home):
     write_data(home)
     path = home / "models/toy_tiny_seed0/log.csv"
     path.parent.mkdir(parents=True)
-    path.write_text(text)
+    path.write_text("epoch,loss,lr\n1,2.5,0.")
     with pytest.raises(UserError, match=r"log.csv is empty, cut, or .* move it away and make"):
         train_network("toy", "tiny", 0, 2)
-    assert path.read_text() == text and not epochs_in(path.parent / "checkpoints")
+    assert path.read_text().endswith("0.") and not epochs_in(path.parent / "checkpoints")
 
 
 @pytest.mark.parametrize("lost", ["optimizer", "final checkpoint", "newer optimizers"])
@@ -239,8 +218,7 @@ def test_training_goes_on_from_what_is_there(home, monkeypatch, lost):
     assert len((folder / "log.csv").read_text().splitlines()) == 5
 
 
-def test_precision(home, classifier):
-    """bfloat16 between float32 ends; what is saved is float32, and so is all that is made of it."""
+def test_bfloat16_between_float32_ends(classifier):
     twin = training_copy(classifier, "bfloat16")
     computes = {layer.name: str(layer.compute_dtype) for layer in twin.layers[1:]}
     float32 = {name for name, dtype in computes.items() if dtype == "float32"}
@@ -250,24 +228,6 @@ def test_precision(home, classifier):
     exact, rounded = predict(classifier, x), predict(twin, x)
     assert 0 < np.abs(rounded - exact).max() < 0.02  # 8 bits of a number, in a few layers
 
-    write_data(home)
-    train_network("toy", "tiny", 0, 2, precision="bfloat16")
-    folder = home / "models/toy_tiny_seed0"
-    assert attributes(folder / "checkpoints/model.002.weights.h5")["precision"] == "bfloat16"
-    saved = load_classifier(folder)
-    assert {str(layer.compute_dtype) for layer in saved.layers[1:]} == {"float32"}
-    with pytest.raises(UserError, match="precision bfloat16, not float32: it is kept"):
-        train_network("toy", "tiny", 0, 2, precision="float32")
-
-
-def test_keep_from(home):
-    write_data(home)
-    train_network("toy", "tiny", 0, 4, keep_from=3)
-    assert epochs_in(home / "models/toy_tiny_seed0/checkpoints") == [3, 4]
-    assert len((home / "models/toy_tiny_seed0/log.csv").read_text().splitlines()) == 5
-    train_network("toy", "tiny", 0, 4, keep_from=4)  # there is nothing to do, so nothing to delete
-    assert epochs_in(home / "models/toy_tiny_seed0/checkpoints") == [3, 4]
-
 
 def test_one_class_is_nothing_to_learn():
     with pytest.raises(UserError, match="one class"):
@@ -276,20 +236,11 @@ def test_one_class_is_nothing_to_learn():
 
 def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
     write_data(home)
-    monkeypatch.setattr(
-        params,
-        "learning_rate_schedule",
-        lambda *_: lambda epoch, _=None: 0.01 if epoch < 2 else 1e38,
-    )
+    rate = lambda epoch, _=None: 0.01 if epoch < 2 else 1e38  # noqa: E731
+    monkeypatch.setattr(params, "learning_rate_schedule", lambda *_: rate)
     with pytest.raises(UserError, match=r"epoch 3.*the epochs up to 2 are kept"):
         train_network("toy", "tiny", 0, 4)
     assert epochs_in(home / "models/toy_tiny_seed0/checkpoints") == [1, 2]
-
-
-def test_predict_takes_both_kinds_of_images(classifier):
-    x = np.random.default_rng(0).integers(0, 256, (300, 12, 12, 1), dtype="uint8")
-    expected = ops.convert_to_numpy(classifier(x.astype("float32") / 255))
-    np.testing.assert_allclose(predict(classifier, x), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("vgg16", (32, 32, 3)), ("vgg19", (28, 28, 1))])
@@ -297,12 +248,7 @@ def test_the_first_steps_do_not_kill_a_vgg(name, shape):
     """The first steps at 0.01 must not blow up, or the wide dense layers are dead for good."""
     set_seed(0)
     x, y = np.random.default_rng(0).random((32, *shape), dtype="float32"), np.arange(32) % 10
-    model = build_model(name, shape, 10, 0.5, 0.3)
-    model.compile(
-        keras.optimizers.SGD(
-            params.learning_rate_schedule(name, 200, 0)(0), momentum=params.momentum, nesterov=True
-        ),
-        "sparse_categorical_crossentropy",
-    )
-    losses = [float(model.train_on_batch(x, y)) - float(sum(model.losses)) for _ in range(5)]
+    model = compiled(build_model(name, shape, 10, 0.5, 0.3))
+    model.optimizer.learning_rate = params.learning_rate_schedule(name, 200, 0)(0)
+    losses = [float(model.train_on_batch(x, y)[0]) - float(sum(model.losses)) for _ in range(5)]
     assert max(losses) < 6
