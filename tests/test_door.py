@@ -257,7 +257,7 @@ def test_checkpoints_that_are_refused(tmp_path):
     for checkpoints, message in (
         (list(paths.values()), "must be {number of the epoch: weights file}"),
         ({"first": paths[1], "last": paths[3]}, "must be {number of the epoch"),
-        (paths | {4: tmp_path}, "is not a weights file"),
+        (paths | {4: tmp_path}, "is missing: make it again"),
         ({1: paths[1]}, "at least one historical checkpoint"),
         (paths | {2: tmp_path / "nan.weights.h5"}, "nan.weights.h5 gives outputs that are NaN"),
     ):

@@ -99,7 +99,7 @@ def test_a_step_says_that_its_input_was_made_with_another_value(study, tmp_path,
     edited("dare/dare.py", tmp_path, **TINY, epoch=1).main([])
     assert "this step uses per 0.95, not the newer slice_0.5.h5" in capsys.readouterr().out
     (folder / "slice_0.95.h5").unlink()
-    with pytest.raises(UserError, match=r"slice_0.95.h5 is missing, but slice_0.5.h5 exists"):
+    with pytest.raises(UserError, match=r"slice_0.95.h5 is missing: make it with"):
         edited("dare/dare.py", tmp_path, **TINY, epoch=1, run=1).main([])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from adv.attacks.classifier import BatchedModel, foolbox_model
 from adv.attacks.rays import Rays
-from adv.attacks.worst_case import BROKEN, ROBUST, UNKNOWN, WorstCase, attack_model, worst_of
+from adv.attacks.worst_case import BROKEN, ROBUST, UNKNOWN, attack_model, worst_of
 from train.shared.backend import keras, ops
 
 pytest_plugins = ["attack_cases"]
@@ -49,7 +49,7 @@ def test_an_independent_attack_breaks_hardly_more(subject):
     """A momentum attack on the probabilities' margin, with 60 steps from four starts (Linf)."""
     _, x, y, batched = subject
     x, y, sizes = x[:40], y[:40], (0.02, 0.05, 0.1)
-    results = attack_model(batched, x, y, WorstCase(sizes, restarts=1))
+    results = attack_model(batched, x, y, sizes, restarts=1)
 
     def margin_of_probabilities(z, labels):
         p, right = z.softmax(axis=-1), ep.onehot_like(z, labels)
@@ -78,7 +78,7 @@ def test_an_independent_attack_breaks_hardly_more(subject):
 @pytest.fixture(scope="module")
 def plain():
     x, y, distance = linear_images()
-    return x, y, distance, attack_model(linear(), x, y, WorstCase(EPSILONS, 2))
+    return x, y, distance, attack_model(linear(), x, y, EPSILONS, 2)
 
 
 def test_linear_classifier_is_as_robust_as_its_margin_says(plain):
@@ -122,7 +122,7 @@ def test_rays_finds_the_nearest_boundary_of_a_linear_classifier_or_ends_earlier(
 
 def test_confident_logits_do_not_make_a_classifier_robust(plain):
     x, y, _, results = plain
-    sure = attack_model(linear(scale=3000), x, y, WorstCase(EPSILONS, 2))
+    sure = attack_model(linear(scale=3000), x, y, EPSILONS, 2)
     for name in results:
         assert np.mean(sure[name] == BROKEN) >= np.mean(results[name] == BROKEN) - 0.02
 
@@ -130,7 +130,7 @@ def test_confident_logits_do_not_make_a_classifier_robust(plain):
 def test_hidden_gradients_are_found_out_by_decisions(plain):
     x, y, distance, _ = plain
     hidden = linear(first=[HiddenGradient()])
-    results = attack_model(hidden, x, y, WorstCase(EPSILONS, 2))
+    results = attack_model(hidden, x, y, EPSILONS, 2)
     right = results["worst", 0] == ROBUST
     assert (results["pgd", 0.01][right] == UNKNOWN).mean() > 0.95  # a random start may break one
     expected = distance < 0.038  # 5% short of 0.04
@@ -142,7 +142,7 @@ def test_what_cannot_be_attacked_is_unknown_and_not_robust():
     x, y, _ = linear_images()
     constant = linear(kernel=np.zeros((36, 2), "float32"))
     constant.layers[-1].set_weights([np.zeros((36, 2)), np.array([1.0, 0.0])])
-    results = attack_model(constant, x, y, WorstCase(EPSILONS, 1))
+    results = attack_model(constant, x, y, EPSILONS, 1)
     for name, result in results.items():
         unknown = ROBUST if name[1] == 0 else UNKNOWN
         np.testing.assert_array_equal(result, np.where(y == 0, unknown, BROKEN), str(name))
@@ -153,5 +153,5 @@ def test_worst_of_several_and_no_right_image():
     assert worst_of(results).tolist() == [1, 2, 2, 0, 0]
     x = linear_images(20)[0]
     wrong = 1 - linear().predict(x, verbose=0).argmax(axis=1)
-    results = attack_model(linear(), x, wrong, WorstCase(EPSILONS, 1))
+    results = attack_model(linear(), x, wrong, EPSILONS, 1)
     assert all((result == BROKEN).all() for result in results.values())

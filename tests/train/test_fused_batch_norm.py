@@ -71,14 +71,6 @@ def test_what_can_be_fused():
 
 
 @on_tensorflow
-def test_masked_pixels_are_left_out():
-    rng = np.random.default_rng(0)
-    x, mask = rng.normal(1, 3, (5, 4, 3, 6)).astype("float32"), rng.random((5, 4, 3)) < 0.5
-    own, ours = (kind()(x, training=True, mask=mask) for kind in KINDS)
-    np.testing.assert_allclose(ours, own, rtol=1e-6)
-
-
-@on_tensorflow
 def test_a_compiled_training_ends_the_same(classifier, monkeypatch):
     """Three steps of a network, in which TensorFlow may join the layer to its neighbours."""
     x, y = patterns(48)

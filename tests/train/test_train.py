@@ -18,7 +18,7 @@ from train.shared.backend import keras, ops
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
 from train.shared.paths import epochs_in
-from train.train import augment, class_count, compiled, train_batches, training_copy
+from train.train import augment, compiled, train_batches, training_copy
 from train.train import train as train_network
 from train.utils import Batches, predict, set_seed
 
@@ -227,11 +227,6 @@ def test_bfloat16_between_float32_ends(classifier):
     x = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 1), dtype="uint8")
     exact, rounded = predict(classifier, x), predict(twin, x)
     assert 0 < np.abs(rounded - exact).max() < 0.02  # 8 bits of a number, in a few layers
-
-
-def test_one_class_is_nothing_to_learn():
-    with pytest.raises(UserError, match="one class"):
-        class_count("mine", np.zeros(9, int), np.zeros(9, int))
 
 
 def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
