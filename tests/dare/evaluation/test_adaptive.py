@@ -54,10 +54,10 @@ def attacked(monkeypatch):
     """A list that gets (images, restarts, seed) of every model that is attacked, which is faked."""
     calls = []
 
-    def fake(model, x, y, how):
-        calls.append((len(x), how.restarts, how.seed))
+    def fake(model, x, y, epsilons, restarts, seed):
+        calls.append((len(x), restarts, seed))
         results = np.resize([ROBUST, 0, UNKNOWN], len(x)).astype("uint8")
-        named = itertools.product(adaptive.ATTACKS, (0, *how.epsilons))
+        named = itertools.product(adaptive.ATTACKS, (0, *epsilons))
         return dict.fromkeys(named, results)
 
     monkeypatch.setattr(adaptive, "attack_model", fake)
