@@ -14,14 +14,17 @@ SNAKEFILE = ["--snakefile", str(ROOT / "dare/Snakefile"), "--workflow-profile", 
 
 
 @pytest.fixture
-def dry_run(home, monkeypatch, capsys):
-    """flags of snakemake -> (whether it made a graph, what it printed), all in this process."""
+def dry_run(home, monkeypatch, capfd):
+    """flags of snakemake -> (whether it succeeded, what it printed), in this process.
+
+    only: --dry-run, or a flag of a run that makes something.
+    """
     monkeypatch.chdir(home)
 
     def run(*flags, only="--dry-run"):
         parser, args = parse_args([*SNAKEFILE, "--cores", "2", only, "--printshellcmds", *flags])
         done = args_to_api(args, parser)
-        return done, "".join(capsys.readouterr())
+        return done, "".join(capfd.readouterr())
 
     return run
 
