@@ -2,6 +2,7 @@
 
 import h5py
 import numpy as np
+import pytest
 
 from dare import get_ats
 from dare.get_ats import best_checkpoint, mine
@@ -26,14 +27,8 @@ def test_best_checkpoint_follows_the_rule():
 
 def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
     """Checkpoints whose only layer is known: each is surest about the images of one class."""
-    model = keras.Sequential(
-        [
-            keras.Input((2, 2, 1)),
-            layers.Flatten(),
-            layers.Dense(3, name="hidden"),
-            layers.Dense(3, activation="softmax"),
-        ]
-    )
+    dense = layers.Dense(3, name="hidden"), layers.Dense(3, activation="softmax")
+    model = keras.Sequential([keras.Input((2, 2, 1)), layers.Flatten(), *dense])
     x = np.zeros((6, 2, 2, 1), "float32")
     y = np.array([0, 1, 2, 0, 1, 2])
     x[np.arange(6), y // 2, y % 2] = 1
@@ -82,12 +77,7 @@ def test_mining_again_uses_the_history(study, monkeypatch):
         assert len(models) == len(set(file["epoch"][()]))  # the second pass alone
 
 
-def test_default_layers(home):
-    names = {("alexnet", 28): "conv5", ("vgg16", 32): "block5_conv3_relu"}
-    names |= {("vgg19", 32): "block5_conv4_relu", ("vgg16", 28): "block4_conv3_relu"}
-    names |= {("vgg19", 28): "block5_conv3_relu", ("lenet", 28): "conv3"}
-    for (name, size), layer in names.items():
-        (home / "data" / str(size)).mkdir(parents=True, exist_ok=True)
-        (home / "data" / str(size) / "info.json").write_text(f'{{"shape": [{size}, {size}, 3]}}')
-        assert params.default_layer(str(size), name) == layer
-        assert layer in [known.name for known in build_model(name, (size, size, 3), 10).layers]
+@pytest.mark.parametrize(("name", "size"), [("alexnet", 28), ("vgg16", 28), ("vgg19", 32)])
+def test_default_layers(name, size):
+    layer = params.default_layer({28: "fashion_mnist", 32: "svhn"}[size], name)
+    assert layer in [known.name for known in build_model(name, (size, size, 3), 10).layers]

@@ -52,7 +52,7 @@ def test_every_step(home, dry_run):
     assert result.returncode == 0, result.stderr + logs
     # Without --cores threads do not depend on this machine.
     assert set(re.findall(r"threads: (\d+)", result.stderr)) == {"4", "8"}
-    assert len(set((home / "pids").read_text().split())) == 3
+    assert len({*(home / "pids").read_text().split()}) == 3
 
     done, text = dry_run("--config", *small, only="--nolock")
     assert done, text
