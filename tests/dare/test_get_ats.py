@@ -9,8 +9,7 @@ from dare.get_ats import best_checkpoint, mine
 from train import params
 from train.models import build_model
 from train.shared.backend import keras
-from train.shared.checkpoints import load_classifier, save_weights
-from train.shared.graph import up_to
+from train.shared.checkpoints import save_weights
 from train.utils import predict
 
 layers = keras.layers
@@ -47,19 +46,6 @@ def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
     assert found == {i: (3 if i in (0, 3) else 4, a) for i, a in expected.items()}
     assert (mined.probability > mined.final_probability).all()
     np.testing.assert_array_equal(model.get_weights()[0], kernel)
-
-
-def test_artifact_equals_the_activations_of_the_best_epochs(study):
-    home, folder, _ = study
-    x = np.load(home / "data/toy/x_validation.npy")
-    with h5py.File(folder / "ats_conv2.h5") as file:
-        epochs, index = file["epoch"][()], file["index"][()]
-        assert set(epochs) <= {4, 5, 6, 7} and len(set(index)) == len(index)
-        for epoch in set(epochs):
-            rows = np.flatnonzero(epochs == epoch)
-            part = up_to(load_classifier(str(folder), int(epoch)), "conv2")
-            expected = predict(part, x[index[rows]])
-            np.testing.assert_allclose(file["activation"][rows], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mining_again_uses_the_history(study, monkeypatch):

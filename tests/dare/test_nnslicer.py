@@ -1,22 +1,14 @@
-"""The slicer's rules for ties and shares, and what it refuses; test_graphs.py tests slices."""
+"""Shares of synapses, and what the slicer refuses; test_graphs.py tests slices."""
 
-import numpy as np
 import pytest
 from conftest import patterns
 
-from dare.contributions import ceil_share, key_neurons, largest
+from dare.contributions import ceil_share
 from dare.nnslicer import slice_model
 from train.shared.backend import keras, ops
 from train.shared.flags import UserError
 
 layers = keras.layers
-
-
-def test_largest_breaks_ties_by_index():
-    values = np.array([[1.0, 2, 2, 0, 2]])
-    assert largest(values, 2).tolist() == [[False, True, True, False, False]]
-    assert largest(values, 4).tolist() == [[True, True, True, False, True]]
-    assert key_neurons(np.array([[3.0, 1, 2]]), 0.5).tolist() == [[True, False, True]]
 
 
 def test_shares_as_they_are_written():

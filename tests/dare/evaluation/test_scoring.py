@@ -51,24 +51,18 @@ def test_rules():
     assert marks[-3:].all(axis=None)  # runs, layers and slices are marked separately
 
 
-def test_scores_are_kept_as_bits(tmp_path):
+def test_scores_on_other_samples_of_the_same_name_are_dropped():
     scores = Scores()
-    right = np.random.default_rng(0).random(13) < 0.5
-    scores.define("pgd test", np.arange(13) * 3, "aaaa")
-    scores.define("clean reporting", np.arange(5), "bbbb")
-    scores.add("model", "pgd test", right)
-    scores.save(tmp_path / "scores.h5")
-    again = Scores.read(tmp_path / "scores.h5")
-    np.testing.assert_array_equal(again.right("model", "pgd test"), right)
-    np.testing.assert_array_equal(again.index["pgd test"], np.arange(13) * 3)
-    assert again.percent("model", "pgd test") == pytest.approx(100 * right.mean())
-    assert np.isnan(again.percent("model", "clean reporting"))
-    assert again.has("model", ["pgd test"]) and not again.has("model", ["clean reporting"])
-    again.define("pgd test", np.arange(13) * 3, "aaaa")
-    assert again.has("model", ["pgd test"])
-    again.define("pgd test", np.arange(13) * 3, "cccc")  # other samples of the same name
-    assert not again.has("model", ["pgd test"])
-    assert not Scores.read(tmp_path / "none.h5").index
+    scores.define("pgd test", np.arange(13), "aaaa")
+    scores.add("model", "pgd test", np.arange(13) < 5)
+    scores.define("pgd test", np.arange(13), "aaaa")
+    assert scores.percent("model", "pgd test") == pytest.approx(500 / 13)
+    for index, made_from in (np.arange(13), "cccc"), (np.arange(13) + 1, "cccc"):
+        scores.define("pgd test", index, made_from)
+        assert not scores.has("model", ["pgd test"]) and np.isnan(
+            scores.percent("model", "pgd test")
+        )
+        scores.add("model", "pgd test", np.arange(13) < 5)
 
 
 def test_an_attack_without_success_in_a_part():

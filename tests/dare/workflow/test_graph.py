@@ -13,7 +13,6 @@ from dry_runs import AT, CONTROLS, DARE, OF_RATE, OF_RUN, ONE, SLICED, counts, j
 
 import train.shared.paths
 from adv import ATTACKS
-from train.shared.paths import tuned_name
 
 pytest_plugins = ["dry_runs"]
 
@@ -156,44 +155,38 @@ def test_jobs_of_the_papers_grid(dry_run):
     assert not any("--adaptive" in job["command"].split() for job in jobs(text, "score"))
 
 
+# Folders of tuned models and the scripts that make them.
+SCRIPTS = {
+    "dare_conv2_per0.5_lr1e-05_run2": "dare.py",
+    "dare-released_conv2_per0.5_batches1_lr0.01_run2": "dare.py --batches 1",
+    "dare-s_conv2_lr1e-05_run2": "dare-s.py",
+    "dare-sl_lr1e-05_run2": "dare-sl.py",
+    "dare-last_predictions_per0.5_lr1e-05_run2": "dare-last.py",
+    "control-self_conv2_per0.5_lr1e-05_run2": "controls.py --control self",
+    "control-random_conv2_per0.5_lr1e-05_run2": "controls.py --control random",
+    "control-batchnorm_conv2_run2": "controls.py --control batchnorm",
+    "control-finetune_conv2_lr1e-05_run2": "controls.py --control finetune",
+    "control-swa": "controls.py --control swa",
+    **{f"at-{attack}_lr0.001_run2": f"fintune_adv.py --attack {attack}" for attack in ATTACKS},
+}
+
+
 def test_commands_say_what_the_paths_say(dry_run):
     sweep = "choose_layer=conv2 per=0.5 lr_rate=1e-5 adv_lr_rate=1e-3 runs=2 seeds=1 limit=300"
     _, text = dry_run("--config", *sweep.split(), "adaptive=false", "source=my files")
-    names = "--dataset digits --model lenet --seed 1"
-    dare = {"choose_layer": "conv2", "per": 0.5, "lr_rate": 1e-5, "run": 2}
-    rate_and_run = {"lr_rate": 1e-5, "run": 2}
-    layer, last = {"choose_layer": "conv2"}, {"choose_layer": "predictions", "per": 0.5}
-    chosen, run = "--choose_layer conv2", "--lr_rate 1e-05 --run 2 --epoch 5"
-    expected = {
-        ("dare", *dare.items()): f"dare.py {names} {chosen} --per 0.5 {run}",
-        ("dare-released", *(dare | {"batches": 1, "lr_rate": 1e-2}).items()): (
-            f"dare.py --batches 1 {names} {chosen} --per 0.5 --lr_rate 0.01 --run 2 --epoch 5"
-        ),
-        ("dare-s", *(layer | rate_and_run).items()): f"dare-s.py {names} {chosen} {run}",
-        ("dare-sl", *rate_and_run.items()): f"dare-sl.py {names} {run}",
-        ("dare-last", *(last | rate_and_run).items()): f"dare-last.py {names} --per 0.5 {run}",
-        ("control-finetune", *(layer | rate_and_run).items()): (
-            f"controls.py --control finetune {names} {chosen} {run}"
-        ),
-        ("control-batchnorm", *(layer | {"run": 2}).items()): (
-            f"controls.py --control batchnorm {names} {chosen} --run 2 --epoch 5"
-        ),
-        ("control-swa",): f"controls.py --control swa {names} --epoch 1",
-    }
-    for name in ("self", "random"):
-        command = f"controls.py --control {name} {names} {chosen} --per 0.5 {run}"
-        expected[f"control-{name}", *dare.items()] = command
-    for attack in ATTACKS:
-        command = f"fintune_adv.py --attack {attack} {names} --lr_rate 0.001 --run 2 --epoch 10"
-        expected[f"at-{attack}", ("lr_rate", 1e-3), ("run", 2)] = command
-    commands = {
+    flags = {"conv2": "--choose_layer conv2", "per0.5": "--per 0.5", "run2": "--run 2"}
+    flags |= {f"lr{rate}": f"--lr_rate {rate}" for rate in ("1e-05", "0.01", "0.001")}
+    expected = {}
+    for folder, script in SCRIPTS.items():
+        method, *settings = folder.split("_")
+        epoch = 1 if method == "control-swa" else 10 if method.startswith("at-") else 5
+        command = [script, "--dataset digits --model lenet --seed 1"]
+        command += [flags[name] for name in settings if name in flags] + [f"--epoch {epoch}"]
+        path = f"models/digits_lenet_seed1/tuned/{folder}/model.{epoch:03d}.weights.h5"
+        expected[path] = " ".join(command)
+    assert expected == {
         job["output"][0]: re.split("/dare/|/adv/", job["command"])[-1]
         for job in jobs(text, OF_RUN | {"control-swa"})
-    }
-    assert commands == {
-        f"models/digits_lenet_seed1/tuned/{tuned_name(method, **dict(settings))}/model."
-        + f"{int(command.rsplit(' ', 1)[1]):03d}.weights.h5": command
-        for (method, *settings), command in expected.items()
     }
     (prepare,) = jobs(text, "prepare")
     assert prepare["command"].endswith(
