@@ -66,7 +66,7 @@ def test_tuning_approaches_the_targets_of_key_neurons_and_ignores_the_others(stu
     key[:, :5] = True
     key[2] = np.roll(key[2], 3)
     is_key = key[y][:, None, None, :]
-    targets = predict(up_to(load_classifier(folder, 1), "conv2"), x)
+    targets = 1 + predict(up_to(load_classifier(folder), "conv2"), x)
 
     def distance(model):
         return (is_key * np.square(predict(up_to(model, "conv2"), x) - targets)).mean()
@@ -76,7 +76,7 @@ def test_tuning_approaches_the_targets_of_key_neurons_and_ignores_the_others(stu
         mined = MinedImages(np.arange(64), None, None, None, target)
         out, settings = tmp_path / f"{len(tuned)}", Tuning("conv2", 1e-2, 8, key_neurons=key)
         tuned.append(tune(load_classifier(folder), mined, x, y, out, settings))
-    assert distance(tuned[0]) < 0.5 * distance(load_classifier(folder))
+    assert distance(tuned[0]) < 0.6 * distance(load_classifier(folder))
     saved = load_weights(load_classifier(folder), tmp_path / "0/model.008.weights.h5")
     for found in tuned[1], saved:
         for name, value in weights_of(tuned[0]).items():
