@@ -7,9 +7,10 @@ import h5py
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import weights_of, write_data
+from conftest import TOY, weights_of, write_data
 from tuned_models import RATE, moved, tuned_model
 
+import train.shared.paths
 from dare import controls, get_ats, nnslicer
 from train import params
 from train.models import NETWORKS
@@ -25,23 +26,55 @@ from train.utils import predict
 layers = keras.layers
 
 
-def test_controls(study):
-    _, folder, flags = study
-    original = weights_of(load_classifier(folder))
-    controls.main([*flags, *RATE, "--epoch", "2"])
+@pytest.fixture(scope="module")
+def controlled(trained, tmp_path_factory):
+    """The folder of a study with all controls, tuned for two epochs."""
+    home = tmp_path_factory.mktemp("controlled") / "home"
+    shutil.copytree(trained, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.shared.paths, "HOME", home)
+        controls.main([*TOY, *RATE, "--epoch", "2"])
+    return home / "models/toy_tiny_seed0"
+
+
+def test_controls(controlled):
+    original = weights_of(load_classifier(controlled))
     run = {"choose_layer": "conv2", "lr_rate": 1e-3, "run": 0}
     drift = weights_of(
-        tuned_model(folder, 2, method="control-batchnorm", choose_layer="conv2", run=0)
+        tuned_model(controlled, 2, method="control-batchnorm", choose_layer="conv2", run=0)
     )
     changed = {name for name in original if (drift[name] != original[name]).any()}
     assert changed == {"conv1_bn/moving_mean", "conv1_bn/moving_variance"}
 
-    finetune = weights_of(tuned_model(folder, 2, method="control-finetune", **run))
+    finetune = weights_of(tuned_model(controlled, 2, method="control-finetune", **run))
     assert moved(original, finetune) == {"conv1", "conv1_bn", "conv2"}
 
-    swa = weights_of(tuned_model(folder, 1, method="control-swa"))
-    history = [weights_of(load_classifier(folder, e))["conv1/kernel"] for e in (4, 5, 6, 7)]
+    swa = weights_of(tuned_model(controlled, 1, method="control-swa"))
+    history = [weights_of(load_classifier(controlled, e))["conv1/kernel"] for e in (4, 5, 6, 7)]
     np.testing.assert_allclose(swa["conv1/kernel"], np.mean(history, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_targets_of_controls(controlled):
+    """The original's own activations, or every image those of a random one of the checkpoints."""
+    x = np.load(controlled.parents[1] / "data/toy/x_validation.npy")
+    with h5py.File(controlled / "ats_conv2.h5") as file:
+        epochs = range(file.attrs["first"], file.attrs["last"] + 1)
+        mined = file["index"][()]
+    with h5py.File(controlled / "ats_conv2_self.h5") as file:
+        expected = predict(up_to(load_classifier(controlled), "conv2"), x[mined])
+        np.testing.assert_array_equal(file["index"][()], mined)
+        np.testing.assert_allclose(file["activation"][()], expected, rtol=1e-5, atol=1e-6)
+    with h5py.File(controlled / "ats_conv2_random_run0.h5") as file:
+        index, activation = file["index"][()], file["activation"][()]
+    assert sorted(index) == sorted(mined)
+    distance = [
+        np.abs(predict(up_to(load_classifier(controlled, epoch), "conv2"), x[index]) - activation)
+        for epoch in epochs
+    ]
+    largest = np.stack(distance).max(axis=(2, 3, 4))
+    assert (largest.min(axis=0) < 1e-5).all()
+    counts = np.bincount(largest.argmin(axis=0), minlength=len(epochs))
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_controls_that_cannot_differ_are_the_original(home):
@@ -69,27 +102,6 @@ def test_controls_that_cannot_differ_are_the_original(home):
     settings = {"choose_layer": "predictions", "per": 0.95, "lr_rate": 1e-3, "run": 0}
     tuned = weights_of(tuned_model(folder, 1, method="control-self", **settings))
     assert "predictions" in moved(original, tuned)
-
-
-def test_targets_of_random_checkpoints(study):
-    """Every image aims at the activations of one mined checkpoint, and all of those are used."""
-    home, folder, flags = study
-    controls.main([*flags, *RATE, "--control", "random", "--epoch", "1"])
-    x = np.load(home / "data/toy/x_validation.npy")
-    with h5py.File(folder / "ats_conv2.h5") as file:
-        epochs = range(file.attrs["first"], file.attrs["last"] + 1)
-        mined = set(file["index"][()])
-    with h5py.File(folder / "ats_conv2_random_run0.h5") as file:
-        index, activation = file["index"][()], file["activation"][()]
-    assert set(index) == mined and len(index) == len(mined)
-    distance = [
-        np.abs(predict(up_to(load_classifier(folder, epoch), "conv2"), x[index]) - activation)
-        for epoch in epochs
-    ]
-    largest = np.stack(distance).max(axis=(2, 3, 4))
-    assert (largest.min(axis=0) < 1e-5).all()
-    counts = np.bincount(largest.argmin(axis=0), minlength=len(epochs))
-    assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_the_layer_that_was_mined(study):
@@ -133,16 +145,3 @@ def test_averaged_weights_are_the_same_twice(home, monkeypatch):
         shutil.rmtree(folder)
     for name, value in averages[0].items():
         np.testing.assert_array_equal(value, averages[1][name])
-
-
-def test_targets_without_history(study):
-    """control-self aims at the original's own activations, on the mined images."""
-    home, folder, flags = study
-    controls.main([*flags, *RATE, "--control", "self", "--epoch", "1"])
-    x = np.load(home / "data/toy/x_validation.npy")
-    with h5py.File(folder / "ats_conv2.h5") as file:
-        index = file["index"][()]
-    expected = predict(up_to(load_classifier(folder), "conv2"), x[index])
-    with h5py.File(folder / "ats_conv2_self.h5") as file:
-        np.testing.assert_array_equal(file["index"][()], index)
-        np.testing.assert_allclose(file["activation"][()], expected, rtol=1e-5, atol=1e-6)

