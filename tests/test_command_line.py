@@ -11,7 +11,6 @@ import pytest
 
 import train.shared.artifacts
 import train.shared.paths
-from train.shared.artifacts import read_csv
 from train.shared.checkpoints import load_weights
 from train.shared.flags import UserError
 from train.shared.paths import study_folders
@@ -174,26 +173,6 @@ def test_studies_are_found_by_their_whole_name(tmp_path):
     found = {name: study_folders(tmp_path, name, "b") for name in ("leaves[1]", "a", "a_b_seed1")}
     assert [[*seeds.values()] for seeds in found.values()] == [[2], [0], [3]]
     assert len(study_folders(tmp_path, "*", "*")) == 3
-
-
-@pytest.mark.parametrize("text", ["", "dataset;epoch\n007;1\n", "\ufeffdataset,epoch\n007,"])
-def test_tables_that_people_have_touched(tmp_path, text):
-    path = tmp_path / "robustness.csv"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"robustness.csv is empty, cut.*`python dare/test.py`"):
-        read_csv(path, "python dare/test.py", ["dataset", "epoch"])
-    path.write_text("\ufeffdataset,model,epoch\r\n007,NA,1\r\n")  # whole, of a spreadsheet
-    table = read_csv(path, "python dare/test.py", ["dataset", "epoch"])
-    assert table.values.tolist() == [["007", "NA", 1]]
-
-
-def test_nan_loss_in_tuning_keeps_what_was_good(study):
-    _, folder, _ = study
-    with h5py.File(folder / "ats_conv2.h5", "a") as file:
-        file["activation"][0] = np.nan
-    with pytest.raises(UserError, match=r"NaN or infinite in epoch 1 of .*nothing was saved"):
-        call("dare", TOY)
-    assert not list(folder.glob("tuned/*/model*"))
 
 
 def test_no_mined_image(study, monkeypatch):

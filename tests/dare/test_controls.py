@@ -12,13 +12,10 @@ from tuned_models import RATE, moved, tuned_model
 
 import train.shared.paths
 from dare import controls, get_ats, nnslicer
-from train import params
-from train.models import NETWORKS
 from train.shared.backend import keras
 from train.shared.checkpoints import load_classifier, load_weights
 from train.shared.flags import UserError
 from train.shared.graph import up_to
-from train.shared.paths import tuned_folder, weights_path
 from train.shared.study import Study
 from train.train import train as train_network
 from train.utils import predict
@@ -120,28 +117,3 @@ def test_the_layer_that_was_mined(study):
     (folder / "ats_dense1.h5").unlink()
     get_ats.main([*flags, "--first", "5", "--choose_layer", "dense1"])
     assert opened.mined_layer() == "conv2" and min(opened.mined_checkpoints()) == 5
-
-
-def test_averaged_weights_are_the_same_twice(home, monkeypatch):
-    """Also the statistics of a batch normalisation that follows a dropout."""
-
-    def noisy(x, classes):
-        x = layers.Dense(16, activation="relu", name="dense1")(layers.Flatten(name="flatten")(x))
-        x = layers.BatchNormalization(name="bn")(layers.Dropout(0.5, name="dropout")(x))
-        return layers.Dense(classes, activation="softmax", name="predictions")(x)
-
-    monkeypatch.setitem(NETWORKS, "noisy", noisy)
-    monkeypatch.setitem(params.chosen_layer, "noisy", "dense1")
-    write_data(home)
-    train_network("toy", "noisy", 0, 4)
-    flags = ["--dataset", "toy", "--model", "noisy"]
-    get_ats.main(flags)
-    averages = []
-    for _ in range(2):
-        controls.main([*flags, "--control", "swa"])
-        folder = tuned_folder(home / "models/toy_noisy_seed0", "control-swa")
-        classifier = load_classifier(home / "models/toy_noisy_seed0")
-        averages.append(weights_of(load_weights(classifier, weights_path(folder, 1))))
-        shutil.rmtree(folder)
-    for name, value in averages[0].items():
-        np.testing.assert_array_equal(value, averages[1][name])

@@ -1,18 +1,14 @@
 """Splits, checks, and data sets that were prepared before or cut short."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
-from data_files import PARTS, prepared, write_svhn
+from data_files import prepared, write_svhn
 
 from data import prepare
-from train import params
-from train.models import build_model
 from train.shared.artifacts import data_info
 from train.shared.flags import UserError
-from train.utils import load_data
 
 pytest_plugins = ["data_files"]
 
@@ -73,14 +69,6 @@ def test_images_that_no_network_learns_from_are_refused():
         check(value=0)
 
 
-def test_the_smallest_image_fits_a_network():
-    size = params.smallest_image
-    build_model("lenet", (size, size, 1), 2)
-    for name in params.chosen_layer.keys() - {"tiny", "plain"}:
-        with pytest.raises(ValueError, match=r"output size|at least 8x8"):
-            build_model(name, (size - 1, size - 1, 1), 2)
-
-
 def contents(folder):
     return {path.name: path.read_bytes() for path in (*folder.glob("*.npy"), folder / "info.json")}
 
@@ -110,34 +98,6 @@ def test_a_lost_file_is_made_again_with_the_same_settings_only(home, lost):
     assert not (folder / lost).exists()
     prepared("digits", limit=100)
     assert contents(folder) == before
-
-
-@pytest.mark.parametrize("saves", range(7))
-def test_killed_twice_with_other_settings(home, monkeypatch, saves):
-    """Whatever can be loaded is of the second ones, and the same command completes them."""
-    folder = home / "data/digits"
-    prepared("digits", limit=100, seed=1)
-    expected = contents(folder)
-    shutil.rmtree(folder)
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    for seed, count in ((0, 5), (1, saves)):
-        steps = iter([np.save] * count)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(np, "save", lambda *args, n=steps, **_: next(n, killed)(*args))
-            patch.setattr(prepare.artifacts, "write_text", killed)
-            prepare.prepare("digits", limit=100, seed=seed)
-    made = PARTS[: max(0, saves - 3)]
-    for name in [f"{letter}_{part}.npy" for part in made for letter in "xy"]:
-        assert (folder / name).read_bytes() == expected[name]
-    for part in PARTS[len(made) :]:
-        with pytest.raises(UserError, match=rf"y_{part}\.npy is missing"):
-            load_data("digits", part)
-    assert not (folder / "info.json").exists()  # the workflow waits for it
-    prepare.prepare("digits", limit=100, seed=1)
-    assert contents(folder) == expected
 
 
 def test_a_broken_info_json_is_named_with_its_step(home):

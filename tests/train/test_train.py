@@ -11,10 +11,8 @@ import train.fit
 from adv import fintune_adv
 from dare import dare
 from train import params
-from train.fit import seed_random_layers
 from train.models import build_model, statistics
 from train.shared.artifacts import attributes
-from train.shared.backend import keras, ops
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
 from train.shared.paths import epochs_in
@@ -152,15 +150,6 @@ def test_settings_of_tuning_that_were_edited_are_refused(study, monkeypatch):
     monkeypatch.setitem(params.frozen, "tiny", 0)
     with pytest.raises(UserError, match=r"5 frozen layers, .* not .*, 0 frozen layers"):
         fintune_adv.main([*flags, "--attack", "fgsm"])
-
-
-def test_random_layers_depend_on_the_seed_alone():
-    outputs = []
-    for seed in 0, 0, 1:
-        model = keras.Sequential([keras.Input((30,)), keras.layers.Dropout(0.5, name="dropout")])
-        seed_random_layers(model, (seed,))
-        outputs.append(ops.convert_to_numpy(model(np.ones((2, 30)), training=True)).tolist())
-    assert outputs[0] == outputs[1] != outputs[2]
 
 
 @pytest.mark.parametrize("killed", [False, True])

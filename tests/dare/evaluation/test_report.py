@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from made_up import PLAIN, made_up
-from matplotlib.text import Text
 
 import dare.evaluation.record
 from dare import tables as script
@@ -243,20 +242,6 @@ def test_a_log_that_is_cut_off_and_a_stage_that_did_nothing(home):
 
 
 # ------------------------------------------------------------------------------------ the figures
-
-
-def test_labels_of_the_trade_off_do_not_overlap():
-    cells = tables.robustness_table(tables.unseen(read_recorded(MAIN).last))
-    figure = figures.trade_off(cells)
-    labels = figure.axes[0].texts
-    assert len(labels) == cells["method"].nunique() - 1
-    figure.canvas.draw()
-    boxes = [Text.get_window_extent(label) for label in labels]
-    assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
-    points = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
-    low, high = figure.axes[0].get_xlim()
-    assert len(points) == len(labels)
-    assert all(low < point.get_xdata()[0] < high for point in points)  # nothing is clamped
 
 
 def test_the_figure_of_comparisons_has_a_dot_for_each_network():

@@ -2,9 +2,7 @@
 
 import os
 import re
-import runpy
 import sys
-from pathlib import Path
 from shlex import quote
 
 import pytest
@@ -81,15 +79,6 @@ def test_names_reach_the_scripts_as_they_are(dry_run, tmp_path, names):
         (tables,) = jobs(text, "tables")
         record = f"--record {quote(f'r.{names[0]}')} --dataset {quote(','.join(names))} --model "
         assert record in tables["command"]
-
-
-def test_the_users_settings(home, monkeypatch, dry_run):
-    """DARE_HOME="" is none, and ~ in a configuration is the user's home."""
-    monkeypatch.setenv("DARE_HOME", "")
-    assert runpy.run_path(str(ROOT / "train/shared/paths.py"))["HOME"] == ROOT
-    _, text = dry_run("--config", "dataset=leaves", "source=~/leaves")
-    (prepare,) = jobs(text, "prepare")
-    assert prepare["command"].endswith(f"--source {Path.home()}/leaves")
 
 
 def test_a_dry_run_writes_nothing(home, monkeypatch, dry_run):
