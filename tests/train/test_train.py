@@ -227,12 +227,11 @@ def test_nan_stops_training_and_keeps_what_was_good(home, monkeypatch):
     assert epochs_in(home / "models/toy_tiny_seed0/checkpoints") == [1, 2]
 
 
-@pytest.mark.parametrize(("name", "shape"), [("vgg16", (32, 32, 3)), ("vgg19", (28, 28, 1))])
-def test_the_first_steps_do_not_kill_a_vgg(name, shape):
+def test_the_first_steps_do_not_kill_a_vgg():
     """The first steps at 0.01 must not blow up, or the wide dense layers are dead for good."""
     set_seed(0)
-    x, y = np.random.default_rng(0).random((32, *shape), dtype="float32"), np.arange(32) % 10
-    model = compiled(build_model(name, shape, 10, 0.5, 0.3))
-    model.optimizer.learning_rate = params.learning_rate_schedule(name, 200, 0)(0)
+    x, y = np.random.default_rng(0).random((32, 28, 28, 1), dtype="float32"), np.arange(32) % 10
+    model = compiled(build_model("vgg19", (28, 28, 1), 10, 0.5, 0.3))
+    model.optimizer.learning_rate = params.learning_rate_schedule("vgg19", 200, 0)(0)
     losses = [float(model.train_on_batch(x, y)[0]) - float(sum(model.losses)) for _ in range(5)]
     assert max(losses) < 6
