@@ -1,5 +1,7 @@
 """Step 7: adversarial training, the baseline: tune the classifier on the samples of one attack.
 
+The name of this file is spelled as in the released code.
+
     python adv/fintune_adv.py --dataset digits --model lenet --attack fgsm
 
 Reads the final checkpoint of models/<dataset>_<model>_seed<N>/ and adv/<attack>.h5 there. It tunes

@@ -133,7 +133,7 @@ def attack_images(name, batched_model, x, y, path, provenance):
             expected = provenance | {"images": len(x[rows])}
             if other_setting(attributes(chunk), expected):
                 start_time = time.perf_counter()
-                adversarial = run_attack(
+                found = run_attack(
                     name, batched_model, pixels(x[rows]), y[rows], provenance["mode"],
                     provenance["epsilon"], provenance["seed"] + first, provenance["steps"],
                     bar.update,
@@ -141,7 +141,7 @@ def attack_images(name, batched_model, x, y, path, provenance):
                 with atomic_write(chunk) as temporary, h5py.File(temporary, "w") as file:
                     set_attributes(file, expected)
                     file.attrs["seconds"] = time.perf_counter() - start_time
-                    file["image"], file["success"] = adversarial
+                    file["image"], file["success"] = found
             else:
                 bar.update(len(x[rows]))
             with h5py.File(chunk, "r") as file:

@@ -130,8 +130,14 @@ def control_swa(study, epochs, settings):
             save_weights(study.classifier, path, provenance)
 
 
-# A new control is a function above and a row in the table of methods.
-FUNCTIONS = {name: globals()[f"control_{name}"] for name in CONTROLS}
+# A new control is a function above, and a row here and in the table of methods.
+FUNCTIONS = {
+    "self": control_self,
+    "random": control_random,
+    "batchnorm": control_batchnorm,
+    "finetune": control_finetune,
+    "swa": control_swa,
+}
 
 
 # ---------------------------------------------------------- controls that are the original itself

@@ -3,7 +3,8 @@
     python dare/dare-sl.py --dataset digits --model lenet
 
 The classifier itself is tuned on the mined images and their labels: mean squared error on the
-softmax, with the first layers frozen (train/params.py). Reads the final checkpoint and, for its
+softmax, by Adam (`fine_tune` in train/fine_tuning.py), with the first 5 layers of AlexNet or 20 of
+VGG frozen (`frozen` in train/params.py). Reads the final checkpoint and, for its
 images, ats_<layer>.h5. Writes tuned/dare-sl_lr<lr_rate>_run<run>/ as dare.py does.
 """
 

@@ -208,7 +208,7 @@ def tune(classifier, mined, x, y, folder, tuning):
             f"no layer up to {tuning.choose_layer} has weights that are trainable: choose a later "
             f"layer, or set trainable = True."
         )
-    if not tuning.moves_weights:
+    if not tuning.moves_weights:  # a frozen layer would also stop its batch statistics
         for weight in regression.trainable_variables:
             weight.trainable = False
     batches = regression_batches(regression, mined, x, y, tuning)

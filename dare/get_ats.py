@@ -274,14 +274,16 @@ def main(argv=None):
     path = targets_path(study.folder, choose_layer)
     provenance = study.provenance | {"choose_layer": choose_layer}
     x, y = study.data("validation")
-    x, y = x[: args.images], y[: args.images]  # prepare.py has shuffled them
-    provenance |= {"first": epochs[0], "last": epochs[-1], "images": args.images}
+    images = args.images if args.images and args.images < len(y) else None
+    x, y = x[:images], y[:images]  # prepare.py has shuffled them
+    provenance |= {"first": epochs[0], "last": epochs[-1], "images": images}
     with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as log:
         if check(path, provenance):
             log["idle"] = True
             print(f"{path} already exists.")
             return
-        history = study.folder / f"history_{study.provenance['data_sha256'][:12]}.h5"
+        data = study.provenance["data_sha256"][:12]
+        history = study.folder / f"history_{data}_{len(x)}.h5"
         mine(checkpoints, x, y, study.classifier, choose_layer, path, provenance, history)
         with open_hdf5(path) as file:
             mined = len(file["index"])

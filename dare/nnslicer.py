@@ -219,9 +219,9 @@ def slice_layer(weights, contribution, d_out, d_in, per):
         largest_local[c] = np.abs(local).max(axis=2)
 
     # The sum over c of local / largest_local, from -classes to classes; w_ij is in every term.
-    share = g / np.where(largest_local > 0, largest_local, 1)
-    ties = weights * (share.transpose(1, 2, 0) @ d.transpose(1, 0, 2))
-    mask = by_input(largest(4 * classes * votes + ties, k))
+    scale = g / np.where(largest_local > 0, largest_local, 1)
+    ties = weights * (scale.transpose(1, 2, 0) @ d.transpose(1, 0, 2))
+    mask = by_input(largest(4 * classes * votes + ties, k))  # one vote outweighs any tie
     sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
     return sliced, contribution_in.reshape(classes, -1)
 

@@ -150,7 +150,7 @@ class Rows:
 
 
 def predict(model, x):
-    """A model's outputs, float32, for images x (n, h, w, c), uint8 or float32 in [0, 1].
+    """A model's outputs, float32, for images x (n, h, w, c), uint8 or float32 as it takes.
 
     In batches. Unlike model.predict it does not build a new data set for every call.
     """

@@ -81,7 +81,7 @@ def saliency_map(
 
     def change(rows, saliency, sign):
         most = np.minimum(np.maximum(1, block * changes[rows]), steps - changes[rows]).astype(int)
-        features = np.argsort(-saliency, axis=1, kind="stable")[:, : most.max()]
+        features = np.argsort(-saliency, axis=1)[:, : most.max()]
         is_chosen = np.arange(features.shape[1]) < most[:, None]
         is_chosen &= np.take_along_axis(saliency, features, axis=1) > 0
         place = rows[:, None], features
@@ -168,5 +168,8 @@ class SaliencyMapAttack(MinimizationAttack):
 
             adversarial, _ = saliency_map(batched_model, x, target, is_reached, **self.settings)
         else:
-            raise ValueError(f"unsupported criterion {criterion}: see SaliencyMapAttack.run")
+            raise ValueError(
+                f"unsupported criterion {criterion}: use Misclassification or "
+                f"TargetedMisclassification"
+            )
         return restore_type(ep.from_numpy(images, adversarial))

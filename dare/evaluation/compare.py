@@ -65,9 +65,9 @@ def comparisons_table(results):
     for comparison in (*COMPARISONS, *MORE_ADAPTIVE):
         cells = []
         for network in results.networks:
-            of_network = network_rows(results, network, comparison)
-            rows += of_network
-            cells += of_network[:1]
+            found = network_rows(results, network, comparison)
+            rows += found
+            cells += found[:1]
         if len(cells) > 1:
             rows.append(over_networks(comparison, pd.DataFrame(cells)))
     columns = "component other method kind dataset model seeds images difference low high"

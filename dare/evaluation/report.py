@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jinja2
 import markupsafe
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from dare.evaluation import figures, networks, tables
@@ -15,6 +14,7 @@ from dare.evaluation.compare import agreement, comparisons_table, scenario_means
 from dare.evaluation.results import NETWORK, of_network, paper_rows
 from dare.evaluation.tables import Section, name_of
 from train.shared.artifacts import atomic_write, write_text
+from train.shared.figures import plt
 
 COMPARISONS_NOTE = (
     "DARE minus another method in points, image by image, with Student's 95% interval. This "

@@ -37,7 +37,7 @@ def checked(model, x, y):
     sample, y_sample = pixels(x[rows]) / (given or 1), y[rows]
     outputs = {highest: predict(model, highest * sample) for highest in (1, 255)}
     right = {highest: mean_recall(outputs[highest], y_sample) for highest in outputs}
-    highest, other = given or 1, 256 - (given or 1)
+    highest, other = (255, 1) if given == 255 else (1, 255)
     chance = 1 / model.output_shape[-1]
     if right[other] > max(right[highest], chance) + CLEARLY:
         highest = other
