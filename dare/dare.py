@@ -28,7 +28,7 @@ from train.fit import Run, fit
 from train.fused_batch_norm import faster_class
 from train.shared.artifacts import fingerprint, sha256
 from train.shared.backend import keras, ops
-from train.shared.door import checked
+from train.shared.door import checked_inputs
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import calls_of, layers_by_path, up_to
 from train.shared.log import stage
@@ -188,8 +188,8 @@ def tune(classifier, mined, x, y, folder, tuning):
     Args:
         classifier: the trained network, tuned in place.
         mined: MinedImages, whose activations are the targets.
-        x, y: the images that mined.index refers to, and their labels. As train.shared.door takes
-            them.
+        x, y: the images (n, h, w, c) that mined.index refers to, uint8 or as the model takes them,
+            and their labels (n,).
         folder: where the classifier is saved after every epoch.
         tuning: Tuning.
 
@@ -198,9 +198,9 @@ def tune(classifier, mined, x, y, folder, tuning):
 
     Raises:
         UserError: targets of another shape than the layer's, no weights to train, or what `fit` or
-            `checked` refuses.
+            `checked_inputs` refuses.
     """
-    model, x, y, _ = checked(classifier, x, y)
+    model, x, y, _ = checked_inputs(classifier, x, y)
     provenance = tuning.provenance or provenance_of(model, mined, tuning)
     regression = transform(model, tuning.choose_layer, tuning.masks)
     if not regression.trainable_variables:

@@ -31,7 +31,7 @@ from train.shared.artifacts import (
     sha256,
 )
 from train.shared.checkpoints import load_weights
-from train.shared.door import checked
+from train.shared.door import checked_inputs
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import up_to
 from train.shared.log import progress, stage
@@ -82,8 +82,8 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
     Args:
         checkpoints: {epoch: file that Keras's load_weights reads}; the last epoch's is the final
             model's.
-        x, y, model: as train.shared.door takes them; x_validation. On return the model has the
-            final weights again.
+        x, y: images (n, h, w, c), uint8 or as the model takes them, and labels (n,): x_validation.
+        model: the classifier. On return it has the final weights again.
         choose_layer: path of the layer whose activations become the targets.
         path: HDF5 file to which the targets are written; None: they are kept in memory.
         provenance: attributes of that file.
@@ -94,11 +94,11 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
         MinedImages, or None if they are in `path`.
 
     Raises:
-        UserError: no historical checkpoint, an unknown layer, no mined image, or what `checked`
-            refuses.
+        UserError: no historical checkpoint, an unknown layer, no mined image, or what
+            `checked_inputs` refuses.
     """
     checkpoints = in_order(checkpoints)
-    model, x, y, _ = checked(model, x, y)
+    model, x, y, _ = checked_inputs(model, x, y)
     up_to(model, choose_layer)  # an unknown layer is refused before the first pass
     epochs = np.array(list(checkpoints))
     paths = list(checkpoints.values())

@@ -31,7 +31,7 @@ from dare.contributions import (
 from train import params
 from train.shared.artifacts import atomic_write, check, set_attributes
 from train.shared.backend import ops
-from train.shared.door import checked
+from train.shared.door import checked_inputs
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import calls_of, part_of
 from train.shared.log import progress, stage
@@ -68,7 +68,7 @@ def slice_model(model, x, y, per):
     Args:
         model: a Keras model of layers of the kinds in dare/contributions.py, with an output neuron
             for each class. Models may be layers of it.
-        x, y: as train.shared.door takes them, with images of every class.
+        x, y: images (n, h, w, c), uint8 or as the model takes them, and labels (n,), of every class.
         per: share of each neuron's synapses in the slice, in (0, 1].
 
     Returns:
@@ -77,12 +77,12 @@ def slice_model(model, x, y, per):
 
     Raises:
         UserError: a layer that the slicer cannot handle, a class without images, a wrong `per`, or
-            what `checked` refuses.
+            what `checked_inputs` refuses.
     """
     if not 0 < per <= 1:
         raise UserError(f"per is {per}, not a share in (0, 1].")
     calls = calls_to_slice(model)
-    model, x, y, _ = checked(model, x, y)
+    model, x, y, _ = checked_inputs(model, x, y)
     return slice_backwards(calls, relative_activations(model, calls, x, y), per)
 
 

@@ -11,7 +11,7 @@ from dare.dare import Tuning, tune
 from dare.get_ats import MinedImages, mine
 from dare.nnslicer import slice_model
 from train.shared.backend import keras, ops
-from train.shared.door import check_arrays, checked
+from train.shared.door import check_arrays, checked_inputs
 from train.shared.flags import UserError
 from train.utils import predict
 
@@ -129,7 +129,7 @@ def test_images_of_the_other_range():
 
 
 def test_a_model_that_knows_nothing_says_so(capsys):
-    checked(network(), X, (Y + 1) % 4)
+    checked_inputs(network(), X, (Y + 1) % 4)
     assert "the model gets 0% of the images right" in capsys.readouterr().out
 
 

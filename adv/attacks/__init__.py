@@ -18,7 +18,7 @@ from adv.attacks.fixed import attack_at_epsilons
 from adv.attacks.losses import norms
 from adv.attacks.saliency_map import jsma
 from adv.attacks.search import bim, fgsm, pgd
-from train.shared.door import check_arrays, checked
+from train.shared.door import check_arrays, checked_inputs
 from train.shared.flags import UserError
 from train.utils import pixels
 
@@ -34,8 +34,9 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
 
     Args:
         name: fgsm, bim, pgd, cw or jsma.
-        model, x, y: as train.shared.door takes them, or a BatchedModel, with pixels in [0, 1].
-            Images that the model gets wrong are returned unchanged, as successes.
+        model: Keras classifier, or a BatchedModel with pixels in [0, 1].
+        x, y: images (n, h, w, c), uint8 or as the model takes them, and labels (n,). Images that
+            the model gets wrong are returned unchanged, as successes.
         mode: "minimal" or "fixed".
         epsilons: in mode fixed the size of the perturbation of pixels in [0, 1] (fgsm, bim, pgd:
             Linf; cw: L2; jsma: number of features). If there are several, the first that succeeds
@@ -50,7 +51,7 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
 
     Raises:
         UserError: an unknown name or mode, mode fixed without epsilon, gradients that are not
-            finite, or what `checked` refuses.
+            finite, or what `checked_inputs` refuses.
     """
     if name not in ATTACKS:
         raise UserError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}.")
@@ -59,7 +60,7 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
     if isinstance(model, BatchedModel):
         x, y = check_arrays(x, y)
     else:
-        model, x, y, highest = checked(model, x, y)
+        model, x, y, highest = checked_inputs(model, x, y)
         model = BatchedModel.of(model, highest)
     result = np.array(pixels(x))
     start = StartingPoint.at(model, result / np.float32(highest), y, seed)

@@ -14,7 +14,7 @@ SAMPLE = 256  # images that the model sees here
 CLEARLY = 0.2  # a range of pixels is the model's if it gets so much more of the images right in it
 
 
-def checked(model, x, y):
+def checked_inputs(model, x, y):
     """A classifier, and images and labels for it.
 
     Args:
@@ -61,7 +61,7 @@ def mean_recall(outputs, y):
 
 
 def check_model(model):
-    """The model that `checked` returns; UserError if it is no classifier of images."""
+    """The model that `checked_inputs` returns; UserError if it is no classifier of images."""
     require_graph(model)
     model = keras.Model(model.inputs[0], model.outputs[0])
     size, shape = model.input_shape[1:], model.output_shape[1:]
