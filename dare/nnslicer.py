@@ -68,7 +68,7 @@ def slice_model(model, x, y, per):
     Args:
         model: a Keras model of layers of the kinds in dare/contributions.py, with an output neuron
             for each class. Models may be layers of it.
-        x, y: images (n, h, w, c), uint8 or as the model takes them, and labels (n,), of every class.
+        x, y: images (n, h, w, c), uint8 or as the model takes them, and labels (n,) of all classes.
         per: share of each neuron's synapses in the slice, in (0, 1].
 
     Returns:
