@@ -18,7 +18,7 @@ tune_epochs = 10  # of DARE, its variants and the controls
 adv_lr_rate = 1e-4  # of Adam in adversarial training
 adv_epochs = 20  # of adversarial training
 epochs = 200  # of training
-precision = "float32"  # of training; "bfloat16" halves its time on processors that multiply it
+precision = "float32"  # of training; "bfloat16": 1.5 times as fast on processors that multiply it
 
 # ------------------------------------------------------------------------------ layers and rates
 

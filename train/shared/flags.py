@@ -37,7 +37,7 @@ FLAGS = {
     "keep_from": (COUNT, "first epoch whose checkpoint is kept (mining needs the later ones)"),
     "precision": (
         ("float32", "bfloat16"),
-        "precision of training; bfloat16 halves its time on processors that multiply it",
+        "precision of training; bfloat16 is 1.5 times as fast on processors that multiply it",
     ),
     "per": (SHARE, "share of every neuron's synapses in the slice"),
     "first": (COUNT, "first checkpoint to mine (default: the second half of training)"),
