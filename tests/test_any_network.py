@@ -1,5 +1,6 @@
 """Networks that are not chains, through all steps: from training to the robustness table."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import weights_of, write_data
@@ -56,6 +57,10 @@ def build_quick_model(*args):
 
 def test_from_training_to_the_robustness_table(home, network):
     write_data(home, n=120, size=16)
+    path = home / "data/toy/y_validation.npy"
+    y = np.load(path)
+    y[::3] = (y[::3] + 1) % 4  # so that early epochs are better for some images
+    np.save(path, y)
     train_network("toy", network, 0, 10)
     flags = ["--dataset", "toy", "--model", network]
     nnslicer.main(flags)

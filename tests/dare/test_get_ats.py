@@ -68,11 +68,11 @@ def test_images_limits_what_is_mined_and_may_not_change(study):
     _, folder, flags = study
     with h5py.File(folder / "ats_conv2.h5") as file:
         index, epoch = file["index"][()], file["epoch"][()]
-    get_ats.main([*flags, "--choose_layer", "conv1", "--images", "40"])
+    get_ats.main([*flags, "--choose_layer", "conv1", "--images", "150"])
     with h5py.File(folder / "ats_conv1.h5") as file:
-        np.testing.assert_array_equal(file["index"][()], index[index < 40])
-        np.testing.assert_array_equal(file["epoch"][()], epoch[index < 40])
-    with pytest.raises(UserError, match="images 40, not None"):
+        np.testing.assert_array_equal(file["index"][()], index[index < 150])
+        np.testing.assert_array_equal(file["epoch"][()], epoch[index < 150])
+    with pytest.raises(UserError, match="images 150, not None"):
         get_ats.main([*flags, "--choose_layer", "conv1"])
 
 
