@@ -306,11 +306,3 @@ def test_a_backend_that_cannot_be_imported():
     result = python(ROOT / "dare/dare.py", "--help", KERAS_BACKEND="pytorch")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
     assert "set KERAS_BACKEND to tensorflow, jax or torch" in result.stderr
-
-
-def test_scripts_compute_in_float32(study, tmp_path):
-    home, _, flags = study
-    (tmp_path / "keras.json").write_text('{"floatx": "float16"}')
-    command = [ROOT / "adv/generate_adv.py", *flags, "--attack", "jsma", "--samples", "20"]
-    result = python(*command, KERAS_HOME=str(tmp_path), DARE_HOME=str(home))
-    assert result.returncode == 0 and "20 of 20 succeed" in result.stdout, result.stderr

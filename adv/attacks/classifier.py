@@ -118,18 +118,18 @@ def compiled_gradient(fmodel, loss):
 # ----------------------------------------------------------------------------------------- batches
 
 
-def attack_batch_size(classifier, memory=4e9):
+def attack_batch_size(classifier):
     """Images in a batch of an attack; samples of mode minimal do not depend on it.
 
     128 on the CPU. On an accelerator the largest power of two, from 8 to 1,024, for which the
-    float32 activations and their gradients take at most `memory` bytes.
+    float32 activations and their gradients take at most 4 GB.
     """
     if not accelerators():
         return 128
     shapes = [call.output.shape[1:] for call in calls_of(classifier)]
     features = sum(math.prod(size or 1 for size in shape) for shape in shapes)
     bytes_per_image = 2 * 4 * features
-    return int(2 ** np.clip(np.floor(np.log2(memory / bytes_per_image)), 3, 10))
+    return int(2 ** np.clip(np.floor(np.log2(4e9 / bytes_per_image)), 3, 10))
 
 
 class BatchedModel:

@@ -6,7 +6,7 @@ import pytest
 from attack_cases import size
 
 from adv.attacks import attack
-from adv.attacks.classifier import BatchedModel, attack_batch_size, in_full_batches
+from adv.attacks.classifier import BatchedModel, in_full_batches
 from adv.attacks.losses import chosen_logit, log_odds, margin_loss
 from train.utils import predict
 
@@ -70,9 +70,3 @@ def test_samples_do_not_depend_on_the_batch(subject, name):
     ratio = size(name, large_batches - x[:30]) / size(name, small_batches - x[:30])
     difference = np.abs(ratio - 1)
     assert np.quantile(difference[hit & small_hit], 0.9) < 0.02  # sums in another order
-
-
-def test_batches_fill_an_accelerator(classifier, monkeypatch):
-    assert attack_batch_size(classifier) == 128
-    monkeypatch.setattr("adv.attacks.classifier.accelerators", lambda: ["gpu:0"])
-    assert attack_batch_size(classifier) == 1024 and attack_batch_size(classifier, 1e6) < 128

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import patterns
 
-from train.fit import seed_random_layers
 from train.fused_batch_norm import FusedBatchNormalization, can_be_fused
 from train.shared.backend import keras
-from train.train import compiled, training_copy
+from train.train import training_copy
 
 KINDS = keras.layers.BatchNormalization, FusedBatchNormalization
 
@@ -68,22 +66,6 @@ def test_what_can_be_fused():
     for setting in [*others.items(), ("dtype", "bfloat16"), ("dtype", "float64")]:
         assert not accepted((4, 3, 6), **dict([setting]))
     assert not accepted((6,))
-
-
-@on_tensorflow
-def test_a_compiled_training_ends_the_same(classifier, monkeypatch):
-    """Three steps of a network, in which TensorFlow may join the layer to its neighbours."""
-    x, y = patterns(48)
-    ends = []
-    for kind in reversed(KINDS):
-        network = compiled(training_copy(classifier, "float32"))
-        assert type(network.get_layer("conv1_bn")) is kind
-        seed_random_layers(network, (0,))
-        network.fit(x / np.float32(255), y, batch_size=16, shuffle=False, verbose=0)
-        ends.append(network.get_weights())
-        monkeypatch.setattr("train.train.faster_class", type)
-    for ours, own in zip(*ends, strict=True):
-        np.testing.assert_allclose(ours, own, rtol=1e-3, atol=1e-5)
 
 
 def test_no_layer_changes_on_an_accelerator(classifier, monkeypatch):

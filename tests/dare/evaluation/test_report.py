@@ -15,7 +15,7 @@ from made_up import PLAIN, made_up
 
 import dare.evaluation.record
 from dare import tables as script
-from dare.evaluation import figures, networks, report, tables
+from dare.evaluation import networks, report, tables
 from dare.evaluation.results import read_recorded, read_studies
 from train.shared.flags import UserError
 
@@ -239,18 +239,3 @@ def test_a_log_that_is_cut_off_and_a_stage_that_did_nothing(home):
     commands = read_studies({made_up(home): 0}).tables["commands"]
     assert sorted(commands["seconds"]) == [1, 2, 3, 5, 6, 7, 7, 10, 20, 40]
     assert set(commands["command"]) == {"python dare/script.py --seed 0"}
-
-
-# ------------------------------------------------------------------------------------ the figures
-
-
-def test_the_figure_of_comparisons_has_a_dot_for_each_network():
-    table = pd.read_csv(MAIN / "table_comparisons.csv")
-    figure = figures.comparisons(table)
-    drawn = [line for line in figure.axes[0].lines if line.get_marker() in ("o", "s", "^")]
-    shown = [x for line in drawn for x in line.get_xdata()]
-    cells = tables.first_rows(table[table["dataset"] != "all"])
-    cells = cells[~cells["other"].isin(["at-pgd"]) | (cells["kind"] != "adaptive")]
-    assert len(shown) == 12 * 9
-    assert set(np.round(shown, 6)) <= set(np.round(cells["difference"], 6))
-    assert len(figure.axes[0].get_yticklabels()) == 12

@@ -204,9 +204,3 @@ def test_seeds_that_are_left_out(study, name, value):
     assert opened.other_seeds() == {}
     last.unlink()
     assert opened.other_seeds() == {}
-
-
-def test_halves_of_the_test_images():
-    selection, reporting = halves_of_test("nowhere", 101)
-    assert sorted([*selection, *reporting]) == list(range(101))
-    np.testing.assert_array_equal(halves_of_test("nowhere", 101)[0], selection)
