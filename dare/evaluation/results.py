@@ -262,7 +262,7 @@ def mined_epochs(folder):
         if "first" in found:  # not the targets of a control
             with open_hdf5(path) as file:
                 epochs, images = np.unique(file["epoch"][()], return_counts=True)
-            layer = found.get("choose_layer", path.stem.removeprefix("ats_"))
+            layer = found["choose_layer"]
             tables.append(pd.DataFrame({"layer": layer, "epoch": epochs, "images": images}))
     return pd.concat(tables) if tables else None
 

@@ -16,7 +16,7 @@ def data_folder(dataset):
     return HOME / "data" / dataset
 
 
-def study_folder(dataset, model, seed=0):
+def study_folder(dataset, model, seed):
     return HOME / "models" / f"{dataset}_{model}_seed{seed}"
 
 
