@@ -76,7 +76,10 @@ def class_names(dataset, classes):
 
 
 def set_seed(*seed):
-    """Seed Python, NumPy and the backend with a tuple of numbers; the one way to set a seed."""
+    """Seed Python, NumPy and the backend with a tuple of numbers; the one way to set a seed.
+
+    Choices of images and the like have NumPy generators of [seed, number], another number for each.
+    """
     keras.utils.set_random_seed(seed_number(*seed))
 
 
