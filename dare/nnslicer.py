@@ -204,23 +204,24 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     """
     classes, (groups, neurons, inputs) = len(contribution), weights.shape
     k = ceil_share(per, inputs)
-    g = np.sign(contribution * d_out).reshape(classes, groups, neurons)
-    d = d_in.reshape(classes, groups, inputs)
-    g32, d32 = g.astype("float32"), d.astype("float32")  # the precision of activations
+    sign_out = np.sign(contribution * d_out).reshape(classes, groups, neurons)
+    d_in = d_in.reshape(classes, groups, inputs)
+    sign32, d32 = sign_out.astype("float32"), d_in.astype("float32")  # as activations are
 
     class_mask = np.empty((classes, inputs, groups * neurons), bool)
-    contribution_in, largest_local = np.empty_like(d), np.empty_like(g)
+    contribution_in, largest_local = np.empty_like(d_in), np.empty_like(sign_out)
     votes = np.zeros_like(weights)
     for c in range(classes):
-        local = g32[c, :, :, None] * weights * d32[c, :, None, :]  # (groups, neurons, inputs)
+        # local(c, i, j), float32 (groups, neurons, inputs)
+        local = sign32[c, :, :, None] * weights * d32[c, :, None, :]
         class_mask[c] = by_input(largest(local, k))
         contribution_in[c] = np.sign(local).sum(axis=1)
         votes += np.sign(local)
         largest_local[c] = np.abs(local).max(axis=2)
 
     # The sum over c of local / largest_local, from -classes to classes; w_ij is in every term.
-    scale = g / np.where(largest_local > 0, largest_local, 1)
-    ties = weights * (scale.transpose(1, 2, 0) @ d.transpose(1, 0, 2))
+    scale = sign_out / np.where(largest_local > 0, largest_local, 1)
+    ties = weights * (scale.transpose(1, 2, 0) @ d_in.transpose(1, 0, 2))
     mask = by_input(largest(4 * classes * votes + ties, k))  # one vote outweighs any tie
     sliced = SlicedLayer(mask, class_mask, contribution.astype("float32"), d_out.astype("float32"))
     return sliced, contribution_in.reshape(classes, -1)
