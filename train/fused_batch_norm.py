@@ -22,6 +22,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization with that kernel, for layers that `can_be_fused` accepts."""
 
     def call(self, inputs, training=None, mask=None):
+        if mask is not None:  # the kernel cannot leave out pixels
+            return super().call(inputs, training=training, mask=mask)
         is_training = bool(training and self.trainable)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
