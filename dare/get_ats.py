@@ -113,10 +113,7 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
     # In order of checkpoint, so that each is loaded once in the second pass.
     index = index[np.argsort(best[index], kind="stable")]
     best_of_mined = best[index]
-    # Written whole or not at all, or in memory.
-    target = contextlib.nullcontext("mined") if path is None else atomic_write(path)
-    memory = {"driver": "core", "backing_store": False} if path is None else {}
-    with target as name, h5py.File(name, "w", **memory) as file:
+    with result_file(path) as file:
         set_attributes(file, provenance or {})
         file["index"] = index.astype("int64")
         file["epoch"] = epochs[best_of_mined].astype("int32")
@@ -240,6 +237,17 @@ def write_history(path, results, y):
 
 
 # -------------------------------------------------------------------------------- the second pass
+
+
+@contextlib.contextmanager
+def result_file(path):
+    """An open HDF5 file for the result: `path`, written whole or not at all, or one in memory."""
+    if path is None:
+        with h5py.File("mined", "w", driver="core", backing_store=False) as file:
+            yield file
+    else:
+        with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
+            yield file
 
 
 def record_activations(file, model, choose_layer, images, best, paths):

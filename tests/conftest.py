@@ -1,5 +1,6 @@
 """Shared by all tests: a home for data/ and models/, and networks that train in a second."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -110,6 +111,16 @@ def trained(tmp_path_factory):
     generate_adv.main([*TOY, "--attack", "fgsm,pgd", "--samples", "60"])
     patch.undo()
     return home
+
+
+@contextlib.contextmanager
+def copy_as_home(trained, tmp_path_factory):
+    """A copy of `trained`, the home of all steps inside the `with`: for fixtures of a module."""
+    home = tmp_path_factory.mktemp("copy") / "home"
+    shutil.copytree(trained, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.shared.paths, "HOME", home)
+        yield home
 
 
 @pytest.fixture

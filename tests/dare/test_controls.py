@@ -1,16 +1,14 @@
 """The control models: what they lack, and what they share with DARE."""
 
-import shutil
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import TOY, weights_of, write_data
+from conftest import TOY, copy_as_home, weights_of, write_data
 from tuned_models import RATE, moved, tuned_model
 
-import train.shared.paths
 from dare import controls, get_ats, nnslicer
 from train.shared.backend import keras
 from train.shared.checkpoints import load_classifier, load_weights
@@ -26,10 +24,7 @@ layers = keras.layers
 @pytest.fixture(scope="module")
 def controlled(trained, tmp_path_factory):
     """The folder of a study with all controls, tuned for two epochs."""
-    home = tmp_path_factory.mktemp("controlled") / "home"
-    shutil.copytree(trained, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.shared.paths, "HOME", home)
+    with copy_as_home(trained, tmp_path_factory) as home:
         controls.main([*TOY, *RATE, "--epoch", "2"])
     return home / "models/toy_tiny_seed0"
 

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TOY
+from conftest import TOY, copy_as_home
 
 import train.shared.paths
 from adv import fintune_adv, generate_adv
@@ -73,10 +73,7 @@ def test_an_attack_without_success_in_a_part():
 @pytest.fixture(scope="module")
 def scored_home(trained, tmp_path_factory):
     """A copy of `trained` with tuned models, of which one is the original, and scores."""
-    home = tmp_path_factory.mktemp("scored") / "home"
-    shutil.copytree(trained, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.shared.paths, "HOME", home)
+    with copy_as_home(trained, tmp_path_factory) as home:
         generate_adv.main([*TOY, "--part", "test", "--attack", "fgsm", "--samples", "20"])
         dare.main([*TOY, "--epoch", "2", "--lr_rate", "0.001"])
         dare.main([*TOY, "--epoch", "1", "--lr_rate", "1e-6"])
