@@ -12,7 +12,7 @@ from dare.evaluation.compare import comparisons_table
 from dare.evaluation.report import markdown
 from dare.evaluation.results import read_recorded
 
-MAIN = ROOT / "dare/results/main"
+SMALL = ROOT / "dare/results/small"
 
 
 def kept(name, table="table_comparisons"):
@@ -32,7 +32,7 @@ def numbers(text):
 def test_the_readme_shows_recorded_comparisons():
     """All twelve rows over networks, and the rows of the demonstration."""
     found = section("README.md", "## What we found", "## Quick start")
-    table = tables.comparisons_text(kept("main"))[["component", "DARE minus", "points", "ahead"]]
+    table = tables.comparisons_text(kept("small"))[["component", "DARE minus", "points", "ahead"]]
     assert set(table["ahead"].str.split(" of ").str[1]) == {"9"}
     table["ahead"] = table["ahead"].str.split(" of ").str[0]
     rows = markdown(table).splitlines()[2:]
@@ -45,14 +45,14 @@ def test_the_readme_shows_recorded_comparisons():
 
 
 def mean_of(component, other=None, column="difference"):
-    """A value of a comparison over networks in dare/results/main, to one digit."""
-    rows = kept("main")
+    """A value of a comparison over networks in dare/results/small, to one digit."""
+    rows = kept("small")
     rows = rows[(rows["dataset"] == "all") & (rows["component"] == component)]
     return round(abs((rows if other is None else rows[rows["other"] == other])[column].iloc[0]), 1)
 
 
 def cells_of(component, model=None, dataset=None, seeds=False):
-    rows = kept("main")
+    rows = kept("small")
     rows = rows[(rows["dataset"] != "all") & (rows["component"] == component)]
     rows = rows if seeds else tables.first_rows(rows)
     for name, value in (("model", model), ("dataset", dataset)):
@@ -62,18 +62,19 @@ def cells_of(component, model=None, dataset=None, seeds=False):
 
 def sentences():
     """What README.md and dare/results/README.md must say, with the numbers of the CSV files."""
-    agreed = kept("main", "table_agreement").iloc[0]
-    trained, cells = kept("main", "table_networks"), kept("main", "table")
+    agreed = kept("small", "table_agreement").iloc[0]
+    trained, cells = kept("small", "table_networks"), kept("small", "table")
     swept = kept("sensitivity", "table_sensitivity")
     per = swept[(swept["setting"] == "per") & (swept["method"] == "dare")]
     per = per.set_index(per["value"].astype(float))["robustness"]
     images = [f"{n:,.0f}" for column in ("images", "paper_images")
               for n in (trained[column].min(), trained[column].max())]  # fmt: skip
     lost = (trained["paper_accuracy"] - trained["test_accuracy"]).max()
-    at_best = kept("main").query("dataset == 'all' and component == 'adversarial training'").iloc[0]
+    at_best = kept("small").query("dataset == 'all' and component == 'adversarial training'")
+    at_best = at_best.iloc[0]
     history = cells_of("mined history", "alexnet")
     samples = [
-        n for found in networks.training_samples(read_recorded(MAIN)).values() for n in found
+        n for found in networks.training_samples(read_recorded(SMALL)).values() for n in found
     ]
     best_seeds = cells_of("best checkpoint", "alexnet", "fashion_mnist", seeds=True)
     seed_cells = cells_of("another training seed")
@@ -145,21 +146,21 @@ def test_every_number_of_the_sentences_is_checked():
 
 
 def test_the_results_show_every_network():
-    table = tables.by_network(kept("main"), read_recorded(MAIN).networks)
+    table = tables.by_network(kept("small"), read_recorded(SMALL).networks)
     table = table.replace(r" \[.*?\]", "", regex=True)
     shown = section("dare/results/README.md", "## DARE minus", "![").splitlines()
     assert [s for s in shown if s.startswith("| ")][2:] == markdown(table).splitlines()[2:]
 
 
 def test_the_results_show_the_first_network_of_the_paper_s_size():
-    table = markdown(tables.comparisons_text(kept("paper_sizes")))
+    table = markdown(tables.comparisons_text(kept("main")))
     assert table in section("dare/results/README.md", "## A first network", "## What cannot")
 
 
 def test_recorded_tables_are_made_from_what_is_recorded():
-    """table_comparisons.csv of dare/results/main is what the recorded scores give today."""
-    found = comparisons_table(read_recorded(MAIN, models=["vgg16"]))
-    found, rows = (table[table["dataset"] != "all"] for table in (found, kept("main")))
+    """table_comparisons.csv of dare/results/small is what the recorded scores give today."""
+    found = comparisons_table(read_recorded(SMALL, models=["vgg16"]))
+    found, rows = (table[table["dataset"] != "all"] for table in (found, kept("small")))
     rows = rows[rows["model"] == "vgg16"]
     columns = ["difference", "low", "high", "clean_difference"]
     np.testing.assert_allclose(found[columns], rows[columns], atol=1e-6)
@@ -171,4 +172,4 @@ def test_results_are_small():
     files = [p for p in files if p.suffix not in ignored]
     files = [p for p in files if not re.search("(demo|other)/figures", str(p))]
     assert len(files) <= 75 and sum(path.stat().st_size for path in files) < 6e6
-    assert len((MAIN / "table.md").read_text().splitlines()) <= 500
+    assert len((SMALL / "table.md").read_text().splitlines()) <= 500

@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from made_up import PLAIN, made_up
 
 import dare.evaluation.record
@@ -19,7 +18,6 @@ from dare.evaluation import networks, report, tables
 from dare.evaluation.results import read_recorded, read_studies
 from train.shared.flags import UserError
 
-MAIN = ROOT / "dare/results/main"
 DRAWN = ("trade_off", "comparisons", "adaptive", "mined_epochs")
 
 
