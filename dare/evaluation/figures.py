@@ -68,7 +68,8 @@ def trade_off(cells, rule=RULE):
     spans = "mean, and thin lines the range, over" if networks > 1 else "one point a method in"
     title = f"Robustness and what it costs: {spans} {counted(networks, 'network')}\n{rule}"
     axis.set_title(title, loc="left")
-    family_legend(axis, found.index)
+    handles = family_handles(found.index)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
@@ -98,7 +99,7 @@ def trade_offs(cells, networks):
 
 
 def comparisons(table):
-    """A row for each comparison: a dot a network, and their mean as a diamond with its interval."""
+    """A row for each comparison: a dot a network, their mean a diamond, both with the interval."""
     rows = first_rows(table)
     cells = rows[rows["dataset"] != ALL]
     if cells.empty:
@@ -109,6 +110,7 @@ def comparisons(table):
     models, datasets = (sorted({n[i] for n in networks}) for i in (1, 0))
     hues = dict(zip(models, plt.colormaps["Dark2"].colors * len(models), strict=False))
     shapes = dict(zip(datasets, "os^vPX*" * len(datasets), strict=False))
+    offsets = np.linspace(0.36, -0.36, len(networks) + 2)[1:-1]
     figure, axis = plt.subplots(figsize=(9, 1.6 + 0.42 * len(named)), layout="constrained")
     for row in rows.itertuples():
         if (row.component, row.other) not in named:
@@ -118,12 +120,15 @@ def comparisons(table):
             axis.plot([row.low, row.high], [y, y], color="black", lw=1.5, zorder=3)
             axis.plot(row.difference, y, "D", color="black", ms=7, mec="white", zorder=4)
         else:
-            offset = 0.3 - 0.6 * networks.index((row.dataset, row.model)) / max(len(networks), 2)
+            offset = offsets[networks.index((row.dataset, row.model))]
             colour = hues[row.model]
             fill = {"mfc": "none"} if row.originals else {"mec": "white", "mew": 0.4}
+            axis.plot([row.low, row.high], [y + offset] * 2, color=colour, lw=0.7, alpha=0.6)
             axis.plot(row.difference, y + offset, shapes[row.dataset], color=colour, ms=5, **fill)
     for dataset, model in networks:
         axis.plot([], [], shapes[dataset], color=hues[model], label=f"{model} {dataset}")
+    label = "thin: Student's 95%\ninterval over images"
+    axis.plot([], [], color="#555555", lw=0.7, label=label)
     if (rows["dataset"] == ALL).any():
         axis.plot([], [], "D-", color="black", label="mean, Student's 95%\ninterval over networks")
     if cells["originals"].any():
@@ -227,10 +232,6 @@ def family_handles(methods):
     ]  # fmt: skip
 
 
-def family_legend(axis, methods):
-    axis.legend(handles=family_handles(methods), loc="lower left")
-
-
 def counted(count, noun):
     return f"{count} {noun}{'s' if count > 1 else ''}"
 
@@ -240,7 +241,7 @@ def panels(networks, share=False):
     columns = min(3, len(networks))
     rows = -(-len(networks) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(max(3.2 * columns, 6), 2.4 * rows + 1.2), squeeze=False,
+        rows, columns, figsize=(max(3.2 * columns, 7), 2.4 * rows + 1.2), squeeze=False,
         sharex=share, sharey=share, layout="constrained",
     )  # fmt: skip
     for axis in axes.flat[len(networks) :]:
