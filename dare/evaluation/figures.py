@@ -192,7 +192,7 @@ def mined_epochs(table, networks):
 
 
 def sensitivity(table):
-    """Robustness against a setting, a line a method; a panel for each study and setting."""
+    """Robustness with its interval, a line a method; a panel for each study and setting."""
     if table.empty:
         return None
     kinds = list(table[["study", "setting"]].drop_duplicates().itertuples(index=False, name=None))
@@ -203,8 +203,10 @@ def sensitivity(table):
         rows = table[(table["study"] == study) & (table["setting"] == setting)]
         values = sorted(rows["value"].unique())
         for method, line in rows.groupby("method"):
-            line = line.set_index("value")["robustness"].reindex(values)
-            axis.plot(range(len(values)), line, "o-", ms=4, color=colours[method])
+            line = line.set_index("value").reindex(values)
+            half = line["high"] - line["robustness"]
+            axis.errorbar(range(len(values)), line["robustness"], half, fmt="o-", ms=4, capsize=2,
+                          color=colours[method])  # fmt: skip
         axis.set(xticks=range(len(values)), ylim=(-2, 102), xlabel=setting)
         axis.set_xticklabels([v if isinstance(v, str) else f"{v:g}" for v in values])
         axis.set_title(f"{study}, n {rows['n'].max():.0f}", fontsize=8)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from adv import ATTACKS, SUCCESS_NEEDED
+from dare.evaluation.compare import mean_with_interval
 from dare.evaluation.results import (
     NETWORK,
     PAPER,
@@ -14,7 +15,7 @@ from dare.evaluation.results import (
     own_settings,
 )
 from dare.evaluation.tables import AVERAGED, name_of, number, points, robustness_table, unseen
-from dare.methods import METHODS
+from dare.methods import METHODS, unseen_splits
 from train import params
 
 PAPER_IMAGES = {"cifar10": 25_000, "svhn": 36_628, "fashion_mnist": 30_000}  # half of x_train
@@ -71,7 +72,7 @@ def sensitivity_table(results):
     """Table (e): the last epochs of methods that were run at several settings in a study.
 
     Returns DataFrame with the columns study, dataset, model, method, setting (what varies), value,
-    n, robustness (mean over attacks), clean, change.
+    n, robustness (mean over attacks), low, high (its 95% interval), clean, change.
     """
     last = unseen(results.rows[results.rows["last"]])
     found = []
@@ -85,15 +86,35 @@ def sensitivity_table(results):
                 cell = cells[cells["attack"] == AVERAGED].iloc[0]
                 row = {"study": study, **of_value.iloc[0][NETWORK], "method": method}
                 row |= {"setting": setting, "value": value} | cell[["n", "robustness"]].to_dict()
+                half = half_interval(results, of_value)
+                row |= {"low": cell["robustness"] - half, "high": cell["robustness"] + half}
                 found.append(row | cell[["clean", "change"]].to_dict())
     return pd.DataFrame(found)
+
+
+def half_interval(results, rows):
+    """Half of Student's 95% interval over images of the mean robustness of a study's models.
+
+    rows: of Results, of one method at one setting. NaN if the images' scores were not kept.
+    """
+    study, method = rows.iloc[0][["study", "method"]]
+    parts = results.parts(study, "robustness", unseen_splits(method))
+    right = results.right(study, rows["sha256"].unique(), parts)
+    if right is None:
+        return np.nan
+    mean, low, _ = mean_with_interval(100 * right.mean(axis=1))
+    return mean - low
 
 
 def sensitivity_text(table):
     text = table[["study", "method", "setting"]].rename(columns={"study": "network"})
     text["value"] = [v if isinstance(v, str) else f"{v:g}" for v in table["value"]]
     text["n"] = [f"{n:.0f}" for n in table["n"]]
-    text["robustness"] = [number(value) for value in table["robustness"]]
+    text["robustness"] = [
+        number(row.robustness)
+        + ("" if pd.isna(row.low) else f" [{number(row.low)}, {number(row.high)}]")
+        for row in table.itertuples()
+    ]
     text["change in clean accuracy"] = [points(value) for value in table["change"]]
     return text
 

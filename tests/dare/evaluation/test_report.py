@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up import PLAIN, made_up
+from scipy import stats
 
 import dare.evaluation.record
 from dare import tables as script
 from dare.evaluation import networks, report, tables
 from dare.evaluation.results import read_recorded, read_studies
+from dare.evaluation.scores import Scores
 from train.shared.flags import UserError
 
 DRAWN = ("trade_off", "comparisons", "adaptive", "mined_epochs")
@@ -75,11 +77,22 @@ def test_several_networks_and_seeds(home):
 def test_settings_are_a_table_and_a_figure(home):
     more = [("dare", (share, 0.95, 0.4), {"per": per}) for share, per in ((0.2, 0.05), (0.5, 0.5))]
     more += [("dare", (0.6, 0.9, 0.4), {"lr_rate": 1e-2})]
-    made_up(home, more=more)
+    folder = made_up(home, more=more, held_out=False)
     script.main([])
     found = pd.read_csv(home / "models/table_sensitivity.csv").astype({"value": float})
     per = found[found["setting"] == "per"].set_index("value")["robustness"]
     assert per.to_dict() == pytest.approx({0.05: 20, 0.5: 50, 0.95: 70})
+    # The interval is over images, each with the mean over its attacks.
+    rows = pd.read_csv(folder / "robustness.csv").query("method == 'dare' and per == 0.5")
+    scores, of_image = Scores.read(folder / "scores.h5"), {}
+    for part in {f"{row.attack} {row.split}" for row in rows.itertuples()}:
+        right = scores.right(rows["sha256"].iloc[0], part)
+        for image, hit in zip(scores.index[part], right, strict=True):
+            of_image.setdefault(image, []).append(100 * hit)
+    means = [np.mean(hits) for hits in of_image.values()]
+    half = stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
+    row = found[(found["setting"] == "per") & (found["value"] == 0.5)].iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx((50 - half, 50 + half))
     rate = found[found["setting"] == "lr_rate"].set_index("value")["robustness"]
     assert rate.to_dict() == pytest.approx({0.001: 70, 0.01: 60})
     assert (home / "models/figures/sensitivity.png").exists()
