@@ -14,7 +14,15 @@ from dare.evaluation.results import (
     of_network,
     own_settings,
 )
-from dare.evaluation.tables import AVERAGED, name_of, number, points, robustness_table, unseen
+from dare.evaluation.tables import (
+    AVERAGED,
+    interval,
+    name_of,
+    number,
+    points,
+    robustness_table,
+    unseen,
+)
 from dare.methods import METHODS, unseen_splits
 from train import params
 
@@ -110,11 +118,7 @@ def sensitivity_text(table):
     text = table[["study", "method", "setting"]].rename(columns={"study": "network"})
     text["value"] = [v if isinstance(v, str) else f"{v:g}" for v in table["value"]]
     text["n"] = [f"{n:.0f}" for n in table["n"]]
-    text["robustness"] = [
-        number(row.robustness)
-        + ("" if pd.isna(row.low) else f" [{number(row.low)}, {number(row.high)}]")
-        for row in table.itertuples()
-    ]
+    text["robustness"] = [number(row.robustness) + interval(row) for row in table.itertuples()]
     text["change in clean accuracy"] = [points(value) for value in table["change"]]
     return text
 

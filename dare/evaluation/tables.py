@@ -40,11 +40,14 @@ def points(value):
     return number(value, "{:+.1f}").replace("+0.0", "0.0")
 
 
+def interval(row):
+    """ " [-2.9, 17.6]" of a row with low and high, to stand after its value; "" for NaN."""
+    return "" if pd.isna(row.low) else f" [{number(row.low)}, {number(row.high)}]"
+
+
 def marked(row):
     """ "+7.3 [-2.9, 17.6]" of a row of comparisons; † if the other model is the original itself."""
-    text = points(row.difference)
-    text += "" if pd.isna(row.low) else f" [{number(row.low)}, {number(row.high)}]"
-    return text + (" †" if row.originals > 0 else "")
+    return points(row.difference) + interval(row) + (" †" if row.originals > 0 else "")
 
 
 # ------------------------------------------------------------------------------------- comparisons
