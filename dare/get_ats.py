@@ -83,7 +83,7 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
         checkpoints: {epoch: file that Keras's load_weights reads}; the last epoch's is the final
             model's.
         x, y: images (n, h, w, c), uint8 or as the model takes them, and labels (n,): x_validation.
-        model: the classifier. On return it has the final weights again.
+        model: the classifier with its final weights, which it has again on return.
         choose_layer: path of the layer whose activations become the targets.
         path: HDF5 file to which the targets are written; None: they are kept in memory.
         provenance: attributes of that file.
@@ -285,7 +285,8 @@ def main(argv=None):
     images = args.images if args.images and args.images < len(y) else None
     x, y = x[:images], y[:images]  # prepare.py has shuffled them
     provenance |= {"first": epochs[0], "last": epochs[-1], "images": images}
-    with stage(study.folder / "get_ats.log", "mine", vars(args) | {"images": len(x)}) as log:
+    logged = vars(args) | {"images": len(x), "choose_layer": choose_layer}
+    with stage(study.folder / "get_ats.log", "mine", logged) as log:
         if check(path, provenance):
             log["idle"] = True
             print(f"{path} already exists.")

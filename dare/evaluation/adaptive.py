@@ -23,6 +23,7 @@ from adv.attacks.worst_case import DECISIONS, PGD_STEPS, ROBUST, UNKNOWN, attack
 from dare.evaluation.results import own_settings
 from dare.evaluation.scores import Scores
 from dare.evaluation.scoring import MODEL
+from dare.methods import METHODS
 from train.shared.artifacts import atomic_write, data_sha256
 from train.shared.checkpoints import load_weights
 from train.shared.log import progress
@@ -48,7 +49,7 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
         methods: names of the methods to attack; None: all.
 
     Returns:
-        adaptive.csv as a DataFrame.
+        adaptive.csv as a DataFrame, with all compared models that have been attacked.
     """
     index, x, y = attacked_images(study, images)
     epsilons = GREY if x.shape[-1] == 1 else COLOUR
@@ -58,14 +59,12 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
     scores = Scores.read(scores_path)
     kinds = itertools.product(ATTACKS, (0, *epsilons))
     parts = [name for kind in kinds for name in part_names(*kind)]
+    scores.drop(n for n in scores.index if "adaptive" in n and n not in parts)
     for name in parts:
         scores.define(name, index, json.dumps(settings))
 
-    chosen = table[table["last"] & own_settings(table)]
-    if methods:
-        chosen = chosen[chosen["method"].isin(methods)]
-    chosen = chosen[IDENTITY].drop_duplicates()
-    models = list(dict.fromkeys(chosen["sha256"]))
+    compared = table[table["last"] & own_settings(table)][IDENTITY].drop_duplicates()
+    models = list(dict.fromkeys(compared["sha256"][compared["method"].isin(methods or METHODS)]))
     todo = [model for model in models if not scores.has(model, parts)]
     print(f"adaptive: {len(todo)} of {len(models)} models to attack", flush=True)
     batched_model = BatchedModel.of(study.classifier)
@@ -79,7 +78,8 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
             scores.add(model, robust, result == ROBUST)
             scores.add(model, unknown, result == UNKNOWN)
         scores.save(scores_path)
-    found = robust_accuracy_table(chosen, scores, epsilons)
+    is_attacked = [scores.has(model, parts) for model in compared["sha256"]]
+    found = robust_accuracy_table(compared[is_attacked], scores, epsilons)
     with atomic_write(study.folder / "adaptive.csv") as temporary:
         found.to_csv(temporary, index=False)
     return found
@@ -100,10 +100,10 @@ def attacked_images(study, images):
     return index, pixels(x[index]), y[index]
 
 
-def robust_accuracy_table(chosen, scores, epsilons):
-    """adaptive.csv as a DataFrame. chosen: the columns IDENTITY."""
+def robust_accuracy_table(attacked, scores, epsilons):
+    """adaptive.csv as a DataFrame. attacked: the columns IDENTITY."""
     rows = []
-    for identity in chosen.to_dict("records"):
+    for identity in attacked.to_dict("records"):
         for attack, epsilon in itertools.product(ATTACKS, (0, *epsilons)):
             robust, unknown = part_names(attack, epsilon)
             is_unknown = scores.right(identity["sha256"], unknown)

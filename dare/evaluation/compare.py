@@ -68,7 +68,7 @@ def comparisons_table(results):
             found = network_rows(results, network, comparison)
             rows += found
             cells += found[:1]
-        if len(cells) > 1:
+        if cells and len(results.networks) > 1:
             rows.append(over_networks(comparison, pd.DataFrame(cells)))
     columns = "component other method kind dataset model seeds images difference low high"
     columns += " clean_difference heldout_difference originals cells lowest highest ahead"
@@ -164,9 +164,9 @@ def one_number_an_image(differences):
 
 
 def mean_with_interval(values):
-    """(mean, low, high): Student's t, 95%; the interval is NaN for a single value."""
+    """(mean, low, high): Student's t, 95%; the interval is NaN for one or two values."""
     values = np.asarray(values, float)
-    if len(values) < 2:
+    if len(values) < 3:  # two say next to nothing about their spread
         return values.mean(), np.nan, np.nan
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return values.mean(), values.mean() - half, values.mean() + half
@@ -177,7 +177,7 @@ def over_networks(comparison, cells):
     difference, low, high = mean_with_interval(cells["difference"])
     return {
         "component": comparison.component, "other": comparison.other, "kind": comparison.kind,
-        "dataset": ALL, "model": ALL, "images": cells["images"].sum(),
+        "dataset": ALL, "model": ALL,
         "difference": difference, "low": low, "high": high,
         "clean_difference": cells["clean_difference"].mean(),
         "heldout_difference": cells["heldout_difference"].mean(),

@@ -23,7 +23,7 @@ CURVES = {
     "original": "#000000", "dare": "#0072B2", "control-finetune": "#009E73",
     "at-pgd": "#D55E00", "control-seed": "#CC79A7",
 }  # fmt: skip
-TICKS = (-80, -40, -20, -10, -5, -2, 0, 2, 5)
+TICKS = (-80, -40, -20, -10, -5, -2, 0, 2, 5)  # of changes of clean accuracy
 LINEAR = 5  # points of clean accuracy; a larger loss is drawn on a logarithmic scale
 METRIC = "empirical robustness (%)"
 RULE = "last epochs at the network's own learning rate"
@@ -32,7 +32,8 @@ RULE = "last epochs at the network's own learning rate"
 def trade_off(cells, rule=RULE):
     """Clean accuracy change against robustness: a point a method, the mean over networks.
 
-    Thin lines: the range over networks. cells: of robustness_table.
+    Thin lines: the range over networks. A method that some networks lack says in how many it is.
+    cells: of robustness_table.
     """
     points = cells[(cells["attack"] == AVERAGED) & (cells["method"] != "original")]
     if points.empty:
@@ -40,6 +41,7 @@ def trade_off(cells, rule=RULE):
     networks = len(points[NETWORK].drop_duplicates())
     found = points.groupby("method")[["change", "robustness"]].agg(["mean", "min", "max"])
     found = found.sort_values(("robustness", "mean"))
+    counts = points["method"].value_counts()
     figure, axis = plt.subplots(figsize=(8.5, 5.2), layout="constrained")
     for method, row in found.iterrows():
         colour, shape = style(method)
@@ -50,7 +52,7 @@ def trade_off(cells, rule=RULE):
     low, high = points["robustness"].min(), points["robustness"].max()
     margin = 0.04 * (high - low) + 1
     axis.set(ylim=(low - margin, high + margin))
-    clean_axis(axis, points["change"], room=5)  # for the labels at the left
+    clean_axis(axis, points["change"])
     # Labels stand in two columns, at the left for methods that lose much, in the points' order.
     is_left = found["change", "mean"] < -0.6 * LINEAR
     columns = (found[is_left], 0.02, "left"), (found[~is_left], 1.03, "left")
@@ -59,8 +61,9 @@ def trade_off(cells, rule=RULE):
         heights = spread(column["robustness", "mean"].to_numpy(), (high - low + 8) / 24)
         for (method, row), height in zip(column.iterrows(), heights, strict=True):
             at = row["change", "mean"], row["robustness", "mean"]
+            label = method + (f" ({counts[method]})" if counts[method] < networks else "")
             axis.annotate(
-                method, at, (place, height), textcoords=axis.get_yaxis_transform(), ha=side,
+                label, at, (place, height), textcoords=axis.get_yaxis_transform(), ha=side,
                 color=style(method)[0], va="center", annotation_clip=False, arrowprops=arrow,
                 bbox={"fc": "white", "ec": "none", "pad": 1},
             )  # fmt: skip
@@ -70,31 +73,6 @@ def trade_off(cells, rule=RULE):
     axis.set_title(title, loc="left")
     handles = family_handles(found.index)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    return figure
-
-
-def trade_offs(cells, networks):
-    """The same, a small panel for each network."""
-    points = cells[(cells["attack"] == AVERAGED) & (cells["method"] != "original")]
-    if points.empty or len(networks) < 2:
-        return None
-    figure, axes = panels(networks, share=True)
-    for axis, network in zip(axes, networks, strict=False):
-        here = of_network(points, network)
-        for row in here.itertuples():
-            colour, shape = style(row.method)
-            axis.plot(row.change, row.robustness, shape, color=colour, ms=6, mec="white", mew=0.5)
-            if row.method in ("dare", "control-seed"):
-                axis.annotate(row.method, (row.change, row.robustness), (-6, 5), fontsize=7,
-                              textcoords="offset points", color=colour, ha="right")  # fmt: skip
-        clean_axis(axis, points["change"], ticks=(-80, -20, -5, -2, 0, 2))
-        axis.set(ylim=(-5, 109))
-        axis.set_title(f"{name_of(network)}, n {here['n'].max():.0f}")
-    figure.supxlabel(clean_label(axes[0]))
-    figure.supylabel(f"mean {METRIC}")
-    figure.suptitle(f"Robustness and clean accuracy in each network ({RULE}; n samples an attack)")
-    handles = family_handles(points["method"])
-    figure.legend(handles=handles, loc="outside right center")
     return figure
 
 
@@ -143,10 +121,10 @@ def comparisons(table):
     return figure
 
 
-def adaptive(table, networks, is_last):
-    """Robust accuracy against epsilon, the worst case over the attacks, a panel a network.
+def adaptive(table, networks):
+    """Robust accuracy against epsilon, the worst case over the attacks: a panel for each network.
 
-    table: of adaptive_table. is_last: whether last epochs were attacked.
+    table: of adaptive_table.
     """
     networks = [n for n in networks if len(table) and len(of_network(table, n))]
     if not networks:
@@ -164,8 +142,7 @@ def adaptive(table, networks, is_last):
         axis.set_title(f"{name_of(network)}, n {here['n'].max():.0f}")
     figure.supxlabel("epsilon (Linf, pixels in [0, 1])")
     figure.supylabel("robust accuracy (%)")
-    rule = "last epochs" if is_last else "the most robust epochs"
-    figure.suptitle(f"Every model attacked itself: worst case over the attacks ({rule}; n images)")
+    figure.suptitle("Every model attacked itself: worst case over the attacks (n images)")
     present = [method for method in CURVES if method in set(table["method"])]
     handles = [plt.Line2D([], [], color=CURVES[m], marker="o", ms=3, label=m) for m in present]
     figure.legend(handles=handles, loc="outside right center")
@@ -238,33 +215,30 @@ def counted(count, noun):
     return f"{count} {noun}{'s' if count > 1 else ''}"
 
 
-def panels(networks, share=False):
+def panels(networks):
     """A figure with a panel for each network, three in a row; returns it and the axes."""
     columns = min(3, len(networks))
     rows = -(-len(networks) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(max(3.2 * columns, 7), 2.4 * rows + 1.2), squeeze=False,
-        sharex=share, sharey=share, layout="constrained",
+        layout="constrained",
     )  # fmt: skip
     for axis in axes.flat[len(networks) :]:
         axis.set_axis_off()
     return figure, axes.flat
 
 
-def clean_axis(axis, changes, ticks=TICKS, room=1.5):
-    """The axis of changes in clean accuracy, logarithmic for losses that are larger than LINEAR.
-
-    room: how far a logarithmic one goes beyond the largest loss, as a factor.
-    """
+def clean_axis(axis, changes):
+    """The axis of changes in clean accuracy, logarithmic for losses that are larger than LINEAR."""
     axis.axvline(0, color="#555555", lw=0.8)
     if changes.min() < -3 * LINEAR:
         axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
-        ticks = [t for t in ticks if 1.2 * changes.min() < t <= max(changes.max(), 2)]
+        ticks = [t for t in TICKS if 1.2 * changes.min() < t <= max(changes.max(), 2)]
         axis.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
         axis.minorticks_off()
     low, high = changes.min(), max(changes.max(), 0)
-    is_log = axis.get_xscale() == "symlog"
-    axis.set_xlim((room if is_log else 1.5) * low - 0.3, 1.15 * high + 0.3)
+    room = 5 if axis.get_xscale() == "symlog" else 1.5  # for the labels at the left
+    axis.set_xlim(room * low - 0.3, 1.15 * high + 0.3)
 
 
 def clean_label(axis):

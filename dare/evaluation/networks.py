@@ -3,13 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from adv import ATTACKS, SUCCESS_NEEDED
+from adv import ATTACKS, SPLIT, SUCCESS_NEEDED
 from dare.evaluation.compare import mean_with_interval
 from dare.evaluation.results import (
     NETWORK,
     PAPER,
     RATES,
     SETTINGS,
+    SPLITS,
     in_order,
     of_network,
     own_settings,
@@ -24,7 +25,6 @@ from dare.evaluation.tables import (
     unseen,
 )
 from dare.methods import METHODS, unseen_splits
-from train import params
 
 PAPER_IMAGES = {"cifar10": 25_000, "svhn": 36_628, "fashion_mnist": 30_000}  # half of x_train
 SAMPLES_NEEDED = 900  # of an attack, for its adversarial training
@@ -63,13 +63,12 @@ def networks_table(results):
 
 
 def networks_text(table):
-    text = pd.DataFrame({"network": table["model"], "data set": table["dataset"]})
-    text["seed"] = table["seed"].astype(str)
+    text = table[["study"]].rename(columns={"study": "network"})
     for title, column, form in (
-        ("images", "images", "{:.0f}"), ("paper's", "paper_images", "{:.0f}"),
+        ("images", "images", "{:.0f}"), ("paper's images", "paper_images", "{:.0f}"),
         ("epochs", "epochs", "{:.0f}"), ("mined images", "mined", "{:.0f}"),
-        ("parameters (M)", "parameters", "{:.2f}"), ("authors'", "paper_parameters", "{:.1f}"),
-        ("clean accuracy", "test_accuracy", "{:.1f}"), ("paper's ", "paper_accuracy", "{:.1f}"),
+        ("parameters (M)", "parameters", "{:.2f}"), ("paper's (M)", "paper_parameters", "{:.1f}"),
+        ("clean accuracy", "test_accuracy", "{:.1f}"), ("paper's", "paper_accuracy", "{:.1f}"),
     ):  # fmt: skip
         if table[column].notna().any():
             text[title] = [number(value, form) for value in table[column]]
@@ -127,7 +126,8 @@ def cost_table(results):
     """Table (f): seconds of the stages that a method needs, by study, and in epochs of training.
 
     The first layer that is mined takes longest, because later ones use its probabilities. So the
-    longest mining counts, and none is known where that of DARE's layer was not recorded.
+    longest mining counts, and none is known where that of DARE's layer was not recorded. Of an
+    attack the share counts that its adversarial training was tuned on.
 
     Returns DataFrame with the columns study, dataset, model, method, seconds, epochs (of the
     network's own training that take as long), unknown (needed stages that were not recorded).
@@ -143,10 +143,10 @@ def cost_table(results):
     for study, of_study in commands.groupby("study", sort=False):
         dataset, model = of_study.iloc[0][NETWORK]
         spent = of_study.groupby("stage")["seconds"].median()
+        spent[spent.index.isin(ATTACKS)] *= SPLIT[0]
         mined = of_study[of_study["stage"] == "mine"]
-        mined = mined.assign(layer=mined.get("choose_layer", pd.Series(dtype=str)))
-        is_known = mined["layer"].fillna(params.default_layer(dataset, model) or "")
-        spent["mine"] = mined["seconds"].max() if layers.get(study) in {*is_known} else np.nan
+        is_known = layers.get(study) in {*mined.get("choose_layer", ())}
+        spent["mine"] = mined["seconds"].max() if is_known else np.nan
         same = set(originals.loc[originals["study"] == study, "method"])
         for method in [m for m in METHODS if m in spent and m not in same]:
             needed = spent.reindex([method, *stages_before(method)])
@@ -232,7 +232,8 @@ def warnings(results, networks):
         lost = max((small["paper_accuracy"] - small["test_accuracy"]).max(), 0)
         texts.append(
             f"Training sets hold {span(small['images'])} images, the paper's "
-            f"{span(small['paper_images'])}; clean accuracy is up to {lost:.0f} points lower."
+            f"{span(small['paper_images'])}; clean accuracy is up to {lost:.0f} points lower "
+            f"({studies_with(small)})."
         )
     counts = [n for found in training_samples(results).values() for n in found]
     if counts and min(counts) < SAMPLES_NEEDED:
@@ -244,7 +245,8 @@ def warnings(results, networks):
     tested = originals[originals["split"] == "test"]
     if few := studies_with(tested[tested["n"] < TEST_SAMPLES]):
         texts.append(f"The test part has fewer than {TEST_SAMPLES} samples of an attack in {few}.")
-    made = originals.groupby(["study", *NETWORK, "attack"])["n"].sum()
+    made = originals[originals["split"].isin(SPLITS)]
+    made = made.groupby(["study", *NETWORK, "attack"])["n"].sum()
     share = made / made.groupby("study").transform("max")
     if few := studies_with(share[share < SUCCESS_NEEDED].reset_index()):
         texts.append(f"An attack failed on half of the images or more in {few}.")

@@ -17,12 +17,14 @@ from train.shared.artifacts import atomic_write, write_text
 from train.shared.figures import plt
 
 COMPARISONS_NOTE = (
-    "DARE minus another method in points, image by image, with Student's 95% interval. This "
-    "describes these runs and tests nothing; several networks share images."
+    "DARE minus another method in points, image by image, with Student's 95% interval over images "
+    "for these trainings: others can differ by more. †: the other model is the original itself, "
+    "with 0 by construction."
 )
 OVER_NOTE = (
-    " Mean over networks; range: of theirs; ahead: in how many DARE is; images: their sum. "
-    "†: in some of them the other model is the original itself, with 0 by construction."
+    "DARE minus another method in points: mean over networks with Student's 95% interval, range of "
+    "theirs, and in how many DARE is ahead. Networks share images: this describes these runs and "
+    "tests nothing. †: in some of them the other model is the original itself."
 )
 PAPER_NOTE = (
     "Mean robustness over the attacks and change of clean accuracy, the paper's in brackets (four "
@@ -30,24 +32,25 @@ PAPER_NOTE = (
     "validation samples (split 60/20/20); the test samples are shown."
 )
 ATTACKS_NOTE = (
-    "Empirical robustness in % (± standard deviation over runs) at last epochs, on all samples "
-    "that a method was not tuned on; clean accuracy in % and its change in points."
+    "Empirical robustness in % (± standard deviation over runs and training seeds) at last epochs, "
+    "on all samples that a method was not tuned on; clean accuracy in % and its change in points."
 )
 ADAPTIVE_NOTE = (
     "Robust accuracy in %, the worst case over the attacks on each model itself, at the two "
-    "largest epsilons. *: the original keeps more than 5% at the largest; there the attacks have "
-    "not converged."
+    "largest epsilons. *: the original keeps more than 5% at the largest, so that the attacks may "
+    "be too weak there."
 )
 COST_NOTE = (
-    "Seconds for all that a method needs (DARE: slice, mine, tune; at-*: attack, tune), and how "
-    "many epochs of the network's own training take as long. A stage after + was not recorded, and "
-    "comes on top."
+    "Seconds for all that a method needs (DARE: slice, mine, tune; at-*: make the samples that it "
+    "is tuned on, tune), and how many epochs of the network's own training take as long, as they "
+    "ran: in the workflow training has all cores, the other steps half of them. A stage after + "
+    "was not recorded, and comes on top."
 )
 
 
 @dataclass
 class Content:
-    """What a report shows. overview: the first Section. figures: {name: (caption, figure)}."""
+    """What a report shows. overview: the first Section. figures: {name: figure}."""
 
     title: str
     command: str
@@ -90,8 +93,8 @@ def report_of_runs(target, results, command):
     tests = wilcoxon_table(results.last[results.last["split"] == "test"])
     agreed = agreement(scenario_means(results.best), scenario_means(paper_rows()))
     names = results.networks
-    several = len(names) > 1
-    note = COMPARISONS_NOTE + (OVER_NOTE if several else "")
+    note = OVER_NOTE if len(names) > 1 else COMPARISONS_NOTE
+    note += " Held-out samples are made from test images."
     content = Content(
         {"models": "all runs"}.get(target.name, target.name), command,
         Section("DARE minus other models", note, tables.comparisons_text(compared)),
@@ -117,7 +120,10 @@ def report_of_runs(target, results, command):
         text = networks.adaptive_text(attacked, names)
         content.sections.append(Section("Every model attacked itself", ADAPTIVE_NOTE, text))
     if len(swept):
-        note = "Last epochs; mean robustness over the attacks in %, n samples an attack."
+        note = (
+            "Last epochs; mean robustness in % over the attacks, of n samples each, with Student's "
+            "95% interval over images."
+        )
         text = networks.sensitivity_text(swept)
         content.sections.append(Section("Influence of a setting", note, text))
     if len(cost):
@@ -128,8 +134,7 @@ def report_of_runs(target, results, command):
     content.figures = {
         "trade_off": figures.trade_off(last),
         "comparisons": figures.comparisons(compared),
-        "trade_off_networks": figures.trade_offs(last, names),
-        "adaptive": figures.adaptive(attacked, names, bool(results.attacked["last"].all())),
+        "adaptive": figures.adaptive(attacked, names),
         "mined_epochs": figures.mined_epochs(results.tables["mined"], names),
         "sensitivity": figures.sensitivity(swept),
     }

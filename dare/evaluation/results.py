@@ -69,14 +69,8 @@ class Results:
 
     @functools.cached_property
     def attacked(self):
-        """The rows of the models that were attacked themselves: their last epochs.
-
-        Before the rule of the last epoch it was the most robust ones.
-        """
-        if self.tables["adaptive"].empty:
-            return self.rows[:0]
-        rows = self.rows[self.rows["sha256"].isin(set(self.tables["adaptive"]["sha256"]))]
-        return rows[rows["last"] & rows["own"]] if rows["last"].all() else rows[rows["best"]]
+        """The rows of the models that were attacked themselves."""
+        return self.rows[self.rows["sha256"].isin(self.tables["adaptive"].get("sha256", ()))]
 
     def models(self, rows, method):
         """{study: [SHA-256 of the weights of each run]} of a method in some rows."""

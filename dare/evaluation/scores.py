@@ -38,10 +38,9 @@ class Scores:
     def of_group(cls, group):
         scores = cls()
         for part, data in group.items():
-            if "right" in data:
-                scores.define(part, data["index"][()], data.attrs["made_from"])
-                models = data["model"].asstr()[()]
-                scores.packed[part] = dict(zip(models, data["right"][()], strict=True))
+            scores.define(part, data["index"][()], data.attrs["made_from"])
+            models = data["model"].asstr()[()]
+            scores.packed[part] = dict(zip(models, data["right"][()], strict=True))
         return scores
 
     def define(self, part, index, made_from):
@@ -51,6 +50,11 @@ class Scores:
             self.packed[part] = {}
         self.index[part] = index
         self.made_from[part] = made_from
+
+    def drop(self, parts):
+        """Forget some parts."""
+        for part in list(parts):
+            del self.index[part], self.made_from[part], self.packed[part]
 
     def has(self, model, parts):
         """Whether the model, named by the SHA-256 of its weights, was scored on all the parts."""

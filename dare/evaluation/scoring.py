@@ -57,6 +57,7 @@ def score_study(study):
     parts["clean reporting"] = clean_part(study)
     scores_path = study.folder / "scores.h5"
     scores = Scores.read(scores_path)
+    scores.drop(n for n in scores.index if "adaptive" not in n and n not in parts)
     for name, part in parts.items():
         scores.define(name, part.index, part.sha256)
     validation = [f"{attack} validation" for attack in attacks]
@@ -139,7 +140,8 @@ def read_samples(study):
             if not (np.array_equal(index, first[1]) and np.array_equal(split, first[2])):
                 raise UserError(
                     f"{path} ({len(index)} samples) and {first[0]} ({len(first[1])}) are samples "
-                    f"of different images: make all attacks with the same --samples."
+                    f"of different images: make all attacks with the same --samples, and on one "
+                    f"machine."
                 )
             for code, name in enumerate(SPLITS):
                 parts[f"{attack} {name}"] = successful(file, path, (split == code) & success)

@@ -66,7 +66,8 @@ def comparisons_text(table):
     if rows["cells"].notna().any():
         text["ahead"] = [f"{row.ahead:.0f} of {row.cells:.0f}" for row in rows.itertuples()]
         text["range"] = [f"{number(r.lowest)} to {number(r.highest)}" for r in rows.itertuples()]
-    text["images"] = [f"{images:.0f}" for images in rows["images"]]
+    else:
+        text["images"] = [f"{images:.0f}" for images in rows["images"]]
     text["clean accuracy"] = [points(value) for value in rows["clean_difference"]]
     if rows["heldout_difference"].notna().any():
         # No sample leaves the original right, so that nothing is learned from a comparison with it.
@@ -177,6 +178,8 @@ def beside_paper_text(ours, theirs, networks, samples):
     )
     methods = [m for m in in_order(ours.index.unique("method")) if m != "original"]
     table = pd.DataFrame({"method": methods})
+    if not methods:
+        return table
 
     def both(key, column, form):
         text = form(ours[column].get(key, np.nan))

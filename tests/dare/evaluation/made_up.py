@@ -100,9 +100,10 @@ def made_up(
         file.attrs.update(first=10, last=19, choose_layer="conv3")
     log(folder / "train.log", f"train {model}", 40.0)
     # Mining a second layer takes the probabilities of the first; a tuning was extended.
-    log(folder / "get_ats.log", "mine", 10.0, {"choose_layer": "predictions"}, 1.0)
+    layers = {"choose_layer": "conv3"}, {"choose_layer": "predictions"}
+    log(folder / "get_ats.log", "mine", 10.0, layers, 1.0)
     log(folder / "nnslicer.log", "slice", 3.0)
-    log(folder / "tuned/dare/tune.log", "dare", 3.0, {"epochs": 10}, 4.0)
+    log(folder / "tuned/dare/tune.log", "dare", 3.0, ({}, {"epochs": 10}), 4.0)
     log(folder / "tuned/control-random/tune.log", "control-random", 7.0)
     log(folder / "ats_conv3_random_run0.log", "targets random_run0", 5.0)
     log(folder / "tuned/at-pgd/tune.log", "at-pgd", 6.0)
@@ -111,20 +112,21 @@ def made_up(
     return folder
 
 
-def log(path, stage, seconds, again=(), more=None):
+def log(path, stage, seconds, settings=({}, {}), more=None):
     """A log with an entry of a stage that was run, of one that found it done, and a broken line.
 
-    again, more: settings and seconds of a second run.
+    settings: of the run and of a second one, which took `more` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {"stage": stage, "command": [str(ROOT / "dare/script.py"), "--seed", "0"]}
-    entry |= {"start": "2024-01-01 10:00:00", "settings": {"images": 718}, "device": "a processor"}
+    entry |= {"start": "2024-01-01 10:00:00", "device": "a processor"}
     entry |= {"packages": {"tensorflow": "2.21"}}
-    ends = [("done", seconds, {}), ("idle", 0.0, {})] + ([("done", more, again)] if more else [])
+    first, second = settings
+    ends = [("done", seconds, first), ("idle", 0.0, {})] + (
+        [("done", more, second)] if more else []
+    )
     lines = [
-        json.dumps(
-            entry | {"ended": end, "seconds": spent, "settings": entry["settings"] | dict(changed)}
-        )
+        json.dumps(entry | {"ended": end, "seconds": spent, "settings": {"images": 718} | changed})
         for end, spent, changed in ends
     ]
     path.write_text("\n".join([*lines, '{"stage": "cut o']))

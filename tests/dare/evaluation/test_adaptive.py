@@ -81,7 +81,7 @@ def test_what_was_attacked_is_kept_unless_the_settings_differ(marked, attacked, 
     pd.testing.assert_frame_equal(first, again)
     table.loc[table["method"] == "control-finetune", "last"] = True
     some = adaptive.evaluate(study, table, paths, **SETTINGS, methods=["dare", "control-finetune"])
-    assert set(some["method"]) == {"dare", "control-finetune"} and len(attacked) == 3  # the new one
+    assert len(attacked) == 3 and set(some["method"]) == {"original", "dare", "control-finetune"}
     adaptive.evaluate(study, table, paths, images=30, restarts=2)
     assert attacked[3:] == [(30, 2, 0)] * 3
 
@@ -108,6 +108,7 @@ def test_no_model_and_other_epsilons(marked, attacked, monkeypatch):
     monkeypatch.setattr(adaptive, "GREY", (0.03, 0.1))  # the largest stays
     found = adaptive.evaluate(study, table, paths, **SETTINGS)
     assert set(found["epsilon"]) == {0, 0.03, 0.1}
+    assert not any("0.01" in part for part in Scores.read(study.folder / "scores.h5").index)
 
 
 def test_files_of_a_study(marked):

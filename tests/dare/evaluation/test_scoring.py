@@ -130,10 +130,16 @@ def test_robustness_csv(scored, monkeypatch):
     assert table["is_original"].equals(table["lr_rate"].eq(1e-6))
     # A second time nothing is scored, and the same is written.
     before = (folder / "robustness.csv").read_bytes()
-    monkeypatch.setattr(scoring, "score", None)
-    test.main(TOY)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score", None)
+        test.main(TOY)
     assert (folder / "robustness.csv").read_bytes() == before
     assert '"stage": "fgsm test"' in (folder / "adv/fgsm_test.log").read_text()
+    # Scores on samples that are gone are gone too.
+    (folder / "adv/pgd.h5").unlink()
+    test.main(TOY)
+    parts = Scores.read(folder / "scores.h5").index
+    assert "fgsm test" in parts and not any("pgd" in part for part in parts)
 
 
 def change_samples(folder, name, change, attacks=("fgsm", "pgd")):
