@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import h5py
 import numpy as np
 
-from adv import ATTACKS, SUCCESS_NEEDED
+from adv import ATTACKS, SPLIT, SUCCESS_NEEDED
 from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
@@ -32,6 +32,7 @@ from train.shared.artifacts import (
     attributes,
     check,
     data_sha256,
+    fingerprint,
     other_setting,
     set_attributes,
 )
@@ -54,7 +55,6 @@ steps = None  # number of iterations; None: the attack's own
 # At most this many images are attacked again after an interruption. Larger chunks keep batches full
 # for longer. For cw it is a quarter.
 CHUNK = 1000
-SPLIT = (0.6, 0.8)  # where the validation and the test part of the samples begin
 SHOWN = 8  # samples in a picture
 
 
@@ -118,8 +118,8 @@ def attack_images(name, batched_model, x, y, path, provenance):
     Args:
         name: of the attack. batched_model: BatchedModel. x: uint8 (n, h, w, c). y: labels (n,).
         path: the samples file; finished chunks are kept in parts_folder(path).
-        provenance: of the file, with mode, epsilon, steps and seed. A chunk with another one is
-            made again.
+        provenance: of the file, with mode, epsilon, steps and seed. A chunk with another one, or of
+            other images, is made again.
 
     Returns:
         Adversarial images, float32 (n, h, w, c), success, bool (n,), and the seconds it took.
@@ -130,7 +130,7 @@ def attack_images(name, batched_model, x, y, path, provenance):
         for first in range(0, len(x), size):
             rows = slice(first, first + size)
             chunk = parts_folder(path) / f"{first:06d}.h5"
-            expected = provenance | {"images": len(x[rows])}
+            expected = provenance | {"images": fingerprint(x[rows])}
             if other_setting(attributes(chunk), expected):
                 start_time = time.perf_counter()
                 found = run_attack(
@@ -214,13 +214,19 @@ def generate(name, batched_model, study, inputs, path, provenance):
 def main(argv=None):
     args = options(__doc__, argv, globals(), attack=ATTACKS)
     check_mode(args.mode, args.epsilon)
+    names = chosen_names(args.attack, ATTACKS)
+    if args.mode == "fixed" and len(names) > 1 and {"cw", "jsma"} & {*names}:
+        raise UserError(
+            f"--attack {args.attack} with --epsilon {args.epsilon}: for cw it is L2, for jsma a "
+            f"number of features, so attack with each of them alone."
+        )
     study = Study.open(args)
     batched_model = BatchedModel.of(study.classifier)
     inputs = None
     settings = {name: getattr(args, name) for name in ("part", "samples", "mode", "epsilon")}
     if args.part == "test":  # the study's fingerprint of the data covers the training set alone
         settings["test_sha256"] = data_sha256(args.dataset, "test")
-    for name in chosen_names(args.attack, ATTACKS):
+    for name in names:
         path = samples_path(study.folder, name, args.part)
         picture = path.with_suffix(".png")
         # fgsm takes one step, whatever --steps says.

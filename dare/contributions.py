@@ -29,7 +29,7 @@ from train.shared.graph import Call, calls_of, find_call
 from train.shared.paths import path_text
 
 # Layers with synapses.
-SLICED = ("Dense", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose")
+SLICED = ("Dense", "Conv2D", "DepthwiseConv2D", "SeparableConv2D")
 MERGED = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Average", "Maximum", "Minimum")
 REARRANGED = ("Flatten", "Reshape", "Permute")
 PASSED_ON = (
@@ -114,8 +114,6 @@ def weights_of_synapses(layer):
     kind = kind_of(layer)
     if kind == "DepthwiseConv2D":
         weights = weights[:, :, None]
-    elif kind == "Conv2DTranspose":
-        weights = weights[None]
     else:
         groups = layer.groups if kind == "Conv2D" else 1
         weights = weights.reshape(len(weights), groups, -1).transpose(1, 2, 0)
@@ -126,7 +124,7 @@ def mask_of_kernel(layer, mask):
     """The mask of a slice as it applies to the last two axes of `kernel_of(layer)`."""
     if kind_of(layer) == "DepthwiseConv2D":
         return mask.reshape(kernel_of(layer).shape[-2:])
-    return mask.T if kind_of(layer) == "Conv2DTranspose" else mask
+    return mask
 
 
 # ----------------------------------------------------------------------- layers without synapses
@@ -197,8 +195,8 @@ def key_neurons_of(classifier, choose_layer, slices, per):
 def contributions_of_layers(calls, slices):
     """CONTRIB of every layer's output, from that of the sliced layers.
 
-    A layer without synapses passes CONTRIB back unchanged. So its neurons have the CONTRIB of the
-    layer before it, provided that no other layer uses that layer's output.
+    Layers of PASSED_ON and MERGED pass CONTRIB back unchanged. So their neurons have the CONTRIB of
+    the layer before, provided that no other layer uses that layer's output.
 
     Returns:
         {path: float (classes, neurons), or None where it does not follow from the slices}.
@@ -215,8 +213,8 @@ def contributions_of_layers(calls, slices):
             known = [np.concatenate(known, axis=1)] if len(known) == len(inputs) else []
         elif not (is_passed_on(call.layer) or kind in (*MERGED, "Flatten")):
             known = []
-        # The inputs of a sum all have the same. Others do not have as many neurons as the output:
-        # those of Flatten, unless a channel has one position, and those that are broadcast.
+        # All branches of a sum have the same CONTRIB. Where the number of neurons changes (Flatten,
+        # broadcasting), it is unknown.
         same = [c for c in known if c.shape[1] == call.output.shape[-1]]
         of_tensor[id(call.output)] = of_layer[call.path] = same[0] if same else None
     return of_layer

@@ -160,8 +160,7 @@ class Tuning:
 
     choose_layer: path of the chosen layer.
     lr_rate: of Adam.
-    epochs: a larger number than before continues the earlier run, if the classifier has the
-        weights that it had before that run.
+    epochs: a larger number than before continues the earlier run, with the untuned classifier.
     masks: the slice, {path: bool mask of SlicedLayer}; None: all weights are trained (dare-s).
     key_neurons: bool (classes, neurons); None: all neurons count (dare-s).
     batches: an epoch has this many batches and a new Adam; None: an epoch has all images.
@@ -212,6 +211,7 @@ def tune(classifier, mined, x, y, folder, tuning):
         for weight in regression.trainable_variables:
             weight.trainable = False
     batches = regression_batches(regression, mined, x, y, tuning)
+    # `fit` trains in training mode, so that batch normalisation follows too.
     adam = keras.optimizers.Adam(tuning.lr_rate)
     regression.compile(adam, loss=regression_loss, auto_scale_loss=False)
     run = Run(folder, tuning.epochs, provenance, extendable=True)

@@ -206,7 +206,7 @@ def slice_layer(weights, contribution, d_out, d_in, per):
     k = ceil_share(per, inputs)
     sign_out = np.sign(contribution * d_out).reshape(classes, groups, neurons)
     d_in = d_in.reshape(classes, groups, inputs)
-    sign32, d32 = sign_out.astype("float32"), d_in.astype("float32")  # as activations are
+    sign32, d32 = sign_out.astype("float32"), d_in.astype("float32")  # as precise as activations
 
     class_mask = np.empty((classes, inputs, groups * neurons), bool)
     contribution_in, largest_local = np.empty_like(d_in), np.empty_like(sign_out)
@@ -219,7 +219,7 @@ def slice_layer(weights, contribution, d_out, d_in, per):
         votes += np.sign(local)
         largest_local[c] = np.abs(local).max(axis=2)
 
-    # The sum over c of local / largest_local, from -classes to classes; w_ij is in every term.
+    # The sum over c of local / largest_local, from -classes to classes; w_ij is factored out.
     scale = sign_out / np.where(largest_local > 0, largest_local, 1)
     ties = weights * (scale.transpose(1, 2, 0) @ d_in.transpose(1, 0, 2))
     mask = by_input(largest(4 * classes * votes + ties, k))  # one vote outweighs any tie

@@ -1,7 +1,5 @@
 """Folders of images: train/<class>/* and test/<class>/*, in any format of FORMATS."""
 
-from mimetypes import guess_type
-
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -21,8 +19,7 @@ def read_folder(folder):
 
     EXIF orientation is applied. Only the first frame of an animation is used. Palette images become
     RGB, and greyscale images too, unless all images are greyscale. Transparent areas become white.
-    Channels of 16 bits are reduced to 8, with the largest value of all images as the end of the
-    range. Hidden files and folders and other files are ignored.
+    Hidden files and folders and other files are ignored; grey images of 16 bits are refused.
 
     Returns:
         (x, y) of train, (x, y) of test, and the names of the classes, as the official readers do.
@@ -37,7 +34,7 @@ def read_folder(folder):
             raise UserError(f"{where} has no image (.png, .jpg, ...): every class needs some.")
     train, test = ([path for of_class in c.values() for path in of_class] for c in parts.values())
     _report_unused(folder, {*train, *test})
-    x = np.stack(_of_one_depth(_of_8_bits(_decode_all(train + test), folder)))
+    x = np.stack(_of_one_depth(_decode_all(train + test)))
     y_train, y_test = (
         np.repeat(range(len(names)), [*map(len, c.values())]) for c in parts.values()
     )
@@ -60,18 +57,10 @@ def _is_image(path):
 
 
 def _report_unused(folder, used):
-    """Say which files are not used, with a warning for those that look like images."""
-    files = [path for part in ("train", "test") for path in (folder / part).rglob("*")]
-    unused = {path for path in files if path.is_file()} - used
-    visible = [p for p in unused if not any(map(_is_hidden, p.relative_to(folder).parts))]
-    if images := [p for p in visible if "image/" in str(guess_type(p.name, strict=False))]:
-        print(
-            f"Warning: {len(images)} images are not used, first {min(images)}: they must lie in "
-            f"the folder of a class itself, in one of the formats {', '.join(FORMATS)}.",
-            flush=True,
-        )
-    if others := unused - set(images):
-        print(f"{len(others)} hidden or other files ignored, first {min(others)}", flush=True)
+    """Say how many files are not used, such as images in a folder within that of a class."""
+    files = {path for part in ("train", "test") for path in (folder / part).rglob("*")}
+    if unused := {path for path in files if path.is_file()} - used:
+        print(f"{len(unused)} other files are ignored, first {min(unused)}", flush=True)
 
 
 def _decode_all(paths):
@@ -90,35 +79,16 @@ def _decode_all(paths):
 
 
 def _decode(path):
-    """Pixels (h, w) of a grey image, (h, w, 3) of others: uint8, or more bits as they are."""
+    """Pixels, uint8: (h, w) of a grey image, (h, w, 3) of others."""
     with Image.open(path, formats=FORMATS) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("its grey values have more than 8 bits: convert it to 8")
         mode = "L" if image.mode in GREY_MODES else "RGB"
-        has_16_bits = ";16" in str(image.tile)
         image = ImageOps.exif_transpose(image)
-        if image.mode == "F":
-            raise ValueError("its pixels are floating-point numbers")
-        if image.mode.startswith("I"):
-            return np.asarray(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        pixels = np.asarray(image.convert(mode))
-        return pixels.astype("uint16") << 8 if has_16_bits else pixels  # Pillow drops the low bytes
-
-
-def _of_8_bits(images, folder):
-    """Reduce those with more bits to 8, by the largest value of all of them."""
-    deep = [image for image in images if image.dtype != np.uint8]
-    bits = max((int(image.max()).bit_length() for image in deep), default=16)
-    if bits != 16:
-        what = f"{folder}: {len(deep)} images of 16 bits or more have values of {bits} bits"
-        if any(image.ndim == 3 for image in deep):
-            raise UserError(f"{what}: convert the coloured ones to 8 bits a channel.")
-        print(f"{what}: their range is taken as 0 to {2**bits - 1}.", flush=True)
-    if any(image.min() < 0 for image in deep):
-        raise UserError(f"{folder} has images with values below 0: convert them to 8 bits.")
-    shift = max(bits - 8, 0)
-    return [i if i.dtype == np.uint8 else (i >> shift).astype("uint8") for i in images]
+        return np.asarray(image.convert(mode))
 
 
 def _of_one_depth(images):

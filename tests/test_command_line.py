@@ -46,6 +46,7 @@ WRONG = [
     ("generate_adv", f"{TOY} --attack deepfool", "deepfool.*fgsm, bim"),
     ("generate_adv", f"{TOY} --attack cw --samples 10000", "10000, but the model gets .* of 240"),
     ("generate_adv", f"{TOY} --mode fixed", "needs an epsilon"),
+    ("generate_adv", f"{TOY} --mode fixed --epsilon 0.1", "attack with each of them alone"),
     ("dare", f"{TOY} --per 0.3", "slice_0.3.h5 is missing.*nnslicer.py.*--per 0.3"),
     ("dare", f"{TOY} --choose_layer dense1", "ats_dense1.h5 is missing.*get_ats.py"),
     ("fintune_adv", f"{TOY} --attack cw", "cw.h5 is missing.*generate_adv.py"),

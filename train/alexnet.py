@@ -18,7 +18,6 @@ from train.train import train
 dataset = "fashion_mnist"  # digits, fashion_mnist, cifar10, svhn, or your own
 seed = 0
 epochs = params.epochs
-keep_from = 1
 precision = params.precision
 
 

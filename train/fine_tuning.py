@@ -18,7 +18,7 @@ class FineTuning:
 
     loss: "mse" (on the softmax and one-hot labels) or "categorical_crossentropy".
     lr_rate: of Adam.
-    frozen: how many of the first layers are frozen. The input counts, the normalisation does not.
+    frozen: how many of the first layers are frozen, counted as in train/params.py.
     last_layer: path of the last layer that is tuned; None: the last layer of the network.
     batch: images in a step. 32 is the default of Keras's fit, which the released code uses.
     seed: of the order of the images, a tuple of numbers.

@@ -50,7 +50,6 @@ class Run:
         with other ones is refused.
     extendable: a later call may ask for more epochs, so another number of epochs is not refused,
         and the optimizer is kept after the last one.
-    keep_from: checkpoints of earlier epochs are deleted.
     schedule: learning rate as a function of the epoch (from 0); None: constant.
     callbacks: further Keras callbacks.
     log: path of log.csv, if it is not in the folder.
@@ -60,7 +59,6 @@ class Run:
     epochs: int
     provenance: dict
     extendable: bool = False
-    keep_from: int = 1
     schedule: object = None
     callbacks: list = field(default_factory=list)
     log: Path | None = None
@@ -210,9 +208,6 @@ class EpochKeeper(keras.callbacks.Callback):
         provenance = self.run.provenance | {"epoch": epoch, "epochs": self.run.epochs}
         save_weights(self.classifier, self.run.weights_path(epoch), provenance)
         self.delete_optimizers(epoch)
-        for earlier in epochs_in(self.run.folder):
-            if earlier < min(epoch, self.run.keep_from):
-                self.run.weights_path(earlier).unlink(missing_ok=True)
 
     def write_log(self, epoch, logs):
         """Add a row to log.csv; later rows of epochs that were not saved are dropped."""

@@ -5,7 +5,7 @@
 
 Reads data/<dataset>/. Writes to models/<dataset>_<model>_seed<N>/: model.keras (the architecture
 with its normalisation), checkpoints/model.001.weights.h5 ... and log.csv. After an interruption the
-same command continues from the last complete epoch. AlexNet has its own script, alexnet.py.
+same command continues from the last complete epoch. alexnet.py is short for --model alexnet.
 """
 
 import sys
@@ -31,7 +31,6 @@ dataset = "cifar10"  # digits, fashion_mnist, cifar10, svhn, or your own
 model = "vgg16"  # vgg16, vgg19, alexnet, lenet, resnet20
 seed = 0  # of initial weights, order, augmentation and dropout
 epochs = params.epochs
-keep_from = 1  # first epoch whose checkpoint is kept
 precision = params.precision
 
 
@@ -109,7 +108,7 @@ def training_copy(network, precision):
     """A copy of the network, with its weights, that trains in "float32" or "bfloat16".
 
     In bfloat16, by Keras's policy mixed_bfloat16, the weights, the normalisation of the pixels and
-    the softmax stay float32. Batch normalisation has its faster class, where there is one.
+    the softmax stay float32. Batch normalisation uses its faster class, where there is one.
     """
     stay = [*filter(is_normalisation, layers_by_path(network).values()), output_layer(network)]
 
@@ -137,12 +136,12 @@ def save_architecture(network, model, path):
         keras.Model(network.inputs[0], network.outputs[0], name=model).save(temporary)
 
 
-def train(dataset, model, seed, epochs, keep_from=1, precision=params.precision):
+def train(dataset, model, seed, epochs, precision=params.precision):
     """Train a network into its study's folder, or continue an interrupted training.
 
     Args:
         dataset: name of a prepared data set. model: a key of NETWORKS. seed: training seed.
-        epochs: length of the training. keep_from: earlier checkpoints are not kept.
+        epochs: length of the training.
         precision: "float32" or "bfloat16". Checkpoints are float32 in both. val_accuracy in log.csv
             is that of the network as it trains.
 
@@ -160,7 +159,7 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=params.precision)
     classes = int(max(y.max(), y_test.max())) + 1
     folder = study_folder(dataset, model, seed)
     checkpoints = folder / "checkpoints"
-    settings = {"dataset": dataset, "seed": seed, "epochs": epochs, "keep_from": keep_from}
+    settings = {"dataset": dataset, "seed": seed, "epochs": epochs}
     settings |= {"images": len(x), "precision": precision}
     with stage(folder / "train.log", f"train {model}", settings) as log:
         set_seed(seed)
@@ -179,7 +178,6 @@ def train(dataset, model, seed, epochs, keep_from=1, precision=params.precision)
                 "recipe": params.recipe(model, dataset, len(x)),
                 "data_sha256": data_sha256(dataset),
             },
-            keep_from=keep_from,
             schedule=params.learning_rate_schedule(model, epochs, len(batches)),
             log=folder / "log.csv",
         )

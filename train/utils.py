@@ -16,7 +16,7 @@ from train.shared.paths import data_folder
 
 __all__ = ["Batches", "Rows", "load_classifier", "load_data", "pixels", "predict", "set_seed"]
 
-# Images of the selection half that selection uses: enough to resolve one point of accuracy.
+# Images of the selection half for val_accuracy: enough to resolve one point.
 SELECTION_IMAGES = 2000
 IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 
@@ -24,7 +24,7 @@ IMAGES_AT_ONCE = 2048  # images whose activations are in memory at a time
 
 
 def pixels(x):
-    """Images as the networks take them, float32 in [0, 1]; x: uint8, or such float32 already."""
+    """Images as float32: uint8 divided by 255, floats as they are."""
     return np.asarray(x, "float32") / 255 if x.dtype == np.uint8 else np.asarray(x, "float32")
 
 
@@ -52,7 +52,7 @@ def load_data(dataset, part):
 def halves_of_test(dataset, n):
     """The selection half and the reporting half of the n test images, as sorted indices.
 
-    Only the selection half is used to choose models; only the reporting half is reported.
+    val_accuracy in log.csv is measured on the selection half, clean accuracy on the reporting half.
     """
     order = np.random.default_rng([data_info(dataset).get("seed", 0), 11]).permutation(n)
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
@@ -78,7 +78,7 @@ def class_names(dataset, classes):
 def set_seed(*seed):
     """Seed Python, NumPy and the backend with a tuple of numbers; the one way to set a seed.
 
-    Choices of images and the like have NumPy generators of [seed, number], another number for each.
+    Choices of images and the like have NumPy generators of [seed, number].
     """
     keras.utils.set_random_seed(seed_number(*seed))
 

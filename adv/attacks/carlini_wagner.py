@@ -5,7 +5,7 @@ import numpy as np
 from adv.attacks.classifier import in_full_batches
 from adv.attacks.losses import margin, margin_loss, norms, per_image
 
-# Pixels are kept this far inside of [-1, 1], so that tanh space has a slope everywhere. Foolbox's
+# Pixels in [-1, 1] are scaled by this, so that tanh space has a slope everywhere. Foolbox's
 # 0.999999 leaves almost none on black and white pixels: hundreds of steps pass before one moves.
 INSIDE = np.float32(0.99)
 WIDTH = 2 * np.arctanh(INSIDE)  # from black to white in tanh space

@@ -154,7 +154,7 @@ class BatchedModel:
 
     @classmethod
     def of(cls, classifier, highest=1):
-        """The BatchedModel of a Keras classifier, in batches that suit the device; or itself.
+        """The BatchedModel of a Keras classifier, in batches for the device, or the one given.
 
         highest: of the pixels that the classifier takes; the BatchedModel takes those in [0, 1].
         """

@@ -35,17 +35,17 @@ class Bracket:
 
     Until the first success epsilon grows. Then the next one is where the line through the margins
     at low and high crosses 0, because the margin falls almost in proportion to epsilon, divided by
-    `closed`. The search ends when high / low is at most `closed`.
+    `tolerance`. The search ends when high / low is at most `tolerance`.
 
     epsilon: to try next, float64 (n,).
     """
 
-    def __init__(self, start, epsilon, growth, closed, largest=np.inf):
+    def __init__(self, start, epsilon, growth, tolerance, largest=np.inf):
         """start: StartingPoint. epsilon: the first one, a number or (n,)."""
         n = len(start.x)
         self.epsilon = np.full(n, epsilon, "float64")
         self.growth = growth
-        self.closed = closed
+        self.tolerance = tolerance
         self.largest = largest
         self.low = np.zeros(n)
         self.high = np.full(n, np.inf)
@@ -58,7 +58,7 @@ class Bracket:
         """Record an attempt at `epsilon` of some images; returns which are finished, bool (rows,).
 
         is_hit: whether the decision changed. margin: at the end. used: the largest distance that
-            the steps can have gone.
+            the steps can have covered.
         """
         epsilon = self.epsilon[rows]
         hit = rows[is_hit]
@@ -72,13 +72,13 @@ class Bracket:
         fall = np.maximum(self.margin_low[rows] - self.margin_high[rows], 1e-12)
         has_hit = np.isfinite(high)
         crossing = low + np.where(has_hit, high - low, 0) * self.margin_low[rows] / fall
-        # A failure at high / closed ends the search, and so does a success at low * closed.
-        target = np.where(crossing > high / self.closed, high, crossing) / self.closed
-        target = np.clip(target, low * self.closed, high / self.closed)
+        # A failure at high / tolerance ends the search, and so does a success at low * tolerance.
+        target = np.where(crossing > high / self.tolerance, high, crossing) / self.tolerance
+        target = np.clip(target, low * self.tolerance, high / self.tolerance)
         larger = np.minimum(self.growth * epsilon, self.largest)
         self.epsilon[rows] = np.where(has_hit, target, larger)
         is_over = (attempts >= GROWTHS) | (epsilon >= self.largest)
-        is_closed = (attempts >= ATTEMPTS) | (high < 1.0001 * self.closed * low)
+        is_closed = (attempts >= ATTEMPTS) | (high < 1.0001 * self.tolerance * low)
         return np.where(has_hit, is_closed, is_over)
 
 
@@ -112,7 +112,7 @@ def along(start, direction, progress=None):
     return best, np.isfinite(bracket.high)
 
 
-def smallest(start, take_step, size, steps, share, closed, progress=None):
+def smallest(start, take_step, size, steps, share, tolerance, progress=None):
     """The smallest epsilon at which an attack that goes up the log-odds in steps succeeds.
 
     For every image: attempt the attack at an epsilon, with steps of a share of it, from the image
@@ -125,14 +125,14 @@ def smallest(start, take_step, size, steps, share, closed, progress=None):
         take_step: function (x, x0, gradient, epsilon, share) -> the next x.
         size: function (perturbation) -> (n,); of all successes the smallest counts.
         steps: of an attempt, which ends at its first success. share: of epsilon in a step.
-        closed: of the Bracket.
+        tolerance: the largest high / low at the end.
         progress: called with numbers of finished images, or None.
 
     Returns:
         Adversarial images, where the attack failed the image itself, and success, bool (n,).
     """
     n = len(start.x)
-    bracket = Bracket(start, 0.3, 1.5, closed)
+    bracket = Bracket(start, 0.3, 1.5, tolerance)
     x, best = start.x.copy(), start.x.copy()
     best_size = np.full(n, np.inf)
     steps_taken = np.zeros(n, "int64")

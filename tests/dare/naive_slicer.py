@@ -110,7 +110,7 @@ class Naive:
         self.of(call.inputs[0])[:] += self.of(call.output)
 
 
-SYNAPSES = ("Dense", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose")
+SYNAPSES = ("Dense", "Conv2D", "DepthwiseConv2D")
 
 
 def connected_inputs(layer, shape):

@@ -5,7 +5,6 @@ import pickle
 import shutil
 import struct
 import tarfile
-import zlib
 
 import numpy as np
 import pytest
@@ -94,17 +93,3 @@ def source(tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
     return folder
-
-
-def png_16(pixels):
-    """A PNG file of 16 bits a channel, grey (h, w) or RGB (h, w, 3), which Pillow cannot write."""
-
-    def chunk(name, content):
-        checksum = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + checksum
-
-    height, width = pixels.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body

@@ -1,8 +1,9 @@
 """The paper's networks, and two of ours: `lenet` and `resnet20`.
 
-To add one, write a module with `build(x, classes) -> softmax output`, and put its name in NETWORKS
-and its chosen layer in train/params.py. Every network takes pixels in [0, 1] and normalises them in
-its first layer. The statistics are constants of that layer and are saved with the architecture.
+To add one, write a module with `build(x, classes) -> softmax output` of a layer "predictions", and
+put its name in NETWORKS and its chosen layer in train/params.py. Every network takes pixels in
+[0, 1] and normalises them in its first layer. The statistics are constants of that layer and are
+saved with the architecture.
 """
 
 import numpy as np
@@ -55,4 +56,5 @@ def statistics(name, x):
     mean = x.mean(axis=(0, 1, 2), dtype="float64") / 255
     # The mean square, without a float copy of the data set.
     square = np.einsum("nhwc,nhwc->c", x, x, dtype="float64") / (x[..., 0].size * 255**2)
-    return mean.astype("float32"), (square - mean**2).astype("float32")
+    variance = np.maximum(square - mean**2, 0)  # of a constant channel, rounding can be below 0
+    return mean.astype("float32"), variance.astype("float32")

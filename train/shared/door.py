@@ -1,6 +1,6 @@
-"""The door of slice_model, mine, tune and attack: a model, images and labels as people have them.
+"""Checks of the model, images and labels that users pass to slice_model, mine, tune and attack.
 
-What the four cannot work on is refused here, by one sentence that says what is wrong.
+What these cannot work on is refused by one sentence that says what is wrong.
 """
 
 import numpy as np
@@ -11,7 +11,9 @@ from train.shared.graph import output_layer, require_graph
 from train.utils import is_softmax, pixels, predict
 
 SAMPLE = 256  # images that the model sees here
-CLEARLY = 0.2  # a range of pixels is the model's if it gets so much more of the images right in it
+# Another range of pixels than the given one is taken to be the model's if it gets so many more of
+# the images right with it. A few floats may be images that it gets wrong: they are not doubted.
+MIN_GAIN, MIN_IMAGES = 0.2, 32
 
 
 def checked_inputs(model, x, y):
@@ -39,7 +41,8 @@ def checked_inputs(model, x, y):
     right = {highest: mean_recall(outputs[highest], y_sample) for highest in outputs}
     highest, other = (255, 1) if given == 255 else (1, 255)
     chance = 1 / model.output_shape[-1]
-    if right[other] > max(right[highest], chance) + CLEARLY:
+    is_clear = right[other] > max(right[highest], chance) + MIN_GAIN
+    if is_clear and (given is None or len(rows) >= MIN_IMAGES):
         highest = other
     check_outputs(model, outputs[highest])
     found = f"the model gets {100 * right[1]:.0f}% of the images right with pixels in [0, 1] and "

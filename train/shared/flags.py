@@ -34,7 +34,6 @@ FLAGS = {
     "source": (Path, "folder of the official files, or one with train/<class>/ and test/<class>/"),
     "limit": (COUNT, "number of random training images to keep, balanced over the classes"),
     "epochs": (COUNT, "epochs of training; the milestones of the learning rate scale with them"),
-    "keep_from": (COUNT, "first epoch whose checkpoint is kept (mining needs the later ones)"),
     "precision": (
         ("float32", "bfloat16"),
         "precision of training; bfloat16 is 1.5 times as fast on processors that multiply it",
