@@ -79,15 +79,19 @@ def sentences():
     lost = (trained["paper_accuracy"] - trained["test_accuracy"]).max()
     at_best = kept("small").query("dataset == 'all' and component == 'adversarial training'")
     at_best = at_best.iloc[0]
-    history = cells_of("mined history", "alexnet")
+    history, drift = (
+        tables.first_rows(kept("small")[kept("small")["component"] == component])
+        .query("dataset != 'all' and originals == 0")
+        .set_index("model")["difference"]
+        for component in ("mined history", "beyond batch normalisation")
+    )
+    of_alexnet, of_vgg = history["alexnet"], history.drop("alexnet")
     samples, more_samples = (
         [n for found in networks.training_samples(results).values() for n in found]
         for results in map(read_recorded, (SMALL, MAIN))
     )
     best_seeds = cells_of("best checkpoint", "alexnet", "fashion_mnist", seeds=True)
     seed_cells = cells_of("another training seed")
-    drift = tables.first_rows(kept("small").query("component == 'beyond batch normalisation'"))
-    drift = drift.query("dataset != 'all' and originals == 0")["difference"]
     held_out_seed = large_run("another training seed", column="heldout_difference")
     assert set(cells["rule"]) == {"last", "best"}
     assert kept("main")["low"].iloc[0] < 0  # of adversarial training
@@ -107,14 +111,9 @@ def sentences():
         f"over networks, {at_best['low']:.1f} to {at_best['high']:.1f}, includes 0",
         f"loses {-cells_of('clean accuracy').min()} points in VGG19 on CIFAR-10",
         f"has {mean_of('adversarial training', column='clean_difference')} less than DARE on",
-        f"worth {history.min()} to {history.max()} points in AlexNet",
-        "worth "
-        + ", ".join(
-            str(cells_of("mined history", model, dataset).iloc[0])
-            for model, dataset in (("vgg16", "svhn"), ("vgg16", "cifar10"))
-        )
-        + f" and {cells_of('mined history', 'vgg19', 'svhn').iloc[0]}, and "
-        f"{cells_of('mined history', 'vgg19', 'cifar10').iloc[0]} with VGG19 on CIFAR-10",
+        f"worth {history.mean():.1f} points on average in the seven networks with batch "
+        f"normalisation: {of_alexnet.min():.1f} to {of_alexnet.max():.1f} in AlexNet, in VGG "
+        + "{:.1f}, {:.1f}, {:.1f} and {:.1f}. In".format(*sorted(of_vgg, reverse=True)),
         f"by {mean_of('best checkpoint')} points on average, but seeds differ: from "
         f"{best_seeds.min()} to {best_seeds.max()} points",
         f"in all nine AlexNet seeds, by {mean_of('regression')} points on average",
