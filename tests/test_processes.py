@@ -19,6 +19,25 @@ def test_as_a_process(tmp_path):
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
 
 
+TERMINATED = """
+import os, signal
+from train.shared.artifacts import atomic_write
+from train.shared.flags import run_script
+def main():
+    with atomic_write("slice.h5") as path:
+        path.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+run_script(main)
+"""
+
+
+def test_terminated(tmp_path):
+    """By a cluster's time limit: as by Ctrl-C, with no half-written file left."""
+    result = python("-c", TERMINATED, cwd=tmp_path)
+    assert result.returncode == 130 and "the same command continues" in result.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize(
     "script",
     ["data/prepare.py --dataset digits", "dare/nnslicer.py --dataset toy --model tiny --per 0.5"],

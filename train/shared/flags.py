@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -155,6 +156,7 @@ def command_of(script, dataset="...", model="...", seed="...", **flags):
 def run_script(main):
     """Run a script's main(). What the user can fix is one sentence on stderr, with exit code 2."""
     script = Path(sys.argv[0]).name
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's time limit is a Ctrl-C
     try:
         main()
     except UserError as error:
