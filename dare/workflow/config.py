@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import tempfile
 from itertools import product
 from pathlib import Path
 
@@ -70,18 +69,6 @@ def checked(config):
     }
 
 
-def names_as_written(workflow):
-    """The names in a workflow's configuration as text: Snakemake reads 007 as the number 7."""
-    found = {}
-    for path in workflow.config_settings.configfiles:
-        found |= yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader) or {}
-    for entry in workflow.config_settings.config_args:
-        key, text = entry.split("=", 1)
-        value = workflow.config[key]
-        found[key] = text if isinstance(value, int | float) else value
-    return {key: found[key] for key in FOLDERS if key in found}
-
-
 def refuse_unknown_layers(config):
     """Raise WorkflowError for a network whose chosen layer is not known before it is trained."""
     for dataset, model in product(config["dataset"], config["model"]):
@@ -127,16 +114,6 @@ def refuse_unwritable(home):
                 f"{folder} cannot be written: change its permissions, or set DARE_HOME to a folder "
                 f"of your own."
             )
-
-
-def links_to(home):
-    """A TemporaryDirectory with links to what a dry run reads, where Snakemake writes its notes."""
-    folder = tempfile.TemporaryDirectory()
-    (Path(folder.name) / ".snakemake").mkdir()
-    for name in "data", "models", ".snakemake/metadata", ".snakemake/incomplete":
-        if (home / name).exists():
-            (Path(folder.name) / name).symlink_to(home / name)
-    return folder
 
 
 def training_seeds(config):
