@@ -22,8 +22,6 @@ def record(results, folder):
     Other studies that it holds stay. Of an earlier record of the same study nothing stays.
     """
     new, studies = dict(results.tables), {*results.rows["study"]}
-    rows = results.tables["robustness"]
-    new["robustness"] = rows[rows["last"] | rows["best"]]
     kept = set(new["robustness"]["sha256"])
     scores = dict(results.scores)
     if (folder / "robustness.csv").exists():

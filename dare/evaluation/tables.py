@@ -122,12 +122,9 @@ def robustness_table(rows):
         DataFrame with the columns dataset, model, method, attack, runs (of all seeds), n (samples
         of a run), robustness, std (over runs), clean, change. In %; change in points.
     """
-    rows = rows.assign(n=rows.get("n", pd.Series(1, rows.index))).dropna(
-        subset="empirical_robustness"
-    )
-    rows["right"] = rows["n"] * rows["empirical_robustness"]
-    run = [*NETWORK, "method", "study", "run", "test_accuracy", "change"]
-    run += [name for name in ("sha256",) if name in rows]
+    rows = rows.dropna(subset="empirical_robustness")
+    rows = rows.assign(right=rows["n"] * rows["empirical_robustness"])
+    run = [*NETWORK, "method", "study", "run", "sha256", "test_accuracy", "change"]
     runs = rows.groupby([*run, "attack"], sort=False, dropna=False)[["right", "n"]].sum()
     runs = runs.assign(robustness=runs["right"] / runs["n"]).reset_index()
     means = runs.groupby(run, sort=False, dropna=False)[["robustness", "n"]].mean().reset_index()
