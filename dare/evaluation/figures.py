@@ -107,8 +107,9 @@ def comparisons(table):
         axis.plot([], [], shapes[dataset], color=hues[model], label=f"{model} {dataset}")
     label = "thin: Student's 95%\ninterval over images"
     axis.plot([], [], color="#555555", lw=0.7, label=label)
-    if (rows["dataset"] == ALL).any():
-        axis.plot([], [], "D-", color="black", label="mean, Student's 95%\ninterval over networks")
+    if len(over := rows[rows["dataset"] == ALL]):
+        what = ",\nStudent's 95% interval" if over["low"].notna().any() else ""
+        axis.plot([], [], "D-", color="black", label=f"mean over networks{what}")
     if cells["originals"].any():
         label = "hollow: the other model\nis the original itself"
         axis.plot([], [], "o", color="#555555", mfc="none", label=label)
