@@ -59,7 +59,7 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
     scores = Scores.read(scores_path)
     kinds = itertools.product(ATTACKS, (0, *epsilons))
     parts = [name for kind in kinds for name in part_names(*kind)]
-    scores.drop(n for n in scores.index if "adaptive" in n and n not in parts)
+    scores.drop([n for n in scores.index if "adaptive" in n and n not in parts])
     for name in parts:
         scores.define(name, index, json.dumps(settings))
 

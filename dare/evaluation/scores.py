@@ -53,7 +53,7 @@ class Scores:
 
     def drop(self, parts):
         """Forget some parts."""
-        for part in list(parts):
+        for part in parts:
             del self.index[part], self.made_from[part], self.packed[part]
 
     def has(self, model, parts):

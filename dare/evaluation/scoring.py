@@ -57,7 +57,9 @@ def score_study(study):
     parts["clean reporting"] = clean_part(study)
     scores_path = study.folder / "scores.h5"
     scores = Scores.read(scores_path)
-    scores.drop(n for n in scores.index if "adaptive" not in n and n not in parts)
+    if gone := [n for n in scores.index if "adaptive" not in n and n not in parts]:
+        scores.drop(gone)
+        scores.save(scores_path)
     for name, part in parts.items():
         scores.define(name, part.index, part.sha256)
     validation = [f"{attack} validation" for attack in attacks]

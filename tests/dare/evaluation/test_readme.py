@@ -150,7 +150,7 @@ def sentences_of_large_runs():
                   for v in large(c)]  # fmt: skip
     assert best[0] > 0 > best[1] and max(*seed, *held_out, *pgd) < 0 < min(*original, *finetune)
     readme = [
-        f"in the large runs it is {best[0]} points ahead and {-best[1]} behind.",
+        f"In the large runs it is {best[0]} points ahead and {-best[1]} behind.",
         f"in the large runs {-seed[0]} and {-seed[1]}.",
         f"large runs {original[0]} and {original[1]} (fine-tuning less); on Fashion-MNIST at-pgd "
         f"is {-pgd[1]} ahead",
