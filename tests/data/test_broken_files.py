@@ -26,8 +26,8 @@ class Evil:
         return (Path.touch, (TOUCHED,))
 
 
-Image.new("L", (5, 9)).save(SMALL := io.BytesIO(), "png")
-SMALL.seek(0)
+Image.new("L", (5, 9)).save(BUFFER := io.BytesIO(), "png")
+SMALL = BUFFER.getvalue()
 LABELS = np.arange(200) % 10
 BATCH = f"{BATCHES}/data_batch_1"
 OTHER_SIZE = idx(images(100, (14, 14))[0])
@@ -45,7 +45,7 @@ BROKEN = {
     "svhn labels": ("svhn", "test_32x32.mat", WRONG_SVHN.getvalue(), "40 labels 0 to 39"),
     "corrupt pickle": ("cifar10", BATCH, cifar_batch(20, 0)[:-3000], "data_batch_1 cannot be read"),
     "evil pickle": ("cifar10", BATCH, pickle.dumps({b"data": Evil()}), "it asks for"),
-    "mixed sizes": ("leaves", "test/bee/1.png", SMALL.read(), r"1.png is \(5, 9\).* to one size"),
+    "mixed sizes": ("leaves", "test/bee/1.png", SMALL, r"1.png is \(5, 9\).* to one size"),
     "not an image": ("leaves", "test/ant/0.png", b"hello", "0.png cannot be read"),
     "class without images": ("leaves", "train/wasp/readme.txt", b"", "train/wasp has no"),
     "class in one part": ("leaves", "test/wasp/0.png", SMALL, "train/wasp has no"),
