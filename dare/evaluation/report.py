@@ -83,9 +83,7 @@ def report_of_paper(target, command):
 def report_of_runs(target, results, command):
     """All tables and figures from Results; returns the report's path."""
     compared = comparisons_table(results)
-    # Without scores it is a record of several settings, whose networks may share a name.
-    compared_rows = tables.unseen(results.last) if results.scores else results.last[:0]
-    last = tables.robustness_table(compared_rows)
+    last = tables.robustness_table(tables.unseen(results.last))
     best, theirs = (tables.robustness_table(rows) for rows in (results.best, paper_rows()))
     trained = networks.networks_table(results)
     swept, cost = networks.sensitivity_table(results), networks.cost_table(results)

@@ -36,8 +36,7 @@ class Results:
     folder: where the results come from. tables: {name of TABLES: DataFrame}, each with the columns
     study, dataset, model and seed; a table may be empty. scores: {study: Scores}.
 
-    rows: robustness.csv, with the columns `change` (clean accuracy minus the original's, in points)
-    and `own` (whether the model is at the settings that are compared, as own_settings says).
+    rows: robustness.csv, with the column `change` (clean accuracy minus the original's, in points).
     """
 
     def __init__(self, folder, tables, scores):
@@ -46,9 +45,7 @@ class Results:
         self.scores = scores
         rows = self.tables["robustness"]
         originals = rows[rows["method"] == "original"].groupby("study")["test_accuracy"].first()
-        self.rows = rows.assign(
-            change=rows["test_accuracy"] - rows["study"].map(originals), own=own_settings(rows)
-        )
+        self.rows = rows.assign(change=rows["test_accuracy"] - rows["study"].map(originals))
 
     @functools.cached_property
     def networks(self):
@@ -59,7 +56,7 @@ class Results:
     @functools.cached_property
     def last(self):
         """The rows of the models that are compared: last epochs at their networks' settings."""
-        return self.rows[self.rows["last"] & self.rows["own"]]
+        return self.rows[self.rows["last"] & own_settings(self.rows)]
 
     @functools.cached_property
     def best(self):

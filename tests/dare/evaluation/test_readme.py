@@ -44,20 +44,29 @@ def test_the_readme_shows_recorded_comparisons():
     assert len(shown) >= 3 and set(shown) <= expected
 
 
+def rows_of(name, component, other=None):
+    """The rows of a comparison in a folder of dare/results, without those of single seeds."""
+    rows = tables.first_rows(kept(name))
+    rows = rows[rows["component"] == component]
+    return rows if other is None else rows[rows["other"] == other]
+
+
 def mean_of(component, other=None, column="difference"):
     """The size of a comparison over the small networks, to one digit."""
-    rows = tables.first_rows(kept("small"))
-    rows = rows[(rows["component"] == component) & (rows["dataset"] == "all")]
-    rows = rows if other is None else rows[rows["other"] == other]
-    return round(abs(rows[column].iloc[0]), 1)
+    rows = rows_of("small", component, other)
+    return round(abs(rows.loc[rows["dataset"] == "all", column].iloc[0]), 1)
 
 
 def large(component, other=None, column="difference"):
     """A comparison in AlexNet's large runs on CIFAR-10 and Fashion-MNIST, to one digit."""
-    rows = tables.first_rows(kept("main"))
-    rows = rows[(rows["component"] == component) & (rows["model"] == "alexnet")]
-    rows = rows if other is None else rows[rows["other"] == other]
+    rows = rows_of("main", component, other).query("model == 'alexnet'")
     return tuple(rows.set_index("dataset")[column][["cifar10", "fashion_mnist"]].round(1))
+
+
+def samples_of(folder):
+    """How many samples every adversarial training in a folder of dare/results was tuned on."""
+    found = networks.training_samples(read_recorded(folder)).values()
+    return [n for of_network in found for n in of_network]
 
 
 def cells_of(component, model=None, dataset=None, seeds=False):
@@ -81,14 +90,13 @@ def sentences():
     at_best = kept("small").query("dataset == 'all' and component == 'adversarial training'")
     at_best = at_best.iloc[0]
     history, drift = (
-        tables.first_rows(kept("small")[kept("small")["component"] == component])
+        rows_of("small", component)
         .query("dataset != 'all' and originals == 0")
         .set_index("model")["difference"]
         for component in ("mined history", "beyond batch normalisation")
     )
     of_alexnet, of_vgg = history["alexnet"], history.drop("alexnet")
-    found = networks.training_samples(read_recorded(SMALL)).values()
-    samples = [n for of_network in found for n in of_network]
+    samples = samples_of(SMALL)
     best_seeds = cells_of("best checkpoint", "alexnet", "fashion_mnist", seeds=True)
     seed_cells = cells_of("another training seed")
     assert set(cells["rule"]) == {"last", "best"}
@@ -139,8 +147,7 @@ def sentences_of_large_runs():
     trained, agreed = kept("main", "table_networks"), kept("main", "table_agreement").iloc[0]
     theirs = trained.drop_duplicates("dataset")
     clean = [f"{value:.1f}%" for value in trained["test_accuracy"]]
-    found = networks.training_samples(read_recorded(MAIN)).values()
-    samples = [n for of_network in found for n in of_network]
+    samples = samples_of(MAIN)
     seeds = kept("main").query("kind == 'robustness' and dataset != 'all'")
     seeds = seeds[~seeds["seeds"].astype(str).str.contains(",")]
     seeds = seeds.groupby(["component", "dataset"])["difference"].agg(["min", "max"])

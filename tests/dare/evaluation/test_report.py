@@ -181,9 +181,10 @@ def test_tables_that_people_have_touched(home, undrawn, name, step):
     folder = made_up(home)
     path = folder / f"{name}.csv"
     text = path.read_text()
-    path.write_text(text[:-5])
-    with pytest.raises(UserError, match=rf"{name}.csv is empty, cut, .*again with.*{step}`"):
-        script.main([])
+    for touched in ("", text[:-5], text.replace(",", ";")):
+        path.write_text(touched)
+        with pytest.raises(UserError, match=rf"{name}.csv is empty, cut, .*again with.*{step}`"):
+            script.main([])
     path.write_text(text.split("\n")[0] + "\n")
     if name == "adaptive":  # no method to attack was tuned
         script.main([])
@@ -234,3 +235,9 @@ def test_recorded_results_give_the_same_tables(home, results, undrawn):
     (results / "mine/table.csv").unlink()
     script.main(["--results", "mine"])
     assert set(pd.read_csv(results / "mine/table.csv")["model"]) == {"lenet", "own"}
+
+
+def test_a_log_that_is_cut_off_and_a_stage_that_did_nothing(home):
+    commands = read_studies({made_up(home): 0}).tables["commands"]
+    assert sorted(commands["seconds"]) == [1, 2, 3, 5, 6, 7, 7, 10, 20, 40]
+    assert set(commands["command"]) == {"python dare/script.py --seed 0"}
