@@ -27,6 +27,7 @@ from adv import ATTACKS, SPLIT, SUCCESS_NEEDED
 from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
+from adv.attacks.fixed import NORM
 from train.shared.artifacts import (
     atomic_write,
     attributes,
@@ -215,7 +216,7 @@ def main(argv=None):
     args = options(__doc__, argv, globals(), attack=ATTACKS)
     check_mode(args.mode, args.epsilon)
     names = chosen_names(args.attack, ATTACKS)
-    if args.mode == "fixed" and len(names) > 1 and {"cw", "jsma"} & {*names}:
+    if args.mode == "fixed" and len({NORM[name] for name in names}) > 1:
         raise UserError(
             f"--attack {args.attack} with --epsilon {args.epsilon}: for cw it is L2, for jsma a "
             f"number of features, so attack with each of them alone."

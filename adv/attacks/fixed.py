@@ -8,6 +8,9 @@ import numpy as np
 
 from adv.attacks.losses import log_odds, norms, per_image
 
+# The norm in which an attack's epsilon is measured, as `norms` has it; l0 is a number of features.
+NORM = {"fgsm": "linf", "bim": "linf", "pgd": "linf", "cw": "l2", "jsma": "l0"}
+
 
 def attack_at_epsilons(name, minimal_attack, epsilons, start, steps=None, progress=None):
     """Attack at given epsilons; if there are several, the first that succeeds counts.
@@ -19,10 +22,9 @@ def attack_at_epsilons(name, minimal_attack, epsilons, start, steps=None, progre
     Returns:
         Adversarial images, where the attack failed the image itself, and success, bool (n,).
     """
-    if name in ("cw", "jsma"):  # they minimise: what they find counts if it is small enough
+    if NORM[name] != "linf":  # cw and jsma minimise: what they find counts if it is small enough
         adversarial, success = minimal_attack(start, steps=steps, progress=progress)
-        norm = "l2" if name == "cw" else "l0"
-        success &= norms(adversarial - start.x)[norm] <= max(epsilons)
+        success &= norms(adversarial - start.x)[NORM[name]] <= max(epsilons)
         return np.where(per_image(success), adversarial, start.x), success
     if name == "fgsm":
         foolbox_attack = foolbox.attacks.LinfFastGradientAttack()

@@ -59,7 +59,7 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
     scores = Scores.read(scores_path)
     kinds = itertools.product(ATTACKS, (0, *epsilons))
     parts = [name for kind in kinds for name in part_names(*kind)]
-    scores.drop([n for n in scores.index if "adaptive" in n and n not in parts])
+    scores.keep(parts, adaptive=True)
     for name in parts:
         scores.define(name, index, json.dumps(settings))
 
@@ -78,6 +78,7 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
             scores.add(model, robust, result == ROBUST)
             scores.add(model, unknown, result == UNKNOWN)
         scores.save(scores_path)
+    scores.save(scores_path)
     is_attacked = [scores.has(model, parts) for model in compared["sha256"]]
     found = robust_accuracy_table(compared[is_attacked], scores, epsilons)
     with atomic_write(study.folder / "adaptive.csv") as temporary:

@@ -51,10 +51,11 @@ class Scores:
         self.index[part] = index
         self.made_from[part] = made_from
 
-    def drop(self, parts):
-        """Forget some parts."""
-        for part in parts:
-            del self.index[part], self.made_from[part], self.packed[part]
+    def keep(self, parts, adaptive=False):
+        """Forget what is not among these parts, of adaptive attacks or of other images."""
+        for part in {*self.index} - {*parts}:
+            if ("adaptive" in part) == adaptive:
+                del self.index[part], self.made_from[part], self.packed[part]
 
     def has(self, model, parts):
         """Whether the model, named by the SHA-256 of its weights, was scored on all the parts."""

@@ -57,9 +57,7 @@ def score_study(study):
     parts["clean reporting"] = clean_part(study)
     scores_path = study.folder / "scores.h5"
     scores = Scores.read(scores_path)
-    if gone := [n for n in scores.index if "adaptive" not in n and n not in parts]:
-        scores.drop(gone)
-        scores.save(scores_path)
+    scores.keep(parts)
     for name, part in parts.items():
         scores.define(name, part.index, part.sha256)
     validation = [f"{attack} validation" for attack in attacks]
@@ -250,8 +248,9 @@ def score_models(study, paths, wanted, parts, scores, scores_path):
         missing = {n: parts[n] for n in wanted[model] if not scores.has(model, [n])}
         for name, is_right in score(classifier, missing).items():
             scores.add(model, name, is_right)
-        if count % SAVE_INTERVAL == 0 or count == len(todo):
+        if count % SAVE_INTERVAL == 0:
             scores.save(scores_path)
+    scores.save(scores_path)
 
 
 def score(classifier, parts):
