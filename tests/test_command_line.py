@@ -101,6 +101,8 @@ BROKEN = [  # file, how to spoil it, the step that reads it, what it says
     ("adv/pgd.h5", OTHERS, "test", "pgd.h5 was made from"),
     (IMAGES, array(lambda x: x[::-1]), "dare", "data_sha256 [0-9a-f]{12}, not [0-9a-f]{12}"),
     (IMAGES, array(lambda x: x / 255), "get_ats", "float64 images"),
+    (IMAGES, array(lambda x: x / 255), "dare", "float64 images"),
+    ("x_train.npy", array(lambda x: x / 255), "nnslicer", "float64 images"),
     ("y_validation.npy", array(lambda y: y + 7), "get_ats", "has 4 classes"),
     ("y_validation.npy", array(lambda _: np.array([{}], object)), "get_ats", "cannot be read"),
     (OLDER, Path.unlink, "get_ats --choose_layer conv1", "model.005.weights.h5 is missing"),

@@ -112,6 +112,15 @@ def test_cw_with_few_steps_is_no_worse_than_foolbox_at_its_best_step_size(subjec
         assert l2[both].mean() <= 1.05 * norms(theirs - x)["l2"][both].mean()
 
 
+def test_cw_with_all_its_steps_is_no_worse(subject):
+    _, x, y, batched = subject
+    few, success = attack("cw", batched, x[:12], y[:12], steps=60)
+    all_steps, succeeds = attack("cw", batched, x[:12], y[:12])
+    assert success.all() and succeeds.all()
+    sizes = (norms(adversarial - x[:12])["l2"].mean() for adversarial in (all_steps, few))
+    assert next(sizes) <= 1.02 * next(sizes)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_attacks_return(subject, name):
     model, x, y, batched = subject

@@ -1,6 +1,7 @@
 """The samples, and adversarial training on them."""
 
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from conftest import python
 
 from adv import fintune_adv, generate_adv
+from adv.fintune_adv import training_samples
 from train.shared.artifacts import attributes
 from train.shared.checkpoints import load_classifier
 from train.shared.flags import UserError
+from train.shared.study import Study
 from train.utils import halves_of_test, predict
 
 
@@ -150,6 +153,9 @@ def test_adversarial_training_learns_its_own_samples(study):
         samples = arrays_of(folder / f"adv/{name}.h5")
         rows = (samples["split"] == 0) & samples["success"]
         images, labels = samples["image"][rows], samples["label"][rows]
+        opened = Study.open(SimpleNamespace(dataset="toy", model="tiny", seed=0))
+        for found, expected in zip(training_samples(opened, name), (images, labels), strict=False):
+            np.testing.assert_array_equal(found, expected)
         assert (predict(original, images).argmax(axis=1) != labels).all()
         model = load_classifier(folder)
         model.load_weights(tuned)

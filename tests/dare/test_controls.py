@@ -44,6 +44,9 @@ def test_controls(controlled):
     swa = weights_of(tuned_model(controlled, 1, method="control-swa"))
     history = [weights_of(load_classifier(controlled, e))["conv1/kernel"] for e in (4, 5, 6, 7)]
     np.testing.assert_allclose(swa["conv1/kernel"], np.mean(history, axis=0), rtol=1e-5, atol=1e-6)
+    x = np.load(controlled.parents[1] / "data/toy/x_train.npy")
+    inputs = predict(up_to(tuned_model(controlled, 1, method="control-swa"), "conv1"), x)
+    np.testing.assert_allclose(swa["conv1_bn/moving_mean"], inputs.mean(axis=(0, 1, 2)), atol=1e-4)
 
 
 def test_targets_of_controls(controlled):
@@ -101,6 +104,12 @@ def test_the_layer_that_was_mined(study):
     _, folder, flags = study
     opened = Study.open(SimpleNamespace(dataset="toy", model="tiny", seed=0))
     assert opened.mined_layer() == "conv2"
+    images, labels, _ = opened.mined_images()
+    with h5py.File(folder / "ats_conv2.h5") as file:
+        index = file["index"][()]
+    x, y = opened.data("validation")
+    np.testing.assert_array_equal(images[np.arange(len(index))], x[index])
+    np.testing.assert_array_equal(labels, y[index])
     (folder / "ats_conv2.h5").unlink()
     (folder / "ats_predictions.h5").unlink()
     get_ats.main([*flags, "--choose_layer", "dense1", "--first", "3"])

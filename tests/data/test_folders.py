@@ -100,7 +100,7 @@ def test_every_format_and_content_counts_not_the_name(source, capsys):
     picture.save(gif, "gif")
     names = ["0.png", "1.bmp", "2.gif", "3.tif", "4.webp", "5.ppm", "6.PNG"]
     found = read_images(source, dict.fromkeys(names, picture) | {"7.png": gif.getvalue()})
-    assert len(found) == 8 and "not used" not in capsys.readouterr().out
+    assert len(found) == 8 and "ignored" not in capsys.readouterr().out
     np.testing.assert_array_equal(found[[0, 1, 3, 5, 6]], np.repeat(x, 5, axis=0))  # lossless
     np.testing.assert_array_equal(found[7], found[2])
 

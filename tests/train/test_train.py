@@ -18,7 +18,7 @@ from train.shared.flags import UserError
 from train.shared.paths import epochs_in
 from train.train import augment, compiled, training_copy
 from train.train import train as train_network
-from train.utils import predict, set_seed
+from train.utils import Batches, predict, set_seed
 
 SHAPES = {"cifar10": (32, 32, 3), "svhn": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
 TABLE = list(csv.DictReader((ROOT / "dare/paper/models.csv").open()))
@@ -61,6 +61,23 @@ def test_the_rates_of_vgg_decay_with_the_steps():
     assert full(0) == 0.01
     assert full(10) == pytest.approx(0.01 / (1 + 5e-4 * 1960))
     assert short(19) == pytest.approx(full(190))
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    def epochs(seed):
+        batches = Batches(10, lambda rows, rng: ([*rows], rng.random()), 4, seed)
+        found = []
+        for epoch in 0, 1:
+            batches.set_epoch(epoch)
+            found.append([batches[i] for i in range(len(batches))])
+        return found
+
+    (first, second), (other, _) = epochs((0, 1)), epochs((0, 2))
+    for found in first, second, other:
+        assert sorted(row for rows, _ in found for row in rows) == [*range(10)]
+    assert len({str(rows) for found in (first, second, other) for rows, _ in found}) == 9
+    assert len({number for found in (first, second, other) for _, number in found}) == 9
+    assert epochs((0, 1)) == [first, second]
 
 
 @pytest.mark.parametrize("fill, border, flip", [("constant", 0, True), ("edge", 0.5, False)])

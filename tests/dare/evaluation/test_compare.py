@@ -104,6 +104,17 @@ def test_a_control_that_is_the_original(home):
     assert table_of(folder).loc[("clean accuracy", "digits", "lenet"), "originals"] == 0
 
 
+def test_the_best_adversarial_training_is_chosen_on_the_validation_samples(home):
+    folder = made_up(home)
+    key = "adversarial training", "digits", "lenet"
+    assert table_of(folder).loc[key, "method"] == "at-fgsm"
+    rows = pd.read_csv(folder / "robustness.csv")
+    is_validation = (rows["method"] == "at-pgd") & (rows["split"] == "validation")
+    rows.loc[is_validation, "empirical_robustness"] = 99
+    rows.to_csv(folder / "robustness.csv", index=False)
+    assert table_of(folder).loc[key, "method"] == "at-pgd"
+
+
 def test_methods_that_were_not_run_or_not_attacked(home):
     folder = made_up(home, {m: PLAIN[m] for m in ("original", "dare", "at-pgd")}, held_out=False)
     (folder / "adaptive.csv").unlink()

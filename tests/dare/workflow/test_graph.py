@@ -162,7 +162,8 @@ def test_commands_say_what_the_paths_say(dry_run):
     assert prepare["command"].endswith(
         f"--dataset digits --source '{os.getcwd()}/my files' --limit 300"
     )
-    assert not jobs(text, "score")[0]["command"].endswith("--adaptive")
+    assert "--adaptive" not in jobs(text, "score")[0]["command"].split()
+    assert "--adaptive" in jobs(dry_run()[1], "score")[0]["command"].split()
 
 
 def test_what_waits_for_what(dry_run):
