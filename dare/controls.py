@@ -4,7 +4,8 @@
     python dare/controls.py --dataset digits --model lenet --control self,swa --lr_rate 1e-4
 
 The adversarial samples were made against the original, so any model that differs from it gets some
-of them right. Reads what dare.py reads. Writes tuned/control-<name>_* as dare.py does:
+of them right. Reads what dare.py reads; random and swa also read the mined checkpoints. Writes
+tuned/control-<name>_* as dare.py does; of a control that is the original, and of swa, one epoch:
 
 - self: DARE, but the targets are the original's own activations. It lacks the mined history. If no
   layer up to the chosen one behaves differently in training (batch normalisation, dropout, noise),

@@ -28,7 +28,7 @@ from train.fit import Run, fit
 from train.fused_batch_norm import faster_class
 from train.shared.artifacts import fingerprint, sha256
 from train.shared.backend import keras, ops
-from train.shared.door import checked_inputs
+from train.shared.checks import checked_inputs
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import calls_of, layers_by_path, up_to
 from train.shared.log import stage

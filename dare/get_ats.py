@@ -31,7 +31,7 @@ from train.shared.artifacts import (
     sha256,
 )
 from train.shared.checkpoints import load_weights
-from train.shared.door import checked_inputs
+from train.shared.checks import checked_inputs
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import up_to
 from train.shared.log import progress, stage

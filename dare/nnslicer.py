@@ -31,7 +31,7 @@ from dare.contributions import (
 from train import params
 from train.shared.artifacts import atomic_write, check, set_attributes
 from train.shared.backend import ops
-from train.shared.door import checked_inputs
+from train.shared.checks import checked_inputs
 from train.shared.flags import UserError, options, run_script
 from train.shared.graph import calls_of, part_of
 from train.shared.log import progress, stage

@@ -32,11 +32,11 @@ def read_folder(folder):
         if without := [name for name in names if not classes.get(name)]:
             where = folder / part / without[0]
             raise UserError(f"{where} has no image (.png, .jpg, ...): every class needs some.")
-    train, test = ([path for of_class in c.values() for path in of_class] for c in parts.values())
+    train, test = ([path for name in names for path in c[name]] for c in parts.values())
     _report_unused(folder, {*train, *test})
     x = np.stack(_of_one_depth(_decode_all(train + test)))
     y_train, y_test = (
-        np.repeat(range(len(names)), [*map(len, c.values())]) for c in parts.values()
+        np.repeat(range(len(names)), [len(c[name]) for name in names]) for c in parts.values()
     )
     return (x[: len(train)], y_train), (x[len(train) :], y_test), names
 

@@ -86,26 +86,17 @@ def read_svhn(folder):
     """SVHN from its two .mat files, whose label 10 is the digit 0."""
 
     def read(path):
-        x, y = _matlab_arrays(path, "X", "y")
-        y = y.ravel().astype("int64")
+        from scipy.io import loadmat
+
+        with open(path, "rb") as file:
+            content = loadmat(file, variable_names=("X", "y"))
+        x, y = content["X"], content["y"].ravel().astype("int64")
         fits = x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == len(y)
         if not fits or y.min() < 1 or y.max() > 10:
             raise ValueError(f"X is {x.dtype} {x.shape}, y {len(y)} labels {y.min()} to {y.max()}")
         return np.ascontiguousarray(x.transpose(3, 0, 1, 2)), y % 10
 
     return *(parse(folder / file, read, folder / file) for file in OFFICIAL["svhn"]), DIGITS
-
-
-def _matlab_arrays(path, *names):
-    import h5py
-    from scipy.io import loadmat
-
-    if h5py.is_hdf5(path):  # MATLAB's version 7.3, which has the axes in reverse order
-        with h5py.File(path) as file:
-            return [file[name][()].T for name in names]
-    with open(path, "rb") as file:
-        content = loadmat(file, variable_names=names)
-    return [content[name] for name in names]
 
 
 def read_fashion_mnist(folder):

@@ -36,8 +36,8 @@ PARTS = ("train", "validation", "test")
 
 def check(name, train, test, class_names):
     """Raise UserError for images and labels that no network could learn from."""
-    x, classes = train[0], len(class_names)
-    shape, smallest = x.shape[1:], params.smallest_image
+    classes, shape = len(class_names), train[0].shape[1:]
+    smallest = params.smallest_image
     if not 2 <= classes <= 256:
         raise UserError(f"{name} has {classes} classes: 2 to 256 are possible.")
     if min(shape[:2]) < smallest:
@@ -54,11 +54,6 @@ def check(name, train, test, class_names):
             raise UserError(f"{what} images of {found}, training images {shape}: get others.")
         if not 0 <= y.min() <= y.max() < classes:
             raise UserError(f"{what} labels {y.min()} to {y.max()} of {classes} classes.")
-    if all(np.array_equal(image, x[0]) for image in x):
-        raise UserError(
-            f"{name}: all {len(x)} training images are alike: look at the files (transparent areas "
-            f"become white)."
-        )
 
 
 def check_parts(name, labels, class_names):

@@ -1,7 +1,6 @@
 """Wrong input, missing and stale artifacts: one sentence, exit code 2, nothing overwritten."""
 
 import importlib
-import io
 from pathlib import Path
 
 import h5py
@@ -137,21 +136,6 @@ def test_what_is_whole_is_never_called_corrupt(study, monkeypatch, error, messag
     for step in (lambda: call("nnslicer", TOY), lambda: load_weights(None, weights)):
         with pytest.raises(UserError, match=f"^((?!delete).)*{message}((?!delete).)*$"):
             step()
-
-
-@pytest.mark.parametrize("name", ["model.keras", "x_validation.npy"])
-def test_forbidden_files_are_not_called_broken(study, monkeypatch, name):
-    """The system's error passes, and run_script makes a sentence of it."""
-
-    def forbid(path, *args, really_open=io.open, **kwargs):
-        if str(path).endswith(name):
-            raise PermissionError(13, "Permission denied", str(path))
-        return really_open(path, *args, **kwargs)
-
-    for module in "io", "builtins":
-        monkeypatch.setattr(f"{module}.open", forbid)
-    with pytest.raises(PermissionError, match=name):
-        call("get_ats", TOY)
 
 
 def test_studies_are_found_by_their_whole_name(tmp_path):

@@ -7,8 +7,6 @@ as fast for VGG16 and 1.8 times for AlexNet (in float32 1.2 times for both). Pre
 gradients gain little, so only training uses it.
 """
 
-import tensorflow as tf
-
 from train.shared.backend import accelerators, keras
 
 
@@ -22,6 +20,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization with that kernel, for layers that `can_be_fused` accepts."""
 
     def call(self, inputs, training=None, mask=None):
+        import tensorflow as tf  # which other backends do not need
+
         if mask is not None:  # the kernel cannot leave out pixels
             return super().call(inputs, training=training, mask=mask)
         is_training = bool(training and self.trainable)
@@ -41,8 +41,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             self.follow(self.moving_variance, variance * (count - 1) / count)
         return outputs
 
-    def follow(self, moving, of_batch):
-        moving.assign(moving * self.momentum + of_batch * (1 - self.momentum))
+    def follow(self, moving, batch_value):
+        moving.assign(moving * self.momentum + batch_value * (1 - self.momentum))
 
 
 def can_be_fused(layer):

@@ -18,7 +18,7 @@ tune_epochs = 10  # of DARE, its variants and the controls
 adv_lr_rate = 1e-4  # of Adam in adversarial training
 adv_epochs = 20  # of adversarial training
 epochs = 200  # of training
-precision = "float32"  # of training; "bfloat16": 1.5 times as fast on processors that multiply it
+precision = "float32"  # of training; "bfloat16" is faster on processors made for it
 
 # ------------------------------------------------------------------------------ layers and rates
 
@@ -39,8 +39,8 @@ small_images = ("digits", "fashion_mnist")
 smallest_image = 8
 
 # Adam's learning rate in tuning, by network or family of networks. The released code writes
-# "10e-3" for AlexNet and "10e-7" for VGG. With 1e-3 AlexNet loses clean accuracy, and dare-sl and
-# dare-last end at chance.
+# "10e-3" for AlexNet and "10e-7" for VGG. With 1e-3 AlexNet loses clean accuracy, and dare-sl ends
+# near chance.
 network_lr_rate = {"alexnet": 1e-4, "lenet": 1e-3, "resnet": 1e-4, "vgg": 1e-6}
 # The released code, taken literally; ResNet takes AlexNet's value.
 released_lr_rate = {"alexnet": 1e-2, "resnet": 1e-2, "vgg": 1e-6}

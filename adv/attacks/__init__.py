@@ -18,7 +18,7 @@ from adv.attacks.fixed import attack_at_epsilons
 from adv.attacks.losses import norms
 from adv.attacks.saliency_map import jsma
 from adv.attacks.search import bim, fgsm, pgd
-from train.shared.door import check_arrays, checked_inputs
+from train.shared.checks import check_arrays, checked_inputs
 from train.shared.flags import UserError
 from train.utils import pixels
 
@@ -72,7 +72,7 @@ def attack(name, model, x, y, mode="minimal", epsilons=None, seed=0, steps=None,
         run = MINIMAL[name]
         if mode == "fixed":
             run = partial(attack_at_epsilons, name, run, np.atleast_1d(epsilons))
-        adversarial, has_succeeded = run(start.of(is_right), steps=steps, progress=progress)
+        adversarial, has_succeeded = run(start.subset(is_right), steps=steps, progress=progress)
         hit = np.flatnonzero(is_right)[has_succeeded]
         result[hit] = adversarial[has_succeeded] * np.float32(highest)
         success[hit] = True

@@ -250,7 +250,7 @@ class StartingPoint:
         logits, gradient = model.gradient(x, y, log_odds)
         return cls(model, x, y, logits, gradient, seed)
 
-    def of(self, rows):
+    def subset(self, rows):
         """The starting point of some of the images."""
         x, y, logits, gradient = (a[rows] for a in (self.x, self.y, self.logits, self.gradient))
         return StartingPoint(self.model, x, y, logits, gradient, self.seed)

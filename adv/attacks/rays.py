@@ -1,7 +1,7 @@
 """RayS (Chen and Gu 2020): the smallest Linf perturbation that changes a decision, from decisions.
 
 It needs neither gradients nor logits, so a model that only hides its gradients does not defeat it.
-worst_case.py uses it, and compares it with other attacks in its docstring.
+worst_case.py uses it.
 """
 
 import numpy as np
@@ -19,13 +19,13 @@ class Rays:
 
     A step makes one query per image, so that batches stay full. The search for an image ends after
     `max_decisions` queries, once its size is at most `enough`, or once `needed` is out of reach:
-    after CHECKED queries the size is still more than REACH times `needed`.
+    after CHECKED queries the size is still more than GIVE_UP times `needed`.
     """
 
     # From query 200 to 1,000 the sizes of 95% of images, on digits and on Fashion-MNIST, fell by
     # less than this factor.
     CHECKED = 200
-    REACH = 1.6
+    GIVE_UP = 1.6
     BISECTIONS = 7
 
     def __init__(self, model, x, y, max_decisions=1000, enough=0, needed=np.inf):
@@ -80,7 +80,7 @@ class Rays:
     def is_finished(self, rows):
         size = self.size[rows]
         decisions = self.decisions[rows]
-        is_out_of_reach = (decisions >= self.CHECKED) & (size > self.REACH * self.needed[rows])
+        is_out_of_reach = (decisions >= self.CHECKED) & (size > self.GIVE_UP * self.needed[rows])
         is_over = (decisions >= self.max_decisions) | (size <= self.enough)
         return (is_over | is_out_of_reach) & (self.halvings[rows] == 0)
 

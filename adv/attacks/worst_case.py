@@ -14,6 +14,7 @@ import numpy as np
 from adv.attacks.classifier import BatchedModel
 from adv.attacks.losses import log_odds
 from adv.attacks.rays import Rays
+from adv.attacks.search import pgd_step
 
 PGD_STEPS = 40
 REACH = 2.5  # all steps of pgd together go 2.5 epsilon far (Madry et al. 2018)
@@ -44,9 +45,9 @@ def attack_model(model, x, y, epsilons, restarts=1, seed=0):
     results = {}
     for name, result in by_attack.items():
         # At epsilon 0 every image that is classified correctly is robust.
-        for epsilon, of_right in zip((0, *epsilons), (ROBUST, *result), strict=True):
+        for epsilon, outcomes in zip((0, *epsilons), (ROBUST, *result), strict=True):
             results[name, epsilon] = np.zeros(len(is_right), "uint8")
-            results[name, epsilon][is_right] = of_right
+            results[name, epsilon][is_right] = outcomes
     return results
 
 
@@ -96,7 +97,7 @@ def ascend(model, start, x0, y, epsilon, steps):
     moved it, bool (n,).
     """
     x = start.copy()
-    step_size = np.float32(epsilon * min(1, REACH / steps))
+    share = min(1, REACH / steps)
     is_broken = np.zeros(len(x), bool)
     was_moved = np.zeros(len(x), bool)
     rows = np.arange(len(x))
@@ -108,8 +109,7 @@ def ascend(model, start, x0, y, epsilon, steps):
         rows = rows[~is_hit]
         if not len(rows):
             return is_broken, was_moved
-        perturbation = x[rows] + step_size * np.sign(gradient[~is_hit]) - x0[rows]
-        x[rows] = np.clip(x0[rows] + np.clip(perturbation, -epsilon, epsilon), 0, 1)
+        x[rows] = pgd_step(x[rows], x0[rows], gradient[~is_hit], epsilon, share)
     is_broken[rows] = model.logits(x[rows]).argmax(axis=1) != y[rows]
     return is_broken, was_moved
 

@@ -6,8 +6,6 @@ import pytest
 
 from dare import get_ats
 from dare.get_ats import best_checkpoint, mine
-from train import params
-from train.models import build_model
 from train.shared.backend import keras
 from train.shared.checkpoints import save_weights
 from train.shared.flags import UserError
@@ -74,9 +72,3 @@ def test_images_limits_what_is_mined_and_may_not_change(study):
         np.testing.assert_array_equal(file["epoch"][()], epoch[index < 150])
     with pytest.raises(UserError, match="images 150, not None"):
         get_ats.main([*flags, "--choose_layer", "conv1"])
-
-
-@pytest.mark.parametrize(("name", "size"), [("alexnet", 28), ("vgg16", 28), ("vgg19", 32)])
-def test_default_layers(name, size):
-    layer = params.default_layer({28: "fashion_mnist", 32: "svhn"}[size], name)
-    assert layer in [known.name for known in build_model(name, (size, size, 3), 10).layers]

@@ -37,7 +37,7 @@ FLAGS = {
     "epochs": (COUNT, "epochs of training; the milestones of the learning rate scale with them"),
     "precision": (
         ("float32", "bfloat16"),
-        "precision of training; bfloat16 is 1.5 times as fast on processors that multiply it",
+        "precision of training; bfloat16 is faster on processors made for it",
     ),
     "per": (SHARE, "share of every neuron's synapses in the slice"),
     "first": (COUNT, "first checkpoint to mine (default: the second half of training)"),

@@ -47,7 +47,7 @@ def epochs_in(folder):
 
 
 def slice_path(folder, per):
-    return Path(folder) / f"slice_{per:g}.h5"
+    return Path(folder) / f"slice_{path_text(per)}.h5"
 
 
 def targets_path(folder, layer, name=None):

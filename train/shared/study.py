@@ -108,7 +108,7 @@ class Study:
         step = self.command("dare/nnslicer.py", per=f"{per:g}")
         made = require(path, step).stat().st_mtime
         newer = [p.name for p in self.folder.glob("slice_*.h5") if p.stat().st_mtime > made]
-        if newer:
+        if newer and per == params.per:  # perhaps edited in nnslicer.py alone
             print(
                 f"Note: this step uses per {per:g}, not the newer {', '.join(newer)} (see --per)."
             )
@@ -164,7 +164,8 @@ class Study:
         files = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
         mined = {file["choose_layer"]: file for file in files if "first" in file}
         if not mined:
-            return self.layer()
+            step = self.command("dare/get_ats.py")
+            raise UserError(f"{self.folder}/ats_*.h5 is missing: make it with `{step}`.")
         if len({(f["first"], f["last"], f.get("images")) for f in mined.values()}) > 1:
             raise UserError(
                 f"layers {' and '.join(mined)} of {self.folder} were mined from different epochs "

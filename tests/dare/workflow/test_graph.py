@@ -40,9 +40,7 @@ SWEEPS = {
     # adversarial training on an attack that nobody scores needs its samples all the same
     "attacks=fgsm,pgd methods=at-cw": without("slice", "mine", *DARE, *CONTROLS, *AT)
     | {"attack": 3, "at-cw": 1},
-    "seeds=0,1,2": studies(3),
     "control_seeds=1,2": {"train": 3},
-    "dataset=cifar10,svhn model=vgg16,alexnet,lenet": studies(6) | {"prepare": 2},
     # 2 layers, slices, rates and runs; dare-released has a rate of its own; besides the layers
     # predictions is mined
     "choose_layer=conv2,conv3 per=0.5,0.95 lr_rate=1e-3,1e-4 runs=0,1": {
@@ -277,9 +275,6 @@ def test_resources_and_outputs(dry_run):
     """What every job asks a cluster for: memory in MB, minutes, GPUs."""
     sizes = ["model=vgg16,lenet", "dataset=cifar10", "epochs=200", "gpu=1"]
     _, text = dry_run("--config", *sizes)
-    vgg, lenet = sorted(jobs(text, "train"), key=lambda job: "lenet" in job["command"])
-    assert {"runtime=1020", "mem_mb=6000", "gpu=1"} < {*vgg["resources"]}
-    assert {"runtime=220", "mem_mb=3000", "gpu=1"} < {*lenet["resources"]}
     for rule in ONE.keys() - {"all"}:
         for job in jobs(text, rule):
             names = {resource.split("=")[0] for resource in job["resources"]}

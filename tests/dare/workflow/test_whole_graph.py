@@ -1,16 +1,11 @@
-"""The whole graph, in small, with every job as a process of its own; and kill -9 of Snakemake."""
+"""The whole graph, in small, with every job as a process of its own."""
 
 import os
-import random
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
-import pytest
-from conftest import ROOT
 from dry_runs import SNAKEFILE, counts
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -68,35 +63,3 @@ def test_every_step(home, dry_run):
     done, text = dry_run("data/toy/info.json", "--config", *small, "limit=100", only="--nolock")
     assert not done and "was prepared with limit None, not 100" in text
     assert {path: path.read_bytes() for path in home.glob("data/toy/[ixy]*")} == before
-
-
-@pytest.mark.skipif(not os.environ.get("DARE_LONG"), reason="long: DARE_LONG=1 runs it")
-def test_snakemake_killed_at_random_moments(tmp_path):
-    """Once as a power cut, which ends the jobs too, and twice alone; it goes on to the same end."""
-    write_images(tmp_path / "images")
-    small = [*SMALL.split(), "heldout_attacks=null", f"source={tmp_path / 'images'}"]
-    result = f"{STUDY}/robustness.csv"
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "dare/Snakefile"), result]
-
-    def start(home):
-        environment = os.environ | {"DARE_HOME": str(home)}
-        with open(tmp_path / f"{home.name}.log", "a") as log:
-            return subprocess.Popen(
-                [*command, "--cores", "2", "--config", *small],
-                env=environment, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    start_time = time.time()
-    assert start(alone).wait() == 0, (tmp_path / "alone.log").read_text()
-    seconds = time.time() - start_time
-    seed = int(os.environ.get("DARE_SEED", time.time()))
-    moments = random.Random(seed)
-    for kill in os.killpg, os.kill, os.kill:
-        process = start(killed)
-        time.sleep(moments.uniform(0.1, 0.5) * seconds)
-        if process.poll() is None:
-            kill(process.pid, signal.SIGKILL)
-            process.wait()
-    assert start(killed).wait() == 0, f"DARE_SEED={seed}\n" + (tmp_path / "killed.log").read_text()
-    assert (killed / result).read_text() == (alone / result).read_text(), f"DARE_SEED={seed}"

@@ -11,7 +11,7 @@ from dare.dare import Tuning, tune
 from dare.get_ats import MinedImages, mine
 from dare.nnslicer import slice_model
 from train.shared.backend import keras, ops
-from train.shared.door import check_arrays, checked_inputs
+from train.shared.checks import check_arrays, checked_inputs
 from train.shared.flags import UserError
 from train.utils import predict
 
@@ -194,7 +194,6 @@ def in_global_float16():
 
 TAKEN = {
     "dict": in_a_dict,
-    "softmax of keras.ops": lambda: network(end=ops.softmax),
     "softmax of one's own": lambda: network(end=lambda z: ops.softmax(z)),
     "softmax in a Lambda": lambda: network(end=layers.Lambda(lambda z: ops.softmax(z))),
     "logits": lambda: network(end="linear"),
