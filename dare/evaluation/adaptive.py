@@ -62,6 +62,7 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
     scores.keep(parts, adaptive=True)
     for name in parts:
         scores.define(name, index, json.dumps(settings))
+    scores.save(scores_path)
 
     compared = table[table["last"] & own_settings(table)][IDENTITY].drop_duplicates()
     models = list(dict.fromkeys(compared["sha256"][compared["method"].isin(methods or METHODS)]))
@@ -78,7 +79,6 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
             scores.add(model, robust, result == ROBUST)
             scores.add(model, unknown, result == UNKNOWN)
         scores.save(scores_path)
-    scores.save(scores_path)
     is_attacked = [scores.has(model, parts) for model in compared["sha256"]]
     found = robust_accuracy_table(compared[is_attacked], scores, epsilons)
     with atomic_write(study.folder / "adaptive.csv") as temporary:

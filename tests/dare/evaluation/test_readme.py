@@ -62,12 +62,10 @@ def span(found, sign=1):
     return f"{found.min()} to {found.max()}"
 
 
-def by_seed(component):
-    """A comparison in each training seed of the large runs, a Series."""
-    rows = kept("main").query("dataset != 'all' and component == @component")
-    return rows[~rows["seeds"].astype(str).str.contains(",")].set_index(["dataset", "seeds"])[
-        "difference"
-    ]
+def by_seed():
+    """The comparisons of robustness in each training seed of the large runs, a DataFrame."""
+    rows = kept("main").query("kind == 'robustness' and dataset != 'all'")
+    return rows[~rows["seeds"].astype(str).str.contains(",")]
 
 
 def robust(method):
@@ -85,9 +83,7 @@ def samples_of(name):
 
 def apart():
     """By how much two trainings of a network differ in a comparison, at most."""
-    rows = kept("main").query("kind == 'robustness' and dataset != 'all'")
-    seeds = rows[~rows["seeds"].astype(str).str.contains(",")]
-    seeds = seeds.groupby(["component", "dataset", "model"])["difference"]
+    seeds = by_seed().groupby(["component", "dataset", "model"])["difference"]
     return (seeds.max() - seeds.min()).max()
 
 
@@ -102,6 +98,7 @@ def sentences():
     of_sl = swept.loc[("lr_rate", "dare-sl"), "robustness"]
     cost = kept("main", "table_cost").set_index("method")["epochs"]
     small = kept("small").query("dataset == 'all' and component == 'adversarial training'").iloc[0]
+    checkpoint = by_seed().query("component == 'best checkpoint'")
     gains = [
         values("main", "adaptive attack", other)["all", "all"]
         for other in ("original", "control-finetune", "at-pgd")
@@ -119,7 +116,7 @@ def sentences():
     results = [
         f"has {span(values('main', 'adversarial training', column='clean_difference'))} points "
         f"less clean accuracy than DARE. It was tuned on {samples_of('main')} samples",
-        f"by {span(by_seed('best checkpoint'))} points in single seeds",
+        f"by {span(checkpoint['difference'])} points in single seeds",
         f"has {per.robustness[0.05]:.1f}% at 0.05, {per.robustness[0.95]:.1f}% at 0.95",
         f"by {span(values('main', 'another training seed', column='heldout_difference'), -1)} "
         f"points on held-out samples",
