@@ -23,8 +23,7 @@ CURVES = {
     "original": "#000000", "dare": "#0072B2", "control-finetune": "#009E73",
     "at-pgd": "#D55E00", "control-seed": "#CC79A7",
 }  # fmt: skip
-TICKS = (-80, -40, -20, -10, -5, -2, 0, 2, 5)  # of changes of clean accuracy
-LINEAR = 5  # points of clean accuracy; a larger loss is drawn on a logarithmic scale
+LOST = 20  # a method that loses more points of clean accuracy is not drawn, only named
 METRIC = "empirical robustness (%)"
 RULE = "last epochs at the network's own learning rate"
 
@@ -32,10 +31,14 @@ RULE = "last epochs at the network's own learning rate"
 def trade_off(cells, rule=RULE):
     """Clean accuracy change against robustness: a point a method, the mean over networks.
 
-    Thin lines: the range over networks. A method that some networks lack says in how many it is.
-    cells: of robustness_table.
+    Thin lines: the range over networks. A method that some networks lack says in how many it is;
+    one that loses more than LOST points of clean accuracy is only named. cells: of
+    robustness_table.
     """
     points = cells[(cells["attack"] == AVERAGED) & (cells["method"] != "original")]
+    lost = points.groupby("method")["change"].mean() < -LOST
+    left_out = list(lost.index[lost])
+    points = points[~points["method"].isin(left_out)]
     if points.empty:
         return None
     networks = len(points[NETWORK].drop_duplicates())
@@ -51,23 +54,21 @@ def trade_off(cells, rule=RULE):
         axis.plot(x["mean"], y["mean"], shape, color=colour, ms=8, mec="white", mew=0.6)
     low, high = points["robustness"].min(), points["robustness"].max()
     margin = 0.04 * (high - low) + 1
+    axis.set(xlim=(max(points["change"].min(), -LOST) - 0.3, max(points["change"].max(), 0) + 0.3))
     axis.set(ylim=(low - margin, high + margin))
-    clean_axis(axis, points["change"])
-    # Labels stand in two columns, at the left for methods that lose much, in the points' order.
-    is_left = found["change", "mean"] < -0.6 * LINEAR
-    columns = (found[is_left], 0.02, "left"), (found[~is_left], 1.03, "left")
+    axis.axvline(0, color="#555555", lw=0.8)
     arrow = {"arrowstyle": "-", "color": "#999999", "lw": 0.6, "shrinkB": 4}
-    for column, place, side in columns:
-        heights = spread(column["robustness", "mean"].to_numpy(), (high - low + 8) / 24)
-        for (method, row), height in zip(column.iterrows(), heights, strict=True):
-            at = row["change", "mean"], row["robustness", "mean"]
-            label = method + (f" ({counts[method]})" if counts[method] < networks else "")
-            axis.annotate(
-                label, at, (place, height), textcoords=axis.get_yaxis_transform(), ha=side,
-                color=style(method)[0], va="center", annotation_clip=False, arrowprops=arrow,
-                bbox={"fc": "white", "ec": "none", "pad": 1},
-            )  # fmt: skip
-    axis.set(xlabel=clean_label(axis), ylabel=f"mean {METRIC} over attacks")
+    heights = spread(found["robustness", "mean"].to_numpy(), (high - low + 8) / 24)
+    for (method, row), height in zip(found.iterrows(), heights, strict=True):
+        at = row["change", "mean"], row["robustness", "mean"]
+        label = method + (f" ({counts[method]})" if counts[method] < networks else "")
+        axis.annotate(
+            label, at, (1.03, height), textcoords=axis.get_yaxis_transform(), ha="left",
+            color=style(method)[0], va="center", annotation_clip=False, arrowprops=arrow,
+        )  # fmt: skip
+    note = f"\nlost more than {LOST} points, not drawn: {', '.join(left_out)}" if left_out else ""
+    label = f"change of clean accuracy (points){note}"
+    axis.set(xlabel=label, ylabel=f"mean {METRIC} over attacks")
     spans = "mean, and thin lines the range, over" if networks > 1 else "one point a method in"
     title = f"Robustness and what it costs: {spans} {counted(networks, 'network')}\n{rule}"
     axis.set_title(title, loc="left")
@@ -77,7 +78,7 @@ def trade_off(cells, rule=RULE):
 
 
 def comparisons(table):
-    """A row for each comparison: a dot a network, their mean a diamond, both with the interval."""
+    """A row for each comparison: a dot a network, their mean a diamond, with their intervals."""
     rows = first_rows(table)
     cells = rows[rows["dataset"] != ALL]
     if cells.empty:
@@ -88,15 +89,15 @@ def comparisons(table):
     models, datasets = (sorted({n[i] for n in networks}) for i in (1, 0))
     hues = dict(zip(models, plt.colormaps["Dark2"].colors * len(models), strict=False))
     shapes = dict(zip(datasets, "os^vPX*" * len(datasets), strict=False))
-    offsets = np.linspace(0.36, -0.36, len(networks) + 2)[1:-1]
-    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.42 * len(named)), layout="constrained")
+    offsets = np.linspace(0.4, -0.4, len(networks) + 3)[1:-1]  # the last one is that of the mean
+    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.48 * len(named)), layout="constrained")
     for row in rows.itertuples():
         if (row.component, row.other) not in named:
             continue
         y = len(named) - 1 - named.index((row.component, row.other))
         if row.dataset == ALL:
-            axis.plot([row.low, row.high], [y, y], color="black", lw=1.5, zorder=3)
-            axis.plot(row.difference, y, "D", color="black", ms=7, mec="white", zorder=4)
+            axis.plot([row.low, row.high], [y + offsets[-1]] * 2, color="black", lw=1.2)
+            axis.plot(row.difference, y + offsets[-1], "D", color="black", ms=5, mec="white")
         else:
             offset = offsets[networks.index((row.dataset, row.model))]
             colour = hues[row.model]
@@ -143,7 +144,7 @@ def adaptive(table, networks):
         axis.set_title(f"{name_of(network)}, n {here['n'].max():.0f}")
     figure.supxlabel("epsilon (Linf, pixels in [0, 1])")
     figure.supylabel("robust accuracy (%)")
-    figure.suptitle("Every model attacked itself: worst case over the attacks (n images)")
+    figure.suptitle("Every model attacked itself: worst case over the attacks (n images a seed)")
     present = [method for method in CURVES if method in set(table["method"])]
     handles = [plt.Line2D([], [], color=CURVES[m], marker="o", ms=3, label=m) for m in present]
     figure.legend(handles=handles, loc="outside right center")
@@ -227,24 +228,6 @@ def panels(networks):
     for axis in axes.flat[len(networks) :]:
         axis.set_axis_off()
     return figure, axes.flat
-
-
-def clean_axis(axis, changes):
-    """The axis of changes in clean accuracy, logarithmic for losses that are larger than LINEAR."""
-    axis.axvline(0, color="#555555", lw=0.8)
-    if changes.min() < -3 * LINEAR:
-        axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
-        ticks = [t for t in TICKS if 1.2 * changes.min() < t <= max(changes.max(), 2)]
-        axis.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
-        axis.minorticks_off()
-    low, high = changes.min(), max(changes.max(), 0)
-    room = 5 if axis.get_xscale() == "symlog" else 1.5  # for the labels at the left
-    axis.set_xlim(room * low - 0.3, 1.15 * high + 0.3)
-
-
-def clean_label(axis):
-    text = "change of clean accuracy (points"
-    return text + (f", logarithmic below -{LINEAR})" if axis.get_xscale() == "symlog" else ")")
 
 
 def spread(values, gap):

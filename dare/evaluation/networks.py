@@ -229,11 +229,11 @@ def warnings(results, networks):
     texts = []
     small = networks[networks["images"] < networks["paper_images"] / 2]
     if len(small):
-        lost = max((small["paper_accuracy"] - small["test_accuracy"]).max(), 0)
+        lost = (small["paper_accuracy"] - small["test_accuracy"]).max()
         texts.append(
             f"Training sets hold {span(small['images'])} images, the paper's "
-            f"{span(small['paper_images'])}; clean accuracy is up to {lost:.0f} points lower "
-            f"({studies_with(small)})."
+            f"{span(small['paper_images'])}, in {studies_with(small)}"
+            + (f"; clean accuracy is up to {lost:.0f} points lower." if lost >= 1 else ".")
         )
     counts = [n for found in training_samples(results).values() for n in found]
     if counts and min(counts) < SAMPLES_NEEDED:
