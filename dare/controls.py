@@ -32,7 +32,7 @@ import numpy as np
 
 from dare.dare import tune_study
 from dare.get_ats import MinedImages, record_activations
-from dare.methods import CONTROLS
+from dare.methods import CONTROLS, METHODS
 from train import params
 from train.fine_tuning import FineTuning, fine_tune_study
 from train.fit import random_stream, seed_random_layers
@@ -58,8 +58,8 @@ run = 0  # as in dare.py
 BATCH_NORM_IMAGES = 10_000  # images of x_train from which swa estimates batch statistics
 
 
-# Every control is called as control(study, epochs, settings), with the settings choose_layer, per,
-# lr_rate and run, and writes the models of the method of its name.
+# Every control is called as control(study, epochs, settings), with its method and the settings that
+# dare/methods.py lists for it, and writes the models of this method.
 
 
 def control_self(study, epochs, settings):
@@ -67,14 +67,14 @@ def control_self(study, epochs, settings):
     layers = up_to(study.classifier, settings["choose_layer"]).layers
     if not any(is_batch_norm(layer) or random_stream(layer) for layer in layers):
         # Tuning would turn the rounding of a loss of 0 into steps of full size.
-        keep_original(study, {"method": "control-self"} | settings, epochs)
+        keep_original(study, settings, epochs)
         return
 
     def the_original(mined):
         return [study.checkpoint], np.zeros(len(mined.index), int)
 
     make_targets(study, settings["choose_layer"], "self", the_original)
-    tune_study(study, {"method": "control-self"} | settings, epochs, "self")
+    tune_study(study, settings, epochs, "self")
 
 
 def control_random(study, epochs, settings):
@@ -87,13 +87,11 @@ def control_random(study, epochs, settings):
 
     targets = f"random_run{settings['run']}"
     make_targets(study, settings["choose_layer"], targets, random_checkpoints)
-    tune_study(study, {"method": "control-random"} | settings, epochs, targets)
+    tune_study(study, settings, epochs, targets)
 
 
 def control_batchnorm(study, epochs, settings):
     """DARE's passes over the images, without moving a weight."""
-    settings = {name: settings[name] for name in ("choose_layer", "run")}
-    settings = {"method": "control-batchnorm"} | settings
     if any(map(is_batch_norm, up_to(study.classifier, settings["choose_layer"]).layers)):
         tune_study(study, settings, epochs)
     else:
@@ -102,7 +100,6 @@ def control_batchnorm(study, epochs, settings):
 
 def control_finetune(study, epochs, settings):
     """Cross-entropy on the mined images, up to DARE's layer and in DARE's batches."""
-    settings = {name: settings[name] for name in ("choose_layer", "lr_rate", "run")}
     tuning = FineTuning(
         "categorical_crossentropy",
         settings["lr_rate"],
@@ -111,7 +108,6 @@ def control_finetune(study, epochs, settings):
         seed=(study.seed, settings["run"]),
     )
     images = study.mined_images(settings["choose_layer"])
-    settings = {"method": "control-finetune"} | settings
     fine_tune_study(study, *images, settings, tuning, epochs)
 
 
@@ -177,17 +173,15 @@ def make_targets(study, choose_layer, name, choose):
     with stage(path.with_suffix(".log"), f"targets {name}", logged) as log:
         with study.open_targets(choose_layer) as file:
             mined = MinedImages.read(file)
-            mined_sha256 = sha256(file.filename)
-        paths, chosen = choose(mined)
-        provenance = study.provenance | {"choose_layer": choose_layer}
-        provenance |= {"ats_sha256": mined_sha256, "target_sha256": sha256(*paths)}
-        log["idle"] = check(path, provenance)
+            made_from = {"choose_layer": choose_layer, "ats_sha256": sha256(file.filename)}
+        log["idle"] = check(path, study.provenance | made_from)
         if log["idle"]:
             return
+        paths, chosen = choose(mined)
         order = np.argsort(chosen, kind="stable")  # so that each checkpoint is loaded once
         images = Rows(study.data("validation")[0], mined.index[order])
         with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file, provenance)
+            set_attributes(file, study.provenance | made_from)
             for field in ("index", "epoch", "probability", "final_probability"):
                 file[field] = getattr(mined, field)[order]
             record_activations(file, study.classifier, choose_layer, images, chosen[order], paths)
@@ -222,11 +216,13 @@ def main(argv=None):
     settings = {
         "choose_layer": study.layer(args.choose_layer),
         "per": args.per,
-        "lr_rate": study.tuning_rate(args.lr_rate),
+        "lr_rate": args.lr_rate or params.tuning_rate(args.model),
         "run": args.run,
     }
     for name in chosen_names(args.control, CONTROLS):
-        FUNCTIONS[name](study, args.epoch, settings)
+        method = f"control-{name}"
+        own = {setting: settings[setting] for setting in METHODS[method].settings}
+        FUNCTIONS[name](study, args.epoch, {"method": method} | own)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main(argv=None):
         "method": "dare-last",
         "choose_layer": calls_of(study.classifier)[-1].path,
         "per": args.per,
-        "lr_rate": study.tuning_rate(args.lr_rate),
+        "lr_rate": args.lr_rate or params.tuning_rate(args.model),
         "run": args.run,
     }
     tune_study(study, settings, args.epoch)

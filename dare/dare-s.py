@@ -32,7 +32,7 @@ def main(argv=None):
     settings = {
         "method": "dare-s",
         "choose_layer": study.layer(args.choose_layer),
-        "lr_rate": study.tuning_rate(args.lr_rate),
+        "lr_rate": args.lr_rate or params.tuning_rate(args.model),
         "run": args.run,
     }
     tune_study(study, settings, args.epoch)

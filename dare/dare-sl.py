@@ -29,7 +29,7 @@ run = 0
 def main(argv=None):
     args = options(__doc__, argv, globals())
     study = Study.open(args)
-    rate = study.tuning_rate(args.lr_rate)
+    rate = args.lr_rate or params.tuning_rate(args.model)
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     frozen = params.frozen.get(args.model, 0)
     tuning = FineTuning("mse", rate, frozen, seed=(study.seed, args.run))

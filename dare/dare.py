@@ -34,7 +34,7 @@ from train.shared.graph import calls_of, layers_by_path, up_to
 from train.shared.log import stage
 from train.shared.paths import epochs_in, path_text, tuned_folder
 from train.shared.study import Study
-from train.utils import Batches, kept_random_numbers, pixels
+from train.utils import Batches, pixels
 
 dataset = "digits"
 model = "lenet"
@@ -159,12 +159,11 @@ class Tuning:
     """Settings of `tune`.
 
     choose_layer: path of the chosen layer.
-    lr_rate: of Adam.
+    lr_rate: of Adam; with 0 only the statistics of batch normalisation change (control-batchnorm).
     epochs: a larger number than before continues the earlier run, with the untuned classifier.
     masks: the slice, {path: bool mask of SlicedLayer}; None: all weights are trained (dare-s).
     key_neurons: bool (classes, neurons); None: all neurons count (dare-s).
     batches: an epoch has this many batches and a new Adam; None: an epoch has all images.
-    moves_weights: False: only the statistics of batch normalisation change (control-batchnorm).
     seed: of the order of the images, a tuple of numbers.
     provenance: a folder with another provenance is refused; None: made from the arguments.
     """
@@ -175,12 +174,10 @@ class Tuning:
     masks: dict | None = None
     key_neurons: np.ndarray | None = None
     batches: int | None = None
-    moves_weights: bool = True
     seed: tuple = (0,)
     provenance: dict | None = None
 
 
-@kept_random_numbers()
 def tune(classifier, mined, x, y, folder, tuning):
     """Transform, tune and, after every epoch, synchronise (ASE 2022).
 
@@ -207,9 +204,6 @@ def tune(classifier, mined, x, y, folder, tuning):
             f"no layer up to {tuning.choose_layer} has weights that are trainable: choose a later "
             f"layer, or set trainable = True."
         )
-    if not tuning.moves_weights:  # a frozen layer would also stop its batch statistics
-        for weight in regression.trainable_variables:
-            weight.trainable = False
     batches = regression_batches(regression, mined, x, y, tuning)
     # `fit` trains in training mode, so that batch normalisation follows too.
     adam = keras.optimizers.Adam(tuning.lr_rate)
@@ -251,7 +245,7 @@ def provenance_of(classifier, mined, tuning):
     arrays += [*(tuning.masks or {}).values(), tuning.key_neurons]
     known = [array for array in arrays if array is not None]
     # As text, because settings of None are not compared.
-    names = ("lr_rate", "batches", "moves_weights", "seed")
+    names = ("lr_rate", "batches", "seed")
     settings = {name: str(getattr(tuning, name)) for name in names}
     return settings | {"choose_layer": tuning.choose_layer, "sha256": fingerprint(*known)}
 
@@ -293,7 +287,7 @@ def tune_study(study, settings, epochs, targets=None):
             tuning = Tuning(
                 choose_layer, lr_rate=settings.get("lr_rate", 0.0), epochs=epochs, masks=masks,
                 key_neurons=key_neurons, batches=settings.get("batches"),
-                moves_weights="lr_rate" in settings, seed=(study.seed, settings["run"]),
+                seed=(study.seed, settings["run"]),
                 provenance=study.provenance | settings | made_from,
             )  # fmt: skip
             tune(study.original(), MinedImages.read(file), x, y, folder, tuning)
@@ -309,7 +303,7 @@ def main(argv=None):
         "choose_layer": study.layer(args.choose_layer),
         "per": args.per,
         "batches": args.batches,
-        "lr_rate": study.tuning_rate(args.lr_rate, released),
+        "lr_rate": args.lr_rate or params.tuning_rate(args.model, released),
         "run": args.run,
     }
     tune_study(study, settings, args.epoch)

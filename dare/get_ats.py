@@ -97,7 +97,7 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
         UserError: no historical checkpoint, an unknown layer, no mined image, or what
             `checked_inputs` refuses.
     """
-    checkpoints = in_order(checkpoints)
+    checkpoints = sorted_checkpoints(checkpoints)
     model, x, y, _ = checked_inputs(model, x, y)
     up_to(model, choose_layer)  # an unknown layer is refused before the first pass
     epochs = np.array(list(checkpoints))
@@ -127,7 +127,7 @@ def mine(checkpoints, x, y, model, choose_layer, path=None, provenance=None, his
             return mined
 
 
-def in_order(checkpoints):
+def sorted_checkpoints(checkpoints):
     """{epoch: Path}, ascending; UserError for anything but two or more files of numbered epochs."""
     try:
         found = {int(epoch): Path(path) for epoch, path in dict(checkpoints).items()}

@@ -118,9 +118,8 @@ def relative_activations(model, calls, x, y):
         {id of a tensor: float64 (classes, neurons)} for the tensors of the calls.
     """
     classes = model.outputs[0].shape[-1]
-    y = np.asarray(y, "int64")
     counts = np.bincount(y, minlength=classes)
-    if len(counts) != classes or not counts.all():
+    if not counts.all():
         found = np.unique(y).tolist()
         raise UserError(f"the slicer needs images of all {classes} classes: there are {found}.")
 
@@ -249,11 +248,11 @@ def save_slice(target, slices, provenance):
 
 
 def load_slice(file):
-    """{path of a layer: SlicedLayer, without class_mask} of an open slice file."""
+    """{path of a layer: SlicedLayer} of an open slice file, with what tuning needs of it."""
     slices = {}
     for group in file.values():
-        arrays = (group[name][()] for name in ("contribution", "relative_activation"))
-        slices[group.attrs["path"]] = SlicedLayer(group["mask"][()], None, *arrays)
+        mask, contribution = group["mask"][()], group["contribution"][()]
+        slices[group.attrs["path"]] = SlicedLayer(mask, None, contribution, None)
     return slices
 
 

@@ -114,7 +114,7 @@ def write(folder, arrays, info):
     for path in paths[3:]:
         path.unlink(missing_ok=True)  # no script reads images without labels
     for path, array in zip(paths, arrays, strict=True):
-        with artifacts.atomic_write(path, ".npy") as temporary:
+        with artifacts.atomic_write(path) as temporary:
             np.save(temporary, array, allow_pickle=False)
     artifacts.write_text(folder / "info.json", json.dumps(info, indent=1) + "\n")
 

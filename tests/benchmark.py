@@ -110,7 +110,7 @@ def dare(study, x, y):
 
     masks = {name: one.mask for name, one in slices.items()}
     with tempfile.TemporaryDirectory(dir=study.folder) as folder:
-        tuning = Tuning(layer, study.tuning_rate(), epochs=3, masks=masks)
+        tuning = Tuning(layer, params.tuning_rate(study.model), epochs=3, masks=masks)
         tune(classifier, mined, x, y, folder, tuning)
         *_, last = csv.DictReader((Path(folder) / "log.csv").open())  # the first is compiled
     images = len(mined.index)

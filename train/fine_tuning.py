@@ -68,8 +68,7 @@ def freeze_layers(classifier, frozen, last_layer=None):
     layers = [x for x in layers_by_path(classifier).values() if not is_normalisation(x)]
     leading = layers if last_layer is None else up_to(classifier, last_layer).layers
     for number, layer in enumerate(layers, 1):  # the input is number 0
-        is_first = number < frozen
-        layer.trainable = layer in leading and not is_first
+        layer.trainable = number >= frozen and layer in leading
 
 
 def drop_penalties(model):

@@ -185,7 +185,7 @@ class EpochKeeper(keras.callbacks.Callback):
     def save_optimizer(self, epoch):
         variables = enumerate(self.trained_model.optimizer.variables)
         values = {str(i): np.asarray(variable) for i, variable in variables}
-        with atomic_write(self.run.optimizer_path(epoch), ".npz") as temporary:
+        with atomic_write(self.run.optimizer_path(epoch)) as temporary:
             np.savez(temporary, **values)
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -132,7 +132,7 @@ def copy_weights(source, target):
 
 def save_architecture(network, model, path):
     """Save the network without its optimizer as model.keras."""
-    with atomic_write(path, ".keras") as temporary:
+    with atomic_write(path) as temporary:
         keras.Model(network.inputs[0], network.outputs[0], name=model).save(temporary)
 
 

@@ -1,9 +1,6 @@
 """Images, batches, seeds and predictions, which every step needs."""
 
-import contextlib
 import math
-import random
-import sys
 
 import numpy as np
 
@@ -81,17 +78,6 @@ def set_seed(*seed):
     Choices of images and the like have NumPy generators of [seed, number].
     """
     keras.utils.set_random_seed(seed_number(*seed))
-
-
-@contextlib.contextmanager
-def kept_random_numbers():
-    """Leave the global random numbers as they were; Keras draws the seeds of layers from them."""
-    with contextlib.ExitStack() as stack:
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
-        if keras.backend.backend() == "torch":
-            stack.enter_context(sys.modules["torch"].random.fork_rng())
-        yield
 
 
 def seed_number(*seed):

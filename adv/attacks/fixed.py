@@ -34,7 +34,9 @@ def attack_at_epsilons(name, minimal_attack, epsilons, start, steps=None, progre
         foolbox_attack = foolbox.attacks.LinfPGD(steps=steps or 40)
         rng = np.random.default_rng(start.seed)
         foolbox_attack.get_random_start = partial(random_start, rng)
-    return run_foolbox_attack(on_log_odds(foolbox_attack), epsilons, start, progress)
+    # Its own loss, cross-entropy, saturates.
+    foolbox_attack.get_loss_fn = lambda model, y: lambda x: log_odds(model(x), y)
+    return run_foolbox_attack(foolbox_attack, epsilons, start, progress)
 
 
 def run_foolbox_attack(foolbox_attack, epsilons, start, progress=None):
@@ -63,13 +65,3 @@ def random_start(rng, x, epsilon):
     """Images in the Linf ball around x, by random numbers that nobody else draws from."""
     noise = rng.uniform(-epsilon, epsilon, x.shape)
     return x + ep.from_numpy(x, noise.astype("float32"))
-
-
-def on_log_odds(foolbox_attack):
-    """Make a Foolbox gradient attack increase the log-odds, because its cross-entropy saturates."""
-
-    def get_loss_fn(model, labels):
-        return lambda inputs: log_odds(model(inputs), labels)
-
-    foolbox_attack.get_loss_fn = get_loss_fn
-    return foolbox_attack

@@ -35,8 +35,8 @@ def draw_samples(path, name, original, adversarial, captions):
         for axis, image, text in zip(row, images, texts, strict=True):
             axis.imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-            drawn = text.encode(errors="replace").decode()  # of a folder whose name is no UTF-8
+            drawn = text.encode(errors="replace").decode()  # class folders may not be valid UTF-8
             axis.set_title(drawn, fontsize=7, parse_math=False)
-    with atomic_write(path, ".png") as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)

@@ -85,8 +85,8 @@ def saliency_map(
         is_chosen = np.arange(features.shape[1]) < most[:, None]
         is_chosen &= np.take_along_axis(saliency, features, axis=1) > 0
         place = rows[:, None], features
-        change = size * is_chosen * np.take_along_axis(sign, features, axis=1)
-        moved[place] = np.clip(moved[place] + change, lowest, highest)
+        move = size * is_chosen * np.take_along_axis(sign, features, axis=1)
+        moved[place] = np.clip(moved[place] + move, lowest, highest)
         is_at_bound = (moved[place] <= lowest) | (moved[place] >= highest)
         times[place] = np.where(is_chosen & is_at_bound, max_changes, times[place] + is_chosen)
         changes[rows] += is_chosen.sum(axis=1)

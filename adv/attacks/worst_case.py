@@ -14,7 +14,7 @@ import numpy as np
 from adv.attacks.classifier import BatchedModel
 from adv.attacks.losses import log_odds
 from adv.attacks.rays import Rays
-from adv.attacks.search import pgd_step
+from adv.attacks.search import largest_absolute, pgd_step
 
 PGD_STEPS = 40
 REACH = 2.5  # all steps of pgd together go 2.5 epsilon far (Madry et al. 2018)
@@ -121,10 +121,8 @@ def attack_by_decisions(model, x, y, epsilons, unbroken):
     when it will not get below the largest of these, because that would change nothing.
     """
     sizes = np.array(epsilons)[:, None]
-    if not len(x):
-        return outcome(np.zeros((len(sizes), 0)), [])
     needed = np.where(unbroken, sizes, sizes[0]).max(axis=0)
     search = Rays(model, x, y, DECISIONS, enough=epsilons[0], needed=needed)
     adversarial, has_started = search.run()
-    is_within = np.abs(adversarial - x).max(axis=(1, 2, 3)) <= sizes + 1e-6
+    is_within = largest_absolute(adversarial - x) <= sizes + 1e-6
     return outcome(has_started & is_within, has_started)

@@ -32,7 +32,7 @@ from train.utils import halves_of_test, pixels
 # Epsilons, ascending, for images of one channel and of several.
 GREY = (0.01, 0.02, 0.05, 0.1)
 COLOUR = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-ATTACKS = ("fgsm", "pgd", "rays", "worst")
+OUTCOMES = ("fgsm", "pgd", "rays", "worst")
 IDENTITY = [*MODEL, "per", "choose_layer", "batches", "sha256"]  # which model a row is about
 MEASURED = ["attack", "epsilon", "n", "unknown", "robust_accuracy"]
 
@@ -57,7 +57,7 @@ def evaluate(study, table, paths, images=500, restarts=3, methods=None):
     settings |= {"seed": study.seed, "test_sha256": data_sha256(study.dataset, "test")}
     scores_path = study.folder / "scores.h5"
     scores = Scores.read(scores_path)
-    kinds = itertools.product(ATTACKS, (0, *epsilons))
+    kinds = itertools.product(OUTCOMES, (0, *epsilons))
     parts = [name for kind in kinds for name in part_names(*kind)]
     scores.keep(parts, adaptive=True)
     for name in parts:
@@ -105,7 +105,7 @@ def robust_accuracy_table(attacked, scores, epsilons):
     """adaptive.csv as a DataFrame. attacked: the columns IDENTITY."""
     rows = []
     for identity in attacked.to_dict("records"):
-        for attack, epsilon in itertools.product(ATTACKS, (0, *epsilons)):
+        for attack, epsilon in itertools.product(OUTCOMES, (0, *epsilons)):
             robust, unknown = part_names(attack, epsilon)
             is_unknown = scores.right(identity["sha256"], unknown)
             accuracy = scores.percent(identity["sha256"], robust)

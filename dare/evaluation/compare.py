@@ -247,12 +247,11 @@ def agreement(ours, theirs):
         return {}
     ours, theirs = ours.loc[both], theirs.loc[both].where(ours.loc[both].notna())
     winners = ours.idxmax(axis=1), theirs.idxmax(axis=1)
-    values = ours.stack(), theirs.stack()
-    values = [v.loc[values[0].index.intersection(values[1].index)] for v in values]
+    means = pd.DataFrame({"ours": ours.stack(), "theirs": theirs.stack()}).dropna()
     return {
         "scenarios": len(both),
-        "means": len(values[0]),
-        "rank_correlation": float(stats.spearmanr(*values).statistic),
+        "means": len(means),
+        "rank_correlation": float(stats.spearmanr(means).statistic),
         "same_winner": int((winners[0] == winners[1]).sum()),
         "dare_ours": int((winners[0] == "dare").sum()),
         "dare_theirs": int((winners[1] == "dare").sum()),

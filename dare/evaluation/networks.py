@@ -125,9 +125,9 @@ def sensitivity_text(table):
 def cost_table(results):
     """Table (f): seconds of the stages that a method needs, by study, and in epochs of training.
 
-    The first layer that is mined takes longest, because later ones use its probabilities. So the
-    longest mining counts, and none is known where that of DARE's layer was not recorded. Of an
-    attack the share counts that its adversarial training was tuned on.
+    Mining the first layer takes longest, because later layers reuse its probabilities, so the
+    longest mining is counted; it is unknown if that of DARE's layer was not recorded. An attack is
+    counted by the share of its samples that adversarial training was tuned on.
 
     Returns DataFrame with the columns study, dataset, model, method, seconds, epochs (of the
     network's own training that take as long), unknown (needed stages that were not recorded).

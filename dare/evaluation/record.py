@@ -19,7 +19,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 def record(results, folder):
     """Add studies to a folder of dare/results; returns the Results of all that it holds.
 
-    Other studies that it holds stay. Of an earlier record of the same study nothing stays.
+    Other studies in it are kept; an earlier record of the same study is replaced.
     """
     new, studies = dict(results.tables), {*results.rows["study"]}
     kept = set(new["robustness"]["sha256"])

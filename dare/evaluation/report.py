@@ -1,7 +1,6 @@
 """The report: tables and figures as one HTML file, and the tables as CSV, Markdown and LaTeX."""
 
 import base64
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +43,7 @@ COST_NOTE = (
     "Seconds for all that a method needs (DARE: slice, mine, tune; at-*: make the samples that it "
     "is tuned on, tune), and how many epochs of the network's own training take as long, as they "
     "ran: in the workflow training has all cores, the other steps half of them. A stage after + "
-    "was not recorded, and comes on top."
+    "was not recorded and is not included."
 )
 
 
@@ -212,7 +211,7 @@ def write_report(target, content):
 def save(figure, path):
     """Save a figure as PNG and SVG; returns the SVG as a data URI."""
     for kind in "png", "svg":
-        with atomic_write(path.with_suffix(f".{kind}"), f".{kind}") as temporary:
+        with atomic_write(path.with_suffix(f".{kind}")) as temporary:
             metadata = {"Date": None} if kind == "svg" else None
             figure.savefig(temporary, dpi=110, metadata=metadata)
     plt.close(figure)
@@ -240,4 +239,4 @@ def latex(section):
     text = section.table.to_latex(
         index=False, escape=True, caption=section.title, column_format=columns
     )
-    return re.sub("†", r"\\dag{}", text)
+    return text.replace("†", r"\dag{}")

@@ -140,7 +140,7 @@ def own_settings(rows, free=()):
 
 
 def nearest(values, default):
-    """Of several values of a setting the nearest to its default; of two as near, the smaller."""
+    """The value of a setting nearest to its default; the smaller of two equally near."""
 
     def distance(value):
         is_number = not isinstance(value, str)

@@ -20,7 +20,7 @@ from train.shared.checkpoints import load_weights
 from train.shared.flags import UserError
 from train.shared.log import progress
 from train.shared.paths import epochs_in, samples_path, tuned_name, weights_path
-from train.utils import halves_of_test, pixels, predict
+from train.utils import halves_of_test, predict
 
 HELDOUT = "heldout"  # the split of samples that are made from test images
 SAVE_INTERVAL = 25  # at most this many models are scored again after an interruption
@@ -32,7 +32,7 @@ MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoc
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
 # Of robustness.csv. control-seed has no epoch of its own: its column epoch holds the other seed.
 COLUMNS = [*MODEL, *MEASURED, "last", "best", "per", "choose_layer", "batches"]
-COLUMNS += ["is_original", "sha256"]  # a control that is the original itself; of the weights
+COLUMNS += ["is_original", "sha256"]  # a control that cannot differ from it; of the weights
 
 
 @dataclass
@@ -72,7 +72,7 @@ def score_study(study):
         row.sha256: [n for n in parts if n.split()[1] in splits_of(row.method)]
         for row in marked.itertuples()
     }
-    score_models(study, {m: paths[m] for m in wanted}, wanted, parts, scores, scores_path)
+    score_models(study, paths, wanted, parts, scores, scores_path)
     return robustness_rows(marked, parts, scores), paths
 
 
@@ -143,8 +143,9 @@ def read_samples(study):
                     f"of different images: make all attacks with the same --samples, and on one "
                     f"machine."
                 )
+            digest = sha256(path)
             for code, name in enumerate(SPLITS):
-                parts[f"{attack} {name}"] = successful(file, path, (split == code) & success)
+                parts[f"{attack} {name}"] = successful(file, digest, (split == code) & success)
     if not any(len(part.labels) for name, part in parts.items() if name.endswith("validation")):
         raise UserError(
             f"{study.folder}/adv has no successful sample in the split validation: make more "
@@ -162,14 +163,15 @@ def held_out_samples(study):
             step = study.command("adv/generate_adv.py", attack=attack, part="test")
             images = {"test_sha256": data_sha256(study.dataset, "test")}
             with study.open_checked(path, step, **images) as file:
-                parts[f"{attack} {HELDOUT}"] = successful(file, path, file["success"][()])
+                found = successful(file, sha256(path), file["success"][()])
+                parts[f"{attack} {HELDOUT}"] = found
     return parts
 
 
-def successful(file, path, chosen):
-    """The Part of the chosen samples, bool (n,), of an open samples file."""
-    rows = np.flatnonzero(chosen)
-    return Part(file["image"][rows], file["label"][rows], file["index"][rows], sha256(path))
+def successful(file, digest, chosen):
+    """The Part of the chosen samples, bool (n,), of an open samples file; digest: its SHA-256."""
+    images, labels, index = (file[name][()][chosen] for name in ("image", "label", "index"))
+    return Part(images, labels, index, digest)
 
 
 def clean_part(study):
@@ -242,23 +244,19 @@ def score_models(study, paths, wanted, parts, scores, scores_path):
 
     paths: {SHA-256 of a model's weights: file}. wanted: {SHA-256: names of parts}.
     """
-    todo = [model for model in paths if not scores.has(model, wanted[model])]
+    todo = [model for model in wanted if not scores.has(model, wanted[model])]
     for count, model in enumerate(progress(todo, desc="score", unit="model"), 1):
         classifier = load_weights(study.classifier, paths[model])
-        missing = {n: parts[n] for n in wanted[model] if not scores.has(model, [n])}
-        for name, is_right in score(classifier, missing).items():
-            scores.add(model, name, is_right)
+        for name in wanted[model]:
+            if not scores.has(model, [name]):
+                scores.add(model, name, score(classifier, parts[name]))
         if count % SAVE_INTERVAL == 0:
             scores.save(scores_path)
     scores.save(scores_path)
 
 
-def score(classifier, parts):
-    """Which images a model gets right: {name: bool (n,)} for {name: Part}, in one pass."""
-    images = np.concatenate([pixels(part.images) for part in parts.values()])
-    labels = np.concatenate([part.labels for part in parts.values()])
-    is_right = np.zeros(0, bool)
-    if len(images):
-        is_right = predict(classifier, images).argmax(axis=1) == labels
-    ends = np.cumsum([len(part.labels) for part in parts.values()])
-    return dict(zip(parts, np.split(is_right, ends[:-1]), strict=True))
+def score(classifier, part):
+    """Which images of a Part a model gets right, bool (n,)."""
+    if not len(part.labels):  # an attack without success
+        return np.zeros(0, bool)
+    return predict(classifier, part.images).argmax(axis=1) == part.labels

@@ -31,13 +31,13 @@ def name_of(network):
     return " ".join(reversed(network))
 
 
-def number(value, form="{:.1f}"):
+def number(value, form="{:z.1f}"):
     """A number as text, nothing for NaN; no "-0.0"."""
-    return "" if pd.isna(value) else form.format(round(value, 6) + 0.0).replace("-0.0", "0.0")
+    return "" if pd.isna(value) else form.format(round(value, 6))
 
 
 def points(value):
-    return number(value, "{:+.1f}").replace("+0.0", "0.0")
+    return number(value, "{:+z.1f}").replace("+0.0", "0.0")
 
 
 def interval(row):

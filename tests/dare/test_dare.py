@@ -175,7 +175,6 @@ def test_tune_refuses_the_folder_of_another_tuning_and_other_key_neurons(classif
     tune(classifier, mined, x, y, tmp_path, Tuning("conv2", 1e-3, 1))
     for message, lr_rate, more in (
         ("was made with .* it is kept", 1e-2, {}),
-        ("with moves_weights True, not False", 1e-3, {"moves_weights": False}),
         (r"shapes .* and \(16,\), but layer", 1e-3, {"key_neurons": np.ones((4, 16), bool)}),
     ):
         with pytest.raises(UserError, match=message):

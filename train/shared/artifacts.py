@@ -34,14 +34,14 @@ def require(path, step):
 
 
 @contextlib.contextmanager
-def atomic_write(path, suffix=""):
+def atomic_write(path):
     """A temporary path to write to, which becomes `path` at the end, or is removed on an error.
 
     So a file that exists is whole. Several processes, on several machines, may write the same file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp{suffix}")
+    temporary = path.with_name(f".tmp.{platform.node()}.{os.getpid()}.{path.name}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -122,21 +122,6 @@ def other_setting(recorded, expected):
     return None
 
 
-@contextlib.contextmanager
-def open_artifact(path, step, **expected):
-    """Open an HDF5 artifact for reading, if it was made from what is `expected`.
-
-    Raises UserError if it is missing, cannot be opened or was made from something else.
-    """
-    require(path, step)
-    with open_hdf5(path, f"delete it and make it with `{step}`") as file:
-        if difference := other_setting(file.attrs, expected):
-            raise UserError(
-                f"{path} was made from {difference}: move it away and make it with `{step}`."
-            )
-        yield file
-
-
 # ---------------------------------------------------------------------------------- fingerprints
 
 
@@ -174,7 +159,7 @@ def read_csv(path, step, columns, dtype=None):
     header = text.split("\n")[0].split(",")
     if not set(columns) <= set(header) or not text.endswith("\n"):
         raise UserError(
-            f"{path} is empty, cut, or no table with commas any more: move it away and make it "
+            f"{path} is empty, truncated or no longer comma-separated: move it away and make it "
             f"again with `{step}`."
         )
     texts = dict.fromkeys(("dataset", "model", "sha256"), str)
@@ -204,7 +189,7 @@ def data_info(dataset):
     if not path.exists():
         return {}
     try:
-        return {**json.loads(path.read_text(encoding="utf-8-sig"))}  # a list is no info either
+        return {**json.loads(path.read_text(encoding="utf-8-sig"))}  # also refuses a list
     except (ValueError, TypeError) as error:
         step = prepare_command(dataset)
         raise UserError(f"{path} cannot be read ({error}): delete it and run `{step}`.") from None

@@ -61,7 +61,7 @@ def save_weights(classifier, path, provenance):
     """Save a checkpoint, whole or not at all, with its provenance as root attributes."""
     # A new model of the same layers, because a compiled one would also save its optimizer.
     bare = keras.Model(classifier.inputs[0], classifier.outputs[0], name="classifier")
-    with atomic_write(path, ".weights.h5") as temporary:
+    with atomic_write(path) as temporary:
         bare.save_weights(temporary)
         with h5py.File(temporary, "a") as file:
             set_attributes(file, provenance)

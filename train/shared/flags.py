@@ -16,11 +16,11 @@ class UserError(Exception):
 
 # What a number must be: its type, the smallest and the largest one, and the same in words.
 COUNT = int, 1, 10**9, "a whole number of 1 or more"
-INDEX = int, 0, 2**31 - 1, "a whole number of 0 or more"
+INDEX = int, 0, 2**31 - 1, "a whole number from 0 to 2147483647"
 SHARE = float, sys.float_info.min, 1, "a share in (0, 1]"
-RATE = float, sys.float_info.min, 1e3, "a learning rate above 0"
+RATE = float, sys.float_info.min, 1e3, "a learning rate above 0 and up to 1000"
 SIZE = float, sys.float_info.min, 1e6, "an epsilon above 0"
-# What data sets, networks and records may be named, in scripts and in the graph.
+# Allowed names of data sets, networks and records, in scripts and in the graph.
 FOLDER_NAME = r"(?![.-])[^/{}\x00-\x1f]+"
 PLAIN_NAME = "plain folder name (without / and braces, and not beginning with . or -)"
 

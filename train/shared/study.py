@@ -1,5 +1,6 @@
 """A study: one trained network, and the folder of everything that is made from it."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from train import params
 from train.shared.artifacts import (
     attributes,
     data_sha256,
-    open_artifact,
+    fingerprint,
+    open_hdf5,
     other_setting,
     require,
     sha256,
@@ -28,7 +30,7 @@ from train.utils import Rows, load_data
 
 @dataclass
 class Study:
-    """One trained network and its folder; every step opens one.
+    """One trained network and its folder; steps 3 to 8 open one.
 
     checkpoint: path of the final model's weights.
     classifier: the network with these weights.
@@ -97,10 +99,21 @@ class Study:
         """The command line of a script for this study, for messages."""
         return command_of(script, **self.names, **flags)
 
+    @contextmanager
     def open_checked(self, path, step, **expected):
-        """open_artifact, for an artifact that must be made from this study's checkpoint."""
-        fingerprints = {k: self.provenance[k] for k in ("checkpoint_sha256", "data_sha256")}
-        return open_artifact(path, step, **fingerprints, **expected)
+        """An HDF5 artifact of this study, open for reading; step: the command that makes it.
+
+        Raises UserError if it is missing, cannot be opened, or was made from another checkpoint or
+        data set, or from something else than what is `expected`.
+        """
+        require(path, step)
+        expected |= {k: self.provenance[k] for k in ("checkpoint_sha256", "data_sha256")}
+        with open_hdf5(path, f"delete it and make it with `{step}`") as file:
+            if difference := other_setting(file.attrs, expected):
+                raise UserError(
+                    f"{path} was made from {difference}: move it away and make it with `{step}`."
+                )
+            yield file
 
     def open_slice(self, per):
         """The open slice file, for a `with` statement; UserError if it is missing."""
@@ -130,9 +143,8 @@ class Study:
         """
         with self.open_targets(choose_layer or self.mined_layer()) as file:
             index = file["index"][()]
-            provenance = {"ats_sha256": sha256(file.filename)}
         x, y = self.data("validation")
-        return Rows(x, index), y[index], provenance
+        return Rows(x, index), y[index], {"mined_sha256": fingerprint(index)}
 
     def layer(self, choose_layer=None):
         """Path of the layer to transform: the one that is asked for, or the network's default.
@@ -147,13 +159,6 @@ class Study:
                 f"--choose_layer, of {names}."
             )
         return find_call(self.classifier, choose_layer).path
-
-    def tuning_rate(self, lr_rate=None, released=False):
-        """Adam's learning rate: the one that is asked for, or the network's own.
-
-        released: the network's own as in the released code.
-        """
-        return lr_rate or params.tuning_rate(self.model, released)
 
     def mined_layer(self):
         """The default layer, unless only other layers were mined; then the first of those.

@@ -57,7 +57,7 @@ def attacked(monkeypatch):
     def fake(model, x, y, epsilons, restarts, seed):
         calls.append((len(x), restarts, seed))
         results = np.resize([ROBUST, 0, UNKNOWN], len(x)).astype("uint8")
-        named = itertools.product(adaptive.ATTACKS, (0, *epsilons))
+        named = itertools.product(adaptive.OUTCOMES, (0, *epsilons))
         return dict.fromkeys(named, results)
 
     monkeypatch.setattr(adaptive, "attack_model", fake)

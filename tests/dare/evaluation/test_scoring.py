@@ -67,7 +67,7 @@ def test_scores_on_other_samples_of_the_same_name_are_dropped():
 
 def test_an_attack_without_success_in_a_part():
     empty = scoring.Part(np.zeros((0, 12, 12, 1)), np.zeros(0, int), np.zeros(0, int), "")
-    assert len(scoring.score(None, {"jsma validation": empty})["jsma validation"]) == 0
+    assert len(scoring.score(None, empty)) == 0
 
 
 @pytest.fixture(scope="module")

@@ -206,7 +206,7 @@ REFUSED = {
     "model=vgg16 dataset=leaves": r"model=vgg16 has a layer that depends on the size .*",
     "dataset=../etc": r"dataset is '../etc', but it takes names of data sets, each a plain .*",
     "per=0.5,1.5": r"per is 1.5, but it takes shares above 0 and up to 1, each once, or null",
-    "runs=0,0": r"runs is \[0, 0\], but it takes whole numbers of 0 or more, each once",
+    "runs=0,0": r"runs is \[0, 0\], but it takes whole numbers from 0 to 2147483647, each once",
     "epochs=1.5": r"epochs is 1.5, but it takes a whole number of 2 or more",
 }
 
