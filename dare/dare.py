@@ -204,6 +204,9 @@ def tune(classifier, mined, x, y, folder, tuning):
             f"no layer up to {tuning.choose_layer} has weights that are trainable: choose a later "
             f"layer, or set trainable = True."
         )
+    if not tuning.lr_rate:  # nothing to move; frozen layers would also stop their batch statistics
+        for weight in regression.trainable_variables:
+            weight.trainable = False
     batches = regression_batches(regression, mined, x, y, tuning)
     # `fit` trains in training mode, so that batch normalisation follows too.
     adam = keras.optimizers.Adam(tuning.lr_rate)

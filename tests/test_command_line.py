@@ -73,10 +73,6 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:3000])
 
 
-def not_fetched(path):
-    path.write_text("version https://git-lfs.github.com/spec/v1")
-
-
 def attribute(name, value):
     def change(path):
         with h5py.File(path, "a") as file:
@@ -93,15 +89,13 @@ OLDER, OTHERS = "checkpoints/model.005.weights.h5", attribute("checkpoint_sha256
 LAST, IMAGES = "checkpoints/model.008.weights.h5", "x_validation.npy"
 BROKEN = [  # file, how to spoil it, the step that reads it, what it says
     ("slice_0.95.h5", cut, "dare", "slice_0.95.h5 is corrupt"),
-    ("scores.h5", not_fetched, "test", "scores.h5 is corrupt"),
+    ("scores.h5", lambda path: path.write_text("git-lfs"), "test", "scores.h5 is corrupt"),
     (LAST, cut, "nnslicer", "model.008.weights.h5"),
     ("model.keras", cut, "nnslicer", "is not a Keras model"),
     ("slice_0.95.h5", attribute("per", 0.5), "dare", "per 0.5, not 0.95"),
     ("adv/pgd.h5", OTHERS, "test", "pgd.h5 was made from"),
     (IMAGES, array(lambda x: x[::-1]), "dare", "data_sha256 [0-9a-f]{12}, not [0-9a-f]{12}"),
     (IMAGES, array(lambda x: x / 255), "get_ats", "float64 images"),
-    (IMAGES, array(lambda x: x / 255), "dare", "float64 images"),
-    ("x_train.npy", array(lambda x: x / 255), "nnslicer", "float64 images"),
     ("y_validation.npy", array(lambda y: y + 7), "get_ats", "has 4 classes"),
     ("y_validation.npy", array(lambda _: np.array([{}], object)), "get_ats", "cannot be read"),
     (OLDER, Path.unlink, "get_ats --choose_layer conv1", "model.005.weights.h5 is missing"),

@@ -15,8 +15,6 @@ def test_as_a_process(tmp_path):
     assert result.returncode == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
     assert "nnslicer.py: " in result.stderr
     assert "train/train.py --dataset digits --model lenet" in result.stderr
-    result = run("data/prepare.py", "--limit", "x")
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
 
 
 TERMINATED = """

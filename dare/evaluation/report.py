@@ -136,7 +136,7 @@ def report_of_runs(target, results, command):
         "sensitivity": figures.sensitivity(swept),
     }
     study = next(iter(results.rows["study"]))
-    content.samples = sorted((results.folder / study / "adv").glob("*.png"))
+    content.samples = sorted((results.folder / study / "adv").glob("[!.]*.png"))
     return write_report(target, content)
 
 

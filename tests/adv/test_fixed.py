@@ -7,11 +7,9 @@ from attack_cases import size
 from adv import ATTACKS
 from adv.attacks import attack, norms
 from adv.attacks.losses import log_odds
-from train.shared.backend import keras
 from train.utils import predict
 
 pytest_plugins = ["attack_cases"]
-layers = keras.layers
 EPSILON = {"fgsm": 0.15, "bim": 0.15, "pgd": 0.15, "cw": 1.0, "jsma": 20}
 
 

@@ -10,15 +10,13 @@ from conftest import TOY, copy_as_home, weights_of, write_data
 from tuned_models import RATE, moved, tuned_model
 
 from dare import controls, get_ats, nnslicer
-from train.shared.backend import keras
+from train.shared.artifacts import fingerprint
 from train.shared.checkpoints import load_classifier, load_weights
 from train.shared.flags import UserError
 from train.shared.graph import up_to
 from train.shared.study import Study
 from train.train import train as train_network
 from train.utils import predict
-
-layers = keras.layers
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +119,6 @@ def test_the_layer_that_was_mined(study):
     (folder / "ats_dense1.h5").unlink()
     get_ats.main([*flags, "--first", "5", "--choose_layer", "dense1"])
     assert opened.mined_layer() == "conv2" and min(opened.mined_checkpoints()) == 5
+    images, _, provenance = opened.mined_images("dense1")
+    assert provenance == {"mined_sha256": fingerprint(images.index)}
+    assert provenance == opened.mined_images("conv2")[2]

@@ -38,6 +38,7 @@ def atomic_write(path):
     """A temporary path to write to, which becomes `path` at the end, or is removed on an error.
 
     So a file that exists is whole. Several processes, on several machines, may write the same file.
+    The temporary name ends as `path` does, because some libraries choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,14 +23,8 @@ from train.utils import halves_of_test, predict
 SETTINGS = {"choose_layer": "conv2", "per": 0.95, "lr_rate": 1e-3, "run": 0}
 
 
-def candidates(*rows):
-    """Models to mark: (method, lr_rate, epoch, robustness on the validation part)."""
-    table = pd.DataFrame(rows, columns=["method", "lr_rate", "epoch", "robustness"])
-    return table.assign(run=0, per=0.95, choose_layer=None, batches=np.nan)
-
-
 def test_rules():
-    models = candidates(
+    rows = (
         ("original", None, 20, 0),
         ("control-seed", None, 1, 90),
         ("control-seed", None, 2, 80),
@@ -39,6 +33,8 @@ def test_rules():
         ("dare", 1e-4, 1, 50),
         ("dare", 1e-4, 2, 55),
     )
+    models = pd.DataFrame(rows, columns=["method", "lr_rate", "epoch", "robustness"])
+    models = models.assign(run=0, per=0.95, choose_layer=None, batches=np.nan)
     marks = scoring.mark_last_and_best(models)
     assert marks["last"].tolist() == [True, True, True, False, True, False, True]
     assert marks["best"].tolist() == [True, True, False, True, False, False, False]
