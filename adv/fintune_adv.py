@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adv import ATTACKS
 from train import params
-from train.fine_tuning import FineTuning, fine_tune_study
+from train.fine_tuning import fine_tune
 from train.shared.artifacts import sha256
 from train.shared.flags import UserError, chosen_names, options, run_script
 from train.shared.paths import samples_path
@@ -50,8 +50,8 @@ def adversarially_train(study, attack, lr_rate, epochs, run):
     """Tune a study's classifier on the samples of one attack, in a folder named after it."""
     settings = {"method": f"at-{attack}", "lr_rate": lr_rate, "run": run}
     frozen = params.frozen.get(study.model, 0)
-    tuning = FineTuning("categorical_crossentropy", lr_rate, frozen, seed=(study.seed, run))
-    fine_tune_study(study, *training_samples(study, attack), settings, tuning, epochs)
+    samples = training_samples(study, attack)
+    fine_tune(study, *samples, settings, epochs, "categorical_crossentropy", frozen)
 
 
 def main(argv=None):

@@ -28,6 +28,7 @@ from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
 from adv.attacks.fixed import NORM
+from adv.attacks.picture import draw_samples
 from train.shared.artifacts import (
     atomic_write,
     attributes,
@@ -155,7 +156,7 @@ def attack_images(name, batched_model, x, y, path, provenance):
 
 
 def draw_some(path, picture, name, study, x):
-    """Draw the first successful samples of the file `path`. A picture that fails costs no result.
+    """Draw the first successful samples of the file `path`.
 
     x: uint8 (n, h, w, c), from which the file's index chooses.
     """
@@ -165,12 +166,7 @@ def draw_some(path, picture, name, study, x):
     names = class_names(study.dataset, study.classifier.output_shape[-1])
     predicted = predict(study.classifier, images).argmax(axis=1)
     captions = [names[k] for k in labels], [names[k] for k in predicted]
-    try:
-        from adv.attacks.picture import draw_samples  # attacks do not need matplotlib
-
-        draw_samples(picture, name, pixels(x[index]), images, captions)
-    except Exception as error:
-        print(f"{picture} was not drawn ({error}).", flush=True)
+    draw_samples(picture, name, pixels(x[index]), images, captions)
 
 
 def generate(name, batched_model, study, inputs, path, provenance):

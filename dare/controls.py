@@ -5,7 +5,8 @@
 
 The adversarial samples were made against the original, so any model that differs from it gets some
 of them right. Reads what dare.py reads; random and swa also read the mined checkpoints. Writes
-tuned/control-<name>_* as dare.py does; of a control that is the original, and of swa, one epoch:
+tuned/control-<name>_* as dare.py does; swa and a control that is the original write one epoch. The
+controls:
 
 - self: DARE, but the targets are the original's own activations. It lacks the mined history. If no
   layer up to the chosen one behaves differently in training (batch normalisation, dropout, noise),
@@ -34,7 +35,7 @@ from dare.dare import tune_study
 from dare.get_ats import MinedImages, record_activations
 from dare.methods import CONTROLS, METHODS
 from train import params
-from train.fine_tuning import FineTuning, fine_tune_study
+from train.fine_tuning import fine_tune
 from train.fit import random_stream, seed_random_layers
 from train.shared.artifacts import atomic_write, check, set_attributes, sha256
 from train.shared.checkpoints import load_weights, save_weights
@@ -100,15 +101,10 @@ def control_batchnorm(study, epochs, settings):
 
 def control_finetune(study, epochs, settings):
     """Cross-entropy on the mined images, up to DARE's layer and in DARE's batches."""
-    tuning = FineTuning(
-        "categorical_crossentropy",
-        settings["lr_rate"],
-        last_layer=settings["choose_layer"],
-        batch=params.batch,
-        seed=(study.seed, settings["run"]),
-    )
-    images = study.mined_images(settings["choose_layer"])
-    fine_tune_study(study, *images, settings, tuning, epochs)
+    layer = settings["choose_layer"]
+    images = study.mined_images(layer)
+    loss = "categorical_crossentropy"
+    fine_tune(study, *images, settings, epochs, loss, last_layer=layer, batch=params.batch)
 
 
 def control_swa(study, epochs, settings):
@@ -174,14 +170,15 @@ def make_targets(study, choose_layer, name, choose):
         with study.open_targets(choose_layer) as file:
             mined = MinedImages.read(file)
             made_from = {"choose_layer": choose_layer, "ats_sha256": sha256(file.filename)}
-        log["idle"] = check(path, study.provenance | made_from)
+        provenance = study.provenance | made_from
+        log["idle"] = check(path, provenance)
         if log["idle"]:
             return
         paths, chosen = choose(mined)
         order = np.argsort(chosen, kind="stable")  # so that each checkpoint is loaded once
         images = Rows(study.data("validation")[0], mined.index[order])
         with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-            set_attributes(file, study.provenance | made_from)
+            set_attributes(file, provenance)
             for field in ("index", "epoch", "probability", "final_probability"):
                 file[field] = getattr(mined, field)[order]
             record_activations(file, study.classifier, choose_layer, images, chosen[order], paths)

@@ -4,8 +4,8 @@
 
 The classifier itself is tuned on the mined images and their labels: mean squared error on the
 softmax, by Adam (`fine_tune` in train/fine_tuning.py), with the first 5 layers of AlexNet or 20 of
-VGG frozen (`frozen` in train/params.py). Reads the final checkpoint and, for its
-images, ats_<layer>.h5. Writes tuned/dare-sl_lr<lr_rate>_run<run>/ as dare.py does.
+VGG frozen (`frozen` in train/params.py). Reads the final checkpoint and, for its images,
+ats_<layer>.h5. Writes tuned/dare-sl_lr<lr_rate>_run<run>/ as dare.py does.
 """
 
 import sys
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from train import params
-from train.fine_tuning import FineTuning, fine_tune_study
+from train.fine_tuning import fine_tune
 from train.shared.flags import options, run_script
 from train.shared.study import Study
 
@@ -32,8 +32,7 @@ def main(argv=None):
     rate = args.lr_rate or params.tuning_rate(args.model)
     settings = {"method": "dare-sl", "lr_rate": rate, "run": args.run}
     frozen = params.frozen.get(args.model, 0)
-    tuning = FineTuning("mse", rate, frozen, seed=(study.seed, args.run))
-    fine_tune_study(study, *study.mined_images(), settings, tuning, args.epoch)
+    fine_tune(study, *study.mined_images(), settings, args.epoch, "mse", frozen)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,7 @@ class Method:
         return "run" in self.settings
 
 
-LAYER, PER, RATE, RUN = "choose_layer", "per", "lr_rate", "run"
-SLICED = (LAYER, PER, RATE, RUN)
+LAYER, PER, RATE, RUN = DARE = "choose_layer", "per", "lr_rate", "run"  # the settings of DARE
 
 
 def _ablation(name, reads, settings, **more):
@@ -64,18 +63,18 @@ def _adversarial_training(attack):
 
 METHODS = {
     "original": Method("original"),
-    "dare": Method("dare", "dare/dare.py", ("slice", "targets"), SLICED),
+    "dare": Method("dare", "dare/dare.py", ("slice", "targets"), DARE),
     "dare-s": _ablation("dare-s", ("targets",), (LAYER, RATE, RUN)),
     "dare-sl": _ablation("dare-sl", ("mined images",), (RATE, RUN)),
     "dare-last": _ablation(
         "dare-last", ("slice", "targets"), (PER, RATE, RUN), fixed={LAYER: LAST_LAYER}
     ),
     "dare-released": Method(
-        "ablations of dare", "dare/dare.py --batches 1", ("slice", "targets"), SLICED,
+        "ablations of dare", "dare/dare.py --batches 1", ("slice", "targets"), DARE,
         fixed={"batches": 1}, rate="released_lr_rate",
     ),
-    "control-self": _control("self", ("slice", "targets"), SLICED),
-    "control-random": _control("random", ("slice", "targets"), SLICED),
+    "control-self": _control("self", ("slice", "targets"), DARE),
+    "control-random": _control("random", ("slice", "targets"), DARE),
     "control-batchnorm": _control("batchnorm", ("targets",), (LAYER, RUN)),
     "control-finetune": _control("finetune", ("targets",), (LAYER, RATE, RUN)),
     "control-swa": _control("swa", ("mined images",), (), epochs=1),

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from data.official import OFFICIAL, READERS, download
-from train import params
 from train.shared import artifacts, paths
 from train.shared.flags import UserError, options, run_script
 from train.shared.log import stage
@@ -37,14 +36,8 @@ PARTS = ("train", "validation", "test")
 def check(name, train, test, class_names):
     """Raise UserError for images and labels that no network could learn from."""
     classes, shape = len(class_names), train[0].shape[1:]
-    smallest = params.smallest_image
     if not 2 <= classes <= 256:
         raise UserError(f"{name} has {classes} classes: 2 to 256 are possible.")
-    if min(shape[:2]) < smallest:
-        raise UserError(
-            f"{name} has images of {shape[0]} x {shape[1]} pixels, and no network of train/models "
-            f"takes less than {smallest} x {smallest}: enlarge them."
-        )
     for part, (images, y) in (("training", train), ("test", test)):
         what = f"{name}, {part} files:"
         if not len(images) or y.shape != images.shape[:1]:

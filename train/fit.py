@@ -48,8 +48,7 @@ class Run:
     epochs: length of the whole training.
     provenance: settings and fingerprints. They become attributes of every checkpoint, and a folder
         with other ones is refused.
-    extendable: a later call may ask for more epochs, so another number of epochs is not refused,
-        and the optimizer is kept after the last one.
+    extendable: a finished run may go on to more epochs, so its optimizer is kept.
     schedule: learning rate as a function of the epoch (from 0); None: constant.
     callbacks: further Keras callbacks.
     log: path of log.csv, if it is not in the folder.
@@ -69,14 +68,11 @@ class Run:
         known = {name: value for name, value in self.provenance.items() if value is not None}
         self.provenance = known | {"backend": keras.backend.backend()}
 
-    def weights_path(self, epoch):
-        return weights_path(self.folder, epoch)
-
     def optimizer_path(self, epoch):
         return self.folder / f"optimizer.{epoch:03d}.npz"
 
 
-def fit(model, batches, run, classifier=None, synchronise=None, validation=None):
+def fit(model, batches, run, classifier, synchronise=None, validation=None):
     """Fit a model, keep every epoch, and go on where an earlier call was interrupted.
 
     An interrupted training ends with the same weights, bit for bit, as an undisturbed one.
@@ -85,7 +81,7 @@ def fit(model, batches, run, classifier=None, synchronise=None, validation=None)
         model: compiled Keras model.
         batches: Batches with a seed.
         run: Run.
-        classifier: the model that is saved after every epoch; None: `model` itself.
+        classifier: the model that is saved after every epoch, perhaps `model` itself.
         synchronise: function (from_model, to_model) that copies weights between `model` and
             `classifier`; None: they share their layers.
         validation: Batches for val_loss and val_accuracy, or None.
@@ -96,10 +92,10 @@ def fit(model, batches, run, classifier=None, synchronise=None, validation=None)
     Raises:
         UserError: the folder holds a training with other settings, or the loss is not finite.
     """
-    keeper = EpochKeeper(run, batches, model, classifier or model, synchronise)
+    keeper = EpochKeeper(run, batches, model, classifier, synchronise)
     last_epoch = keeper.resume()
     if last_epoch >= run.epochs:
-        load_weights(keeper.classifier, run.weights_path(run.epochs))
+        load_weights(keeper.classifier, weights_path(run.folder, run.epochs))
         print(f"{run.folder} already has all {run.epochs} epochs.", flush=True)
         return False
     callbacks = [keeper, *run.callbacks]
@@ -154,14 +150,14 @@ class EpochKeeper(keras.callbacks.Callback):
         epochs = epochs_in(run.folder)
         if epochs:
             wanted = run.provenance if run.extendable else run.provenance | {"epochs": run.epochs}
-            check_settings(run.folder, attributes(run.weights_path(epochs[-1])), wanted)
+            check_settings(run.folder, attributes(weights_path(run.folder, epochs[-1])), wanted)
             if epochs[-1] >= run.epochs:
                 self.delete_optimizers(epochs[-1])
                 return epochs[-1]
         self.logged_epochs()  # a broken log.csv is refused before an epoch is trained
         for epoch in reversed(epochs):
             if self.load_optimizer(epoch):
-                load_weights(self.classifier, run.weights_path(epoch))
+                load_weights(self.classifier, weights_path(run.folder, epoch))
                 self.synchronise(self.classifier, self.trained_model)
                 print(f"{run.folder}: resuming after epoch {epoch} of {run.epochs}.", flush=True)
                 return epoch
@@ -206,7 +202,7 @@ class EpochKeeper(keras.callbacks.Callback):
         self.save_optimizer(epoch)
         self.synchronise(self.model, self.classifier)
         provenance = self.run.provenance | {"epoch": epoch, "epochs": self.run.epochs}
-        save_weights(self.classifier, self.run.weights_path(epoch), provenance)
+        save_weights(self.classifier, weights_path(self.run.folder, epoch), provenance)
         self.delete_optimizers(epoch)
 
     def write_log(self, epoch, logs):

@@ -35,9 +35,6 @@ chosen_layer_of_small_images = {"vgg16": "block4_conv3_relu", "vgg19": "block5_c
 # Data sets of images smaller than 32x32, until prepare.py has written their size.
 small_images = ("digits", "fashion_mnist")
 
-# Height and width in pixels that at least one network of train/models takes.
-smallest_image = 8
-
 # Adam's learning rate in tuning, by network or family of networks. The released code writes
 # "10e-3" for AlexNet and "10e-7" for VGG. With 1e-3 AlexNet loses clean accuracy, and dare-sl ends
 # near chance.
@@ -103,13 +100,16 @@ def recipe(model, dataset, images):
 
 
 def tuning_rate(model, released=False):
-    """Adam's learning rate for tuning a network: its own or its family's, ours or as released."""
+    """Adam's learning rate for tuning a network: as released, lr_rate above, or the network's."""
     rates = released_lr_rate if released else network_lr_rate
-    return rates.get(model, rates[network_family(model)])
+    of_network = rates.get(model, rates[network_family(model)])
+    return of_network if released else lr_rate or of_network
 
 
 def default_layer(dataset, model):
     """Name of the layer that DARE transforms in a network, or None for an unknown network."""
+    if choose_layer:
+        return choose_layer
     shape = data_info(dataset).get("shape")
     is_small = is_small_image(shape) if shape else dataset in small_images
     if is_small and model in chosen_layer_of_small_images:

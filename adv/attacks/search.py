@@ -72,7 +72,7 @@ class Bracket:
         fall = np.maximum(self.margin_low[rows] - self.margin_high[rows], 1e-12)
         has_hit = np.isfinite(high)
         crossing = low + np.where(has_hit, high - low, 0) * self.margin_low[rows] / fall
-        # A failure at high / tolerance ends the search, and so does a success at low * tolerance.
+        # Try just below the crossing: a failure leaves high at most `tolerance` times low, the end.
         target = np.where(crossing > high / self.tolerance, high, crossing) / self.tolerance
         target = np.clip(target, low * self.tolerance, high / self.tolerance)
         larger = np.minimum(self.growth * epsilon, self.largest)

@@ -213,7 +213,7 @@ def adaptive_text(table, networks):
         unknown = rows[rows["epsilon"] == wide.columns[-1]].set_index("method")["unknown"]
         text[title + (" *" if kept > UNBROKEN else "")] = [
             f"{wide.loc[m].iloc[-2]:.1f}, {wide.loc[m].iloc[-1]:.1f}"
-            + (f" ({unknown[m]:.0f} unknown)" if unknown[m] else "")
+            + (f" ({unknown[m]:.3g} unknown)" if unknown[m] else "")
             if m in wide.index
             else ""
             for m in text["method"]

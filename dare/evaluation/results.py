@@ -127,8 +127,7 @@ def own_settings(rows, free=()):
     values = {name: value for name, value in values.items() if name not in free}
     is_own = rows["batches"].isna() | np.array(["batches" in (*m.fixed, *free) for m in made])
     for (dataset, model), index in rows.groupby(NETWORK).groups.items():
-        layer = params.choose_layer or params.default_layer(dataset, model)
-        defaults = {"choose_layer": layer, "per": params.per}
+        defaults = {"choose_layer": params.default_layer(dataset, model), "per": params.per}
         defaults |= {made.rate: default_rate(name, model) for name, made in METHODS.items()}
         for name, value in values.items():  # NaN where a method does not have the setting
             run = value[index][is_own[index]].dropna()
@@ -261,8 +260,7 @@ def mined_epochs(folder):
 def commands_of(folder):
     """The recorded commands of a study: a row for each stage that had something to do.
 
-    A stage that was done in several goes, such as a tuning with more epochs, has the last command
-    and the sum of the seconds.
+    A tuning that was given more epochs has its last command and the sum of the seconds.
     """
     done = {}
     for path in sorted(folder.glob("**/*.log")):
@@ -274,7 +272,8 @@ def commands_of(folder):
                     key = path, entry["stage"], *settings
                     # An attack that was interrupted knows the seconds of its earlier chunks.
                     seconds = max(entry["seconds"], entry.get("attack_seconds", 0))
-                    seconds += done[key]["seconds"] if key in done else 0
+                    if key in done and path.name == "tune.log":
+                        seconds += done[key]["seconds"]
                     done[key] = entry | {"seconds": round(seconds, 1)}
     rows = []
     for entry in sorted(done.values(), key=lambda entry: entry["start"]):

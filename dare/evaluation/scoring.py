@@ -23,14 +23,13 @@ from train.shared.paths import epochs_in, samples_path, tuned_name, weights_path
 from train.utils import halves_of_test, predict
 
 HELDOUT = "heldout"  # the split of samples that are made from test images
-SAVE_INTERVAL = 25  # at most this many models are scored again after an interruption
 
 # One method with these settings is one row of the tables; its epochs and rates are what the rule
 # `best` chooses from.
 METHOD = ["method", "run", "per", "choose_layer", "batches"]
 MODEL = ["dataset", "model", "source", "run", "seed", "method", "lr_rate", "epoch"]
 MEASURED = ["attack", "split", "n", "empirical_robustness", "test_accuracy"]
-# Of robustness.csv. control-seed has no epoch of its own: its column epoch holds the other seed.
+# Of robustness.csv. A row of control-seed is another seed's final model; epoch holds that seed.
 COLUMNS = [*MODEL, *MEASURED, "last", "best", "per", "choose_layer", "batches"]
 COLUMNS += ["is_original", "sha256"]  # a control that cannot differ from it; of the weights
 
@@ -240,19 +239,18 @@ def tuned_row(study, path, adv_sha256):
 
 
 def score_models(study, paths, wanted, parts, scores, scores_path):
-    """Score models on the parts that `scores` lacks, and save it now and then.
+    """Score models on the parts that `scores` lacks, and save it after each.
 
     paths: {SHA-256 of a model's weights: file}. wanted: {SHA-256: names of parts}.
     """
     todo = [model for model in wanted if not scores.has(model, wanted[model])]
-    for count, model in enumerate(progress(todo, desc="score", unit="model"), 1):
+    for model in progress(todo, desc="score", unit="model"):
         classifier = load_weights(study.classifier, paths[model])
         for name in wanted[model]:
             if not scores.has(model, [name]):
                 scores.add(model, name, score(classifier, parts[name]))
-        if count % SAVE_INTERVAL == 0:
-            scores.save(scores_path)
-    scores.save(scores_path)
+        scores.save(scores_path)
+    scores.save(scores_path)  # without those of samples that are gone
 
 
 def score(classifier, part):

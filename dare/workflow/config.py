@@ -57,11 +57,10 @@ def checked(config):
         key = error.path[0]
         wanted = PROPERTIES[key]["description"]
         raise WorkflowError(f"--config {key} is {error.instance!r}, but it takes {wanted}.")
-    if not config["choose_layer"]:
-        refuse_unknown_layers(config)
+    refuse_unknown_layers(config)
     config["methods"] = methods_of(config)
     refuse_fewer_epochs(config)
-    shared = ("per", "choose_layer", "lr_rate", "adv_lr_rate")  # defaults that scripts share
+    shared = ("per", "adv_lr_rate")  # defaults that scripts share and no network decides
     defaults = {key: typed(getattr(params, key), PROPERTIES[key]) for key in shared}
     return config | {
         "source": config["source"] and str(Path(config["source"]).expanduser().absolute()),

@@ -12,7 +12,6 @@ from tuned_models import RATE, moved, tuned_model
 from dare import controls, get_ats, nnslicer
 from train.shared.artifacts import fingerprint
 from train.shared.checkpoints import load_classifier, load_weights
-from train.shared.flags import UserError
 from train.shared.graph import up_to
 from train.shared.study import Study
 from train.train import train as train_network
@@ -97,11 +96,10 @@ def test_controls_that_cannot_differ_are_the_original(home):
     assert "predictions" in moved(original, tuned)
 
 
-def test_the_layer_that_was_mined(study):
-    """Methods without a layer of their own take the default one, or any that was mined."""
+def test_mined_images(study):
+    """They are the same for every layer; without one they are those of the default layer."""
     _, folder, flags = study
     opened = Study.open(SimpleNamespace(dataset="toy", model="tiny", seed=0))
-    assert opened.mined_layer() == "conv2"
     images, labels, _ = opened.mined_images()
     with h5py.File(folder / "ats_conv2.h5") as file:
         index = file["index"][()]
@@ -109,16 +107,9 @@ def test_the_layer_that_was_mined(study):
     np.testing.assert_array_equal(images[np.arange(len(index))], x[index])
     np.testing.assert_array_equal(labels, y[index])
     (folder / "ats_conv2.h5").unlink()
-    (folder / "ats_predictions.h5").unlink()
-    get_ats.main([*flags, "--choose_layer", "dense1", "--first", "3"])
-    assert opened.mined_layer() == "dense1" and min(opened.mined_checkpoints()) == 3
     get_ats.main([*flags, "--first", "5"])
-    assert min(opened.mined_checkpoints("conv2")) == 5  # as control-random asks
-    with pytest.raises(UserError, match=r"layers conv2 and dense1 of .* were mined from different"):
-        opened.mined_layer()
-    (folder / "ats_dense1.h5").unlink()
     get_ats.main([*flags, "--first", "5", "--choose_layer", "dense1"])
-    assert opened.mined_layer() == "conv2" and min(opened.mined_checkpoints()) == 5
+    assert min(opened.mined_checkpoints()) == min(opened.mined_checkpoints("dense1")) == 5
     images, _, provenance = opened.mined_images("dense1")
     assert provenance == {"mined_sha256": fingerprint(images.index)}
-    assert provenance == opened.mined_images("conv2")[2]
+    assert provenance == opened.mined_images()[2]

@@ -8,7 +8,6 @@ from data_files import images, prepared, write_folder
 from PIL import Image
 
 from data.folders import read_folder
-from train import params
 from train.shared.flags import UserError
 from train.utils import class_names
 
@@ -32,8 +31,7 @@ def read_all(folder, *files):
     return read_images(folder, {f"{i}.png": file for i, file in enumerate(files)})
 
 
-def test_folder_of_images(home, source, monkeypatch):
-    monkeypatch.setattr(params, "smallest_image", 1)
+def test_folder_of_images(home, source):
     write_folder(source)
     x, y = prepared("leaves", source)["test"]
     assert class_names("leaves", 2) == ["ant", "bee"]

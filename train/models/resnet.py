@@ -12,12 +12,7 @@ WEIGHT_DECAY = 1e-4
 
 
 def build20(x, classes):
-    """The layers from the normalised image x (batch, h, w, c) to the softmax (batch, classes).
-
-    Raises ValueError for images of less than 8x8 pixels.
-    """
-    if min(x.shape[1:3]) < 8:
-        raise ValueError("ResNet-20 needs images of at least 8x8 pixels")
+    """The layers from the normalised image x (batch, h, w, c) to the softmax (batch, classes)."""
     x = _conv(x, 16, 3, 1, "conv1")
     x = layers.ReLU(name="conv1_relu")(x)
     for stage, filters in enumerate((16, 32, 64), 1):

@@ -119,12 +119,6 @@ class Study:
         """The open slice file, for a `with` statement; UserError if it is missing."""
         path = slice_path(self.folder, per)
         step = self.command("dare/nnslicer.py", per=f"{per:g}")
-        made = require(path, step).stat().st_mtime
-        newer = [p.name for p in self.folder.glob("slice_*.h5") if p.stat().st_mtime > made]
-        if newer and per == params.per:  # perhaps edited in nnslicer.py alone
-            print(
-                f"Note: this step uses per {per:g}, not the newer {', '.join(newer)} (see --per)."
-            )
         return self.open_checked(path, step, per=per)
 
     def open_targets(self, choose_layer, name=None):
@@ -137,11 +131,11 @@ class Study:
         return self.open_checked(path, step, choose_layer=choose_layer)
 
     def mined_images(self, choose_layer=None):
-        """The mined images of a layer (None: of mined_layer): images, labels, and provenance.
+        """The mined images of a layer (None: the default one): images, labels, and provenance.
 
         The images are indexed like an array (m, h, w, c); labels are int64 (m,).
         """
-        with self.open_targets(choose_layer or self.mined_layer()) as file:
+        with self.open_targets(self.layer(choose_layer)) as file:
             index = file["index"][()]
         x, y = self.data("validation")
         return Rows(x, index), y[index], {"mined_sha256": fingerprint(index)}
@@ -160,33 +154,12 @@ class Study:
             )
         return find_call(self.classifier, choose_layer).path
 
-    def mined_layer(self):
-        """The default layer, unless only other layers were mined; then the first of those.
-
-        Mining finds the same images for every layer, so methods that need only the images can use
-        this one.
-        """
-        files = [attributes(path) for path in sorted(self.folder.glob("ats_*.h5"))]
-        mined = {file["choose_layer"]: file for file in files if "first" in file}
-        if not mined:
-            step = self.command("dare/get_ats.py")
-            raise UserError(f"{self.folder}/ats_*.h5 is missing: make it with `{step}`.")
-        if len({(f["first"], f["last"], f.get("images")) for f in mined.values()}) > 1:
-            raise UserError(
-                f"layers {' and '.join(mined)} of {self.folder} were mined from different epochs "
-                f"or images: move one of these ats_*.h5 away, and mine that layer again with the "
-                f"same --first, --last and --images."
-            )
-        default = params.default_layer(self.dataset, self.model) and self.layer()
-        return default if default in mined else next(iter(mined))
-
     def mined_checkpoints(self, layer=None):
         """{epoch: path} of the historical checkpoints that were mined for a layer.
 
-        None: for mined_layer. Raises UserError if one was deleted since.
+        None: for the default one. Raises UserError if one was deleted since.
         """
-        layer = layer or self.mined_layer()
-        with self.open_targets(layer) as file:
+        with self.open_targets(self.layer(layer)) as file:
             epochs = range(int(file.attrs["first"]), int(file.attrs["last"]) + 1)
         paths = {epoch: checkpoint_path(self.folder, epoch) for epoch in epochs}
         if missing := [path for path in paths.values() if not path.exists()]:
