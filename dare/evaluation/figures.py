@@ -20,12 +20,11 @@ plt.rcParams |= {
 COLOURS = dict(zip(FAMILIES, ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73"), strict=True))
 SHAPES = dict(zip(FAMILIES, "DosPX", strict=True))
 CURVES = {
-    "original": "#000000", "dare": "#0072B2", "control-finetune": "#009E73",
-    "at-pgd": "#D55E00", "control-seed": "#CC79A7",
+    "original": "#000000", "dare": "#0072B2", "control-finetune": "#009E73", "at-pgd": "#D55E00",
 }  # fmt: skip
 LOST = 20  # a method that loses more points of clean accuracy is not drawn, only named
 METRIC = "empirical robustness (%)"
-RULE = "last epochs at the network's own learning rate"
+RULE = "last epochs"
 
 
 def trade_off(cells, rule=RULE):
@@ -51,7 +50,10 @@ def trade_off(cells, rule=RULE):
         x, y = row["change"], row["robustness"]
         axis.plot([x["min"], x["max"]], [y["mean"]] * 2, color=colour, lw=0.7, alpha=0.4)
         axis.plot([x["mean"]] * 2, [y["min"], y["max"]], color=colour, lw=0.7, alpha=0.4)
-        axis.plot(x["mean"], y["mean"], shape, color=colour, ms=8, mec="white", mew=0.6)
+        axis.plot(
+            x["mean"], y["mean"], shape, color=colour, ms=8, mec="white", mew=0.6,
+            zorder=3 if method == "dare" else 2,
+        )  # fmt: skip
     low, high = points["robustness"].min(), points["robustness"].max()
     margin = 0.04 * (high - low) + 1
     axis.set(xlim=(max(points["change"].min(), -LOST) - 0.3, max(points["change"].max(), 0) + 0.3))
@@ -144,7 +146,7 @@ def adaptive(table, networks):
         axis.set_title(f"{name_of(network)}, n {here['n'].max():.0f}")
     figure.supxlabel("epsilon (Linf, pixels in [0, 1])")
     figure.supylabel("robust accuracy (%)")
-    figure.suptitle("Every model attacked itself: worst case over the attacks (n images a seed)")
+    figure.suptitle("Every model attacked directly: worst case over the attacks (n images a seed)")
     present = [method for method in CURVES if method in set(table["method"])]
     handles = [plt.Line2D([], [], color=CURVES[m], marker="o", ms=3, label=m) for m in present]
     figure.legend(handles=handles, loc="outside right center")
@@ -185,7 +187,7 @@ def sensitivity(table):
             line = line.set_index("value").reindex(values)
             half = line["high"] - line["robustness"]
             axis.errorbar(range(len(values)), line["robustness"], half, fmt="o-", ms=4, capsize=2,
-                          color=colours[method])  # fmt: skip
+                          color=colours[method], zorder=3 if method == "dare" else 2)  # fmt: skip
         axis.set(xticks=range(len(values)), ylim=(-2, 102), xlabel=setting)
         axis.set_xticklabels([v if isinstance(v, str) else f"{v:g}" for v in values])
         axis.set_title(f"{study}, n {rows['n'].max():.0f}", fontsize=8)

@@ -115,7 +115,7 @@ def report_of_runs(target, results, command):
     ]  # fmt: skip
     if len(attacked):
         text = networks.adaptive_text(attacked, names)
-        content.sections.append(Section("Every model attacked itself", ADAPTIVE_NOTE, text))
+        content.sections.append(Section("Every model attacked directly", ADAPTIVE_NOTE, text))
     if len(swept):
         note = (
             "Last epochs; mean robustness in % over the attacks, of n samples each, with Student's "
