@@ -14,7 +14,7 @@ from scipy import stats
 
 import dare.evaluation.record
 from dare import tables as script
-from dare.evaluation import networks, report, tables
+from dare.evaluation import figures, networks, report, tables
 from dare.evaluation.results import read_recorded, read_studies
 from dare.evaluation.scores import Scores
 from train.shared.flags import UserError
@@ -68,6 +68,16 @@ def test_several_networks_and_seeds(home):
     cells = pd.read_csv(home / "models/table.csv")
     assert set(cells["rule"]) == {"last", "best"}
     assert cells.groupby("model")["runs"].agg(set).to_dict() == {"alexnet": {2}, "lenet": {1}}
+
+
+def test_a_method_that_lost_its_clean_accuracy_is_named_and_not_drawn():
+    cells = pd.DataFrame({"method": ["dare", "at-pgd", "dare-released"], "robustness": 50.0})
+    cells["change"] = [1.0, -5.0, -figures.LOST - 1.0]
+    figure = figures.trade_off(cells.assign(dataset="digits", model="lenet", attack="mean"))
+    (axis,) = figure.axes
+    assert axis.get_xlabel().endswith("not drawn: dare-released")
+    assert {text.get_text() for text in axis.texts} == {"dare", "at-pgd"}
+    plt.close(figure)
 
 
 def test_settings_are_a_table_and_a_figure(home):
