@@ -28,7 +28,6 @@ from adv.attacks import attack as run_attack
 from adv.attacks import check_mode, norms
 from adv.attacks.classifier import BatchedModel
 from adv.attacks.fixed import NORM
-from adv.attacks.picture import draw_samples
 from train.shared.artifacts import (
     atomic_write,
     attributes,
@@ -160,6 +159,8 @@ def draw_some(path, picture, name, study, x):
 
     x: uint8 (n, h, w, c), from which the file's index chooses.
     """
+    from adv.attacks.picture import draw_samples  # attacks do not need matplotlib
+
     with h5py.File(path, "r") as file:
         rows = np.flatnonzero(file["success"][()])[:SHOWN]
         images, labels, index = (file[key][rows] for key in ("image", "label", "index"))

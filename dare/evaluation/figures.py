@@ -50,10 +50,8 @@ def trade_off(cells, rule=RULE):
         x, y = row["change"], row["robustness"]
         axis.plot([x["min"], x["max"]], [y["mean"]] * 2, color=colour, lw=0.7, alpha=0.4)
         axis.plot([x["mean"]] * 2, [y["min"], y["max"]], color=colour, lw=0.7, alpha=0.4)
-        axis.plot(
-            x["mean"], y["mean"], shape, color=colour, ms=8, mec="white", mew=0.6,
-            zorder=3 if method == "dare" else 2,
-        )  # fmt: skip
+        axis.plot(x["mean"], y["mean"], shape, color=colour, ms=8, mec="white", mew=0.6,
+                  zorder=zorder(method))  # fmt: skip
     low, high = points["robustness"].min(), points["robustness"].max()
     margin = 0.04 * (high - low) + 1
     axis.set(xlim=(max(points["change"].min(), -LOST) - 0.3, max(points["change"].max(), 0) + 0.3))
@@ -187,7 +185,7 @@ def sensitivity(table):
             line = line.set_index("value").reindex(values)
             half = line["high"] - line["robustness"]
             axis.errorbar(range(len(values)), line["robustness"], half, fmt="o-", ms=4, capsize=2,
-                          color=colours[method], zorder=3 if method == "dare" else 2)  # fmt: skip
+                          color=colours[method], zorder=zorder(method))  # fmt: skip
         axis.set(xticks=range(len(values)), ylim=(-2, 102), xlabel=setting)
         axis.set_xticklabels([v if isinstance(v, str) else f"{v:g}" for v in values])
         axis.set_title(f"{study}, n {rows['n'].max():.0f}", fontsize=8)
@@ -205,6 +203,11 @@ def style(method):
     """Colour and marker of a method: those of its family."""
     family = METHODS[method].family
     return COLOURS[family], SHAPES[family]
+
+
+def zorder(method):
+    """DARE is drawn over the other methods, some of which are hardly different."""
+    return 3 if method == "dare" else 2  # 2 is Matplotlib's zorder of lines
 
 
 def family_handles(methods):

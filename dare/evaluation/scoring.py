@@ -59,6 +59,7 @@ def score_study(study):
     scores.keep(parts)
     for name, part in parts.items():
         scores.define(name, part.index, part.sha256)
+    scores.save(scores_path)  # without those of samples that are gone
     validation = [f"{attack} validation" for attack in attacks]
     paths = dict(zip(models["sha256"], models["path"], strict=True))
     score_models(study, paths, dict.fromkeys(paths, validation), parts, scores, scores_path)
@@ -250,7 +251,6 @@ def score_models(study, paths, wanted, parts, scores, scores_path):
             if not scores.has(model, [name]):
                 scores.add(model, name, score(classifier, parts[name]))
         scores.save(scores_path)
-    scores.save(scores_path)  # without those of samples that are gone
 
 
 def score(classifier, part):

@@ -60,11 +60,9 @@ def checked(config):
     refuse_unknown_layers(config)
     config["methods"] = methods_of(config)
     refuse_fewer_epochs(config)
-    shared = ("per", "adv_lr_rate")  # defaults that scripts share and no network decides
-    defaults = {key: typed(getattr(params, key), PROPERTIES[key]) for key in shared}
     return config | {
         "source": config["source"] and str(Path(config["source"]).expanduser().absolute()),
-        **{key: config[key] or default for key, default in defaults.items()},
+        "per": config["per"] or typed(params.per, PROPERTIES["per"]),
     }
 
 

@@ -68,6 +68,14 @@ def test_what_can_be_fused():
     assert not accepted((6,))
 
 
+@on_tensorflow
+def test_masked_pixels_are_left_out():
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(1, 3, (5, 4, 3, 6)).astype("float32"), rng.random((5, 4, 3)) < 0.5
+    own, ours = (kind()(x, training=True, mask=mask) for kind in KINDS)
+    np.testing.assert_allclose(ours, own, rtol=1e-6)
+
+
 def test_no_layer_changes_on_an_accelerator(classifier, monkeypatch):
     monkeypatch.setattr("train.fused_batch_norm.accelerators", lambda: ["GPU:0"])
     pairs = zip(classifier.layers, training_copy(classifier, "float32").layers, strict=True)

@@ -149,8 +149,8 @@ class Study:
         if choose_layer is None:
             names = ", ".join(call.path for call in calls_of(self.classifier)[:-1])
             raise UserError(
-                f"{self.model} has no chosen layer in train/params.py: name one with "
-                f"--choose_layer, of {names}."
+                f"{self.model} has no chosen layer in train/params.py: add it there, or name "
+                f"one with --choose_layer, of {names}."
             )
         return find_call(self.classifier, choose_layer).path
 
